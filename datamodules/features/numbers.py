@@ -1,0 +1,138 @@
+"""Raw numbers to encoded numbers: wanted values replaced, missing filled, scaled by what the training rows showed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Scaling = Literal["standard", "robust", "quantile"]
+
+
+class Numbers(nn.Module):
+    """Encodes the number columns of raw rows; a column that was missing in training gets a 0/1 indicator behind.
+
+    - `standard`: (x - mean) / deviation.
+    - `robust`: (x - median) / (q75 - q25), then x / sqrt(1 + (x/3)^2), so that outliers cannot explode (arXiv 2407.04491).
+    - `quantile`: the rank among the training values, as a normal deviate (arXiv 2203.05556).
+
+    Missing values and infinities take the training median.
+    """
+
+    replaced: list[int]
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        values: Tensor,
+        scaling: Scaling = "quantile",
+        replace: Mapping[str, Mapping[float, float | None]] | None = None,
+    ) -> None:
+        """`values`: training rows, float64 (rows, columns), NaN for missing, `replace` not yet applied."""
+        super().__init__()
+        self.names: list[str] = list(names)
+        self.scaling: str = scaling
+        pairs = [
+            (self.names.index(name), float(old), float("nan") if new is None else float(new))
+            for name, rules in (replace or {}).items()
+            if name in self.names
+            for old, new in rules.items()
+        ]
+        self.replaced = [column for column, _, _ in pairs]
+        self.register_buffer("old", torch.tensor([old for _, old, _ in pairs], dtype=torch.float64))
+        self.register_buffer("new", torch.tensor([new for _, _, new in pairs], dtype=torch.float64))
+
+        values = self.clean(values)
+        missing = values.isnan()
+        median = values.nanmedian(0).values.nan_to_num(0.0) if len(self.names) else values.new_zeros(0)
+        filled = torch.where(missing, median, values)
+        center, scale, knots = _fit(filled, median, scaling)
+        self.register_buffer("fill", median)
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        self.register_buffer("knots", knots)
+        self.register_buffer("indicated", missing.any(0).nonzero().flatten())
+
+    old: Tensor
+    new: Tensor
+    fill: Tensor
+    center: Tensor
+    scale: Tensor
+    knots: Tensor
+    indicated: Tensor
+
+    def clean(self, values: Tensor) -> Tensor:
+        """Applies the replacements; infinities become missing. float64 (rows, columns) in and out."""
+        values = torch.where(values.isinf(), float("nan"), values)
+        for i, column in enumerate(self.replaced):
+            cells = values[:, column]
+            values[:, column] = torch.where(cells == self.old[i], self.new[i], cells)
+        return values
+
+    def forward(self, numbers: dict[str, Tensor], rows: int) -> Tensor:
+        """float32 (rows, columns + indicators); a column that is absent is missing on every row."""
+        columns: list[Tensor] = []
+        for name in self.names:
+            if name in numbers:
+                columns.append(numbers[name].to(torch.float64))
+            else:
+                columns.append(torch.full((rows,), float("nan"), dtype=torch.float64))
+        if len(columns) == 0:
+            return torch.zeros((rows, 0), dtype=torch.float32)
+        values = self.clean(torch.stack(columns, 1))
+        missing = values.isnan()
+        values = torch.where(missing, self.fill, values)
+        if self.scaling == "quantile":
+            encoded = self.to_normal(values)
+        else:
+            encoded = (values - self.center) * self.scale
+            if self.scaling == "robust":
+                encoded = encoded / torch.sqrt(1 + (encoded / 3) ** 2)
+        indicators = missing[:, self.indicated]
+        return torch.cat([encoded.to(torch.float32), indicators.to(torch.float32)], 1)
+
+    def to_normal(self, values: Tensor) -> Tensor:
+        """Rank between the knots -> normal deviate, cut at +-5.2; a value on a run of equal knots takes the run's middle."""
+        ascending = self.knots  # (columns, knots)
+        cells = values.t().contiguous()
+        last = ascending.size(1) - 1
+        low = torch.searchsorted(ascending, cells, right=False)
+        high = torch.searchsorted(ascending, cells, right=True)
+        left = (low - 1).clamp(0, last)
+        right = low.clamp(0, last)
+        from_knot = ascending.gather(1, left)
+        width = ascending.gather(1, right) - from_knot
+        inside = (cells - from_knot) / torch.where(width > 0, width, torch.ones_like(width))
+        between = left + inside.clamp(0.0, 1.0)
+        on_knots = (low + high - 1) / 2.0
+        rank = torch.where(high > low, on_knots, between) / last
+        return torch.special.ndtri(rank.clamp(1e-7, 1 - 1e-7)).t()
+
+
+def _fit(filled: Tensor, median: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor]:
+    """Center and scale of each column, and the knots of the ranks: (columns,), (columns,), (columns, knots)."""
+    rows, columns = filled.shape
+    if columns == 0:
+        return median, median, filled.new_zeros(0, 2)
+    count = min(max(rows // 30, 10), 1000)
+    probabilities = torch.linspace(0, 1, count, dtype=torch.float64)
+    knots = quantiles(filled, probabilities)
+    if scaling == "standard":
+        scale = filled.std(0, correction=0)
+        return filled.mean(0), torch.where(scale > 0, 1 / scale, 0.0), knots[:, :2].clone()
+    if scaling == "robust":
+        q25, q75 = quantiles(filled, torch.tensor([0.25, 0.75], dtype=torch.float64)).unbind(1)
+        low, high = filled.min(0).values, filled.max(0).values
+        spread = torch.where(q75 > q25, q75 - q25, (high - low) / 2)
+        return median, torch.where(spread > 0, 1 / spread, 0.0), knots[:, :2].clone()
+    return torch.zeros_like(median), torch.ones_like(median), knots
+
+
+def quantiles(values: Tensor, probabilities: Tensor) -> Tensor:
+    """(columns, probabilities) of float64 (rows, columns); linear between order statistics, of any number of rows."""
+    ordered = values.sort(0).values
+    position = probabilities * (len(values) - 1)
+    low = position.floor().long()
+    high = position.ceil().long()
+    part = (position - low).unsqueeze(1)
+    return (ordered[low] + (ordered[high] - ordered[low]) * part).t().contiguous()
