@@ -23,9 +23,9 @@ class Column:
 class InputSpec:
     """The encoded columns as a network sees them: the one thing `models` knows of the data.
 
-    A batch holds `numbers`, float32 (rows, len(numbers) + len(indicators)): the encoded values, then one 0/1 column for
-    each number that was missing somewhere in training; and `codes`, int32 (rows, len(categories)), where 0 is an unknown
-    level.
+    A batch holds `numbers`, float32 (rows, len(numbers) + len(indicators)): the encoded values, then one 0/1 column
+    for each number that was missing somewhere in training; and `codes`, int32 (rows, len(categories)), where 0 is an
+    unknown level.
     """
 
     numbers: tuple[str, ...] = ()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class Categories(nn.Module):
     """Encodes category columns: 0 is an unknown level, then the levels of the training rows, the commonest first.
 
-    The lookup holds the spellings of missing and the replaced values as well, so that most raw cells take one lookup; only
-    a cell that is not found is cleaned and looked up again. Missing is a level of its own where training had it, and
-    unknown where it had not.
+    The lookup holds the spellings of missing and the replaced values as well, so that most raw cells take one lookup;
+    only a cell that is not found is cleaned and looked up again. Missing is a level of its own where training had it,
+    and unknown where it had not.
     """
 
     levels: list[dict[str, int]]
@@ -34,7 +34,7 @@ class Categories(nn.Module):
             codes = {level: code for code, level in enumerate(kept, start=1)}
             self.sizes.append(len(kept) + 1)
             absent = codes.get("", 0)
-            lookup = codes | {spelling: absent for spelling in ("", *missing)}
+            lookup = codes | dict.fromkeys(("", *missing), absent)
             for old, new in (replace or {}).get(name, {}).items():
                 lookup[old] = absent if new is None else codes.get(new, 0)
             self.levels.append(lookup)

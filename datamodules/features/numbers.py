@@ -13,7 +13,7 @@ class Numbers(nn.Module):
     """Encodes the number columns of raw rows; a column that was missing in training gets a 0/1 indicator behind.
 
     - `standard`: (x - mean) / deviation.
-    - `robust`: (x - median) / (q75 - q25), then x / sqrt(1 + (x/3)^2), so that outliers cannot explode (arXiv 2407.04491).
+    - `robust`: (x - median) / (q75 - q25), then x / sqrt(1 + (x/3)^2): outliers cannot explode (arXiv 2407.04491).
     - `quantile`: the rank among the training values, as a normal deviate (arXiv 2203.05556).
 
     Missing values and infinities take the training median.
@@ -92,7 +92,7 @@ class Numbers(nn.Module):
         return torch.cat([encoded.to(torch.float32), indicators.to(torch.float32)], 1)
 
     def to_normal(self, values: Tensor) -> Tensor:
-        """Rank between the knots -> normal deviate, cut at +-5.2; a value on a run of equal knots takes the run's middle."""
+        """Rank among the knots -> normal deviate within +-5.2; a value on a run of equal knots takes its middle."""
         ascending = self.knots  # (columns, knots)
         cells = values.t().contiguous()
         last = ascending.size(1) - 1
@@ -106,7 +106,8 @@ class Numbers(nn.Module):
         between = left + inside.clamp(0.0, 1.0)
         on_knots = (low + high - 1) / 2.0
         rank = torch.where(high > low, on_knots, between) / last
-        return torch.special.ndtri(rank.clamp(1e-7, 1 - 1e-7)).t()
+        normal: Tensor = torch.special.ndtri(rank.clamp(1e-7, 1 - 1e-7))
+        return normal.t()
 
 
 def _fit(filled: Tensor, median: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,279 @@
+"""A table of rows as a LightningDataModule: read, clean, split, fit the features, encode once, cut batches."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import polars as pl
+import pytorch_lightning
+import torch
+from torch import Tensor
+
+from datamodules.clean import clean
+from datamodules.features import Categories, Features, Numbers
+from datamodules.features.numbers import Scaling, quantiles
+from datamodules.infer import infer_columns, infer_task
+from datamodules.loader import Batches
+from datamodules.read import FILE, LINE, read
+from datamodules.schema import Column, InputSpec, Kind, TargetSpec, Task
+from datamodules.split import SPLITS, SplitBy, split_rows
+from serving import cells
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+ORDER, ROW = "lathe.order", "lathe.row"
+KNOTS = 49
+"""Quantiles of each encoded number that networks and the drift reference see: the edges of 48 bins."""
+
+
+class TableDataModule(pytorch_lightning.LightningDataModule):
+    """Rows of a table, from files to batches. `setup` does all the work; facts are fitted on training rows only.
+
+    After `setup`: `columns`, `inputs`, `target`, `features`, `quarantine` (the rows set aside) and `rows`, the encoded
+    tensors of each split.
+    """
+
+    features: Features
+    inputs: InputSpec
+    target: TargetSpec
+    columns: list[Column]
+    quarantine: pl.DataFrame
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        target: str,
+        task: Literal["auto", "binary", "multiclass", "regression"] = "auto",
+        columns: Mapping[str, Kind] | None = None,
+        names: Sequence[str] | None = None,
+        separator: str | None = None,
+        missing: Sequence[str] = cells.MISSING,
+        replace: Mapping[str, Mapping[str | float, str | float | None]] | None = None,
+        ranges: Mapping[str, Sequence[float | None]] | None = None,
+        duplicates: Literal["keep", "drop"] = "keep",
+        max_bad_fraction: float = 0.05,
+        split_by: SplitBy = "stratified",
+        split_column: str | None = None,
+        split_fractions: Sequence[float] = (0.64, 0.16, 0.20),
+        split_seed: int = 0,
+        numbers: Scaling = "quantile",
+        max_levels: int = 1000,
+        batch_size: int = 256,
+        eval_batch_size: int = 8192,
+        seed: int = 0,
+    ) -> None:
+        """`path`: a file, several, or a glob. `seed`: the order of the batches; the split has a seed of its own."""
+        super().__init__()
+        self.path = path
+        self.target_name = target
+        self.task = task
+        self.overrides = dict(columns or {})
+        self.names = names
+        self.separator = separator
+        self.missing = tuple(missing)
+        self.replace = {name: dict(rules) for name, rules in (replace or {}).items()}
+        self.ranges = {name: tuple(bounds) for name, bounds in (ranges or {}).items()}
+        self.duplicates = duplicates
+        self.max_bad_fraction = max_bad_fraction
+        self.split_by = split_by
+        self.split_column = split_column
+        self.split_fractions = tuple(split_fractions)
+        self.split_seed = split_seed
+        self.scaling = numbers
+        self.max_levels = max_levels
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.frames: dict[str, pl.DataFrame] = {}
+        self.rows: dict[str, dict[str, Tensor]] = {}
+
+    def read(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The raw rows, and those that could not be read as rows of the table."""
+        raw = read(self.path, separator=self.separator, names=self.names)
+        return raw.frame, raw.bad
+
+    def setup(self, stage: str | None = None) -> None:
+        """Everything from files to encoded tensors, once. Raises DataError where the data cannot be used."""
+        if self.rows:
+            return
+        frame, bad = self.read()
+        self.columns = infer_columns(frame, target=self.target_name, overrides=self.overrides, missing=self.missing)
+        task, reason = infer_task(frame[self.target_name], self.task, self.missing)
+        log.info("task: %s (%s)", task, reason)
+        if self.split_column is not None:
+            frame = frame.with_columns(frame[self.split_column].alias(ORDER))
+        cleaned = clean(
+            frame,
+            self.columns,
+            self.target_name,
+            task,
+            bad=bad,
+            missing=self.missing,
+            replace=self.replace,
+            ranges=self.ranges,
+            duplicates=self.duplicates,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+        self.quarantine = cleaned.quarantine
+        self._split(cleaned.frame, task)
+        self._fit_target(task)
+        self._fit_features()
+        self.rows = {split: self._encode(frame) for split, frame in self.frames.items()}
+
+    def train_dataloader(self) -> Batches:
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        return Batches(self.rows["train"], self.batch_size, shuffle=not overfit, seed=self.seed)
+
+    def val_dataloader(self) -> Batches:
+        return Batches(self.rows["val"], self.eval_batch_size)
+
+    def test_dataloader(self) -> Batches:
+        return Batches(self.rows["test"], self.eval_batch_size)
+
+    def raw(self, split: Split, rows: int) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """The first rows of a split as the artefact takes them: numbers and strings by column."""
+        return raw_columns(self.frames[split].head(rows), self._of_kind("number"), self._of_kind("category"))
+
+    def describe(self) -> dict[str, Any]:
+        """What serving must know: "columns", in order, for checks and flags, and "reference", for drift."""
+        train = self.frames["train"]
+        columns: list[dict[str, Any]] = []
+        reference: dict[str, dict[str, Any]] = {"numbers": {}, "categories": {}}
+        rate = {column: train[column].null_count() / len(train) for column in train.columns}
+        for name in self._of_kind("number"):
+            values = train[name].drop_nulls().to_numpy()
+            low, high = self.ranges.get(name, (None, None))
+            columns.append(
+                {
+                    "name": name,
+                    "kind": "number",
+                    "missing": rate[name] > 0,
+                    "min": float(values.min()),
+                    "max": float(values.max()),
+                    "range": [low, high],
+                    "replace": [[float(old), new] for old, new in self.replace.get(name, {}).items()],
+                }
+            )
+            probabilities = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
+            knots = quantiles(torch.from_numpy(values.copy()).unsqueeze(1), probabilities)
+            reference["numbers"][name] = {"knots": knots[0].tolist(), "missing": rate[name]}
+        for name, counts in zip(self._of_kind("category"), self._level_counts(), strict=True):
+            levels = {level: rows for level, rows in counts.items() if level != ""}
+            columns.append({"name": name, "kind": "category", "missing": "" in counts, "levels": list(levels)})
+            absent = counts.get("", 0) / len(train)
+            reference["categories"][name] = {"levels": levels, "missing": absent}
+        order = {column.name: position for position, column in enumerate(self.columns)}
+        columns.sort(key=lambda column: order[column["name"]])
+        return {"columns": columns, "reference": reference}
+
+    def _of_kind(self, kind: Kind) -> list[str]:
+        return [column.name for column in self.columns if column.kind == kind and column.name != self.target_name]
+
+    def _split(self, frame: pl.DataFrame, task: Task) -> None:
+        by: SplitBy = "random" if task == "regression" and self.split_by == "stratified" else self.split_by
+        data = frame.drop(FILE, LINE, ORDER, strict=False)
+        first_copy = _first_copies(data)
+        split = split_rows(
+            frame[self.target_name],
+            by=by,
+            fractions=self.split_fractions,
+            seed=self.split_seed,
+            column=frame[ORDER].alias(self.split_column or ORDER) if ORDER in frame.columns else None,
+            first_copy=first_copy,
+        )
+        self.frames = {name: frame.filter(pl.Series(split == code)) for code, name in enumerate(SPLITS)}
+
+    def _fit_target(self, task: Task) -> None:
+        values = self.frames["train"][self.target_name]
+        if task == "regression":
+            mean, deviation = float(values.to_numpy().mean()), float(values.to_numpy().std())
+            self.target = TargetSpec(self.target_name, task, mean=mean, scale=deviation if deviation > 0 else 1.0)
+            return
+        everywhere = pl.concat([frame[self.target_name] for frame in self.frames.values()])
+        classes = sorted(everywhere.unique().to_list(), key=_natural)
+        counts = dict(values.value_counts().iter_rows())
+        self.target = TargetSpec(self.target_name, task, tuple(classes), tuple(counts.get(name, 0) for name in classes))
+
+    def _fit_features(self) -> None:
+        numbers = self._of_kind("number")
+        train = self.frames["train"]
+        values, _ = raw_columns(train, numbers, [])
+        stacked = torch.stack(list(values.values()), 1) if numbers else torch.zeros(len(train), 0, dtype=torch.float64)
+        categories = self._of_kind("category")
+        number_rules = {
+            name: {float(old): None if new is None else float(new) for old, new in rules.items()}
+            for name, rules in self.replace.items()
+            if name in numbers
+        }
+        self.features = Features(
+            Numbers(numbers, stacked, self.scaling, number_rules),
+            Categories(categories, self._level_counts(), self.missing, self._text_rules(), self.max_levels),
+        )
+        encoded = self.features.numbers(values, len(train))[:, : len(numbers)].double()
+        knots = quantiles(encoded, torch.linspace(0, 1, KNOTS, dtype=torch.float64))
+        self.inputs = InputSpec(
+            numbers=tuple(numbers),
+            indicators=tuple(numbers[index] for index in self.features.numbers.indicated.tolist()),
+            categories=tuple(zip(categories, self.features.categories.sizes, strict=True)),
+            knots=tuple(tuple(column) for column in knots.tolist()),
+        )
+
+    def _level_counts(self) -> list[dict[str, int]]:
+        """For each category column, its cleaned levels and their training rows, the commonest first; "" is missing."""
+        counts = []
+        replace = self._text_rules()
+        for name in self._of_kind("category"):
+            text = cells.clean_text(self.frames["train"][name], self.missing)
+            if name in replace:
+                text = text.replace(replace[name])
+            table = text.fill_null("").value_counts(sort=True)
+            counts.append(dict(table.iter_rows()))
+        return counts
+
+    def _text_rules(self) -> dict[str, dict[str, str | None]]:
+        categories = self._of_kind("category")
+        return {
+            name: {str(old): None if new is None else str(new) for old, new in rules.items()}
+            for name, rules in self.replace.items()
+            if name in categories
+        }
+
+    def _encode(self, frame: pl.DataFrame) -> dict[str, Tensor]:
+        numbers, strings = raw_columns(frame, self._of_kind("number"), self._of_kind("category"))
+        batch: dict[str, Tensor] = self.features(numbers, strings)
+        values = frame[self.target_name]
+        if self.target.task == "regression":
+            standardised = (values.to_numpy() - self.target.mean) / self.target.scale
+            batch["target"] = torch.from_numpy(standardised).float()
+        else:
+            codes = values.replace_strict(
+                list(self.target.classes), range(len(self.target.classes)), return_dtype=pl.Int64
+            )
+            batch["target"] = torch.from_numpy(codes.to_numpy().copy())
+        return batch
+
+
+def raw_columns(
+    frame: pl.DataFrame, numbers: Sequence[str], strings: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Columns of a cleaned frame as the features take them: float64 with NaN, and strings with "" for missing."""
+    values = {
+        name: torch.from_numpy(frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy().copy())
+        for name in numbers
+    }
+    return values, {name: frame[name].fill_null("").to_list() for name in strings}
+
+
+def _first_copies(data: pl.DataFrame) -> pl.Series:
+    """For each row the position of the first row equal to it."""
+    rows = data.with_row_index(ROW)
+    return rows.select(pl.col(ROW).first().over(data.columns)).to_series()
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Classes that are numbers in their order, then the others by name."""
+    try:
+        return (False, float(name), name)
+    except ValueError:
+        return (True, 0.0, name)
