@@ -1,0 +1,163 @@
+"""The features: what they make of raw cells, and that the scripted form does the same."""
+
+import math
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.features import Categories, Features, Numbers
+from datamodules.features.categories import clean
+from datamodules.features.numbers import quantiles
+from serving import cells
+
+NAN = float("nan")
+MISSING = ("", "?", "NA")
+
+
+def column(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+
+
+def encode(numbers: Numbers, values: list[float]) -> torch.Tensor:
+    return numbers({"x": torch.tensor(values, dtype=torch.float64)}, len(values))
+
+
+def test_standard_scaling_has_mean_zero_and_deviation_one_on_training_rows() -> None:
+    values = [1.0, 2.0, 3.0, 10.0]
+    encoded = encode(Numbers(["x"], column(values), "standard"), values)
+    assert encoded.mean().item() == pytest.approx(0, abs=1e-6)
+    assert encoded.std(correction=0).item() == pytest.approx(1)
+
+
+def test_robust_scaling_is_bounded_whatever_the_outlier() -> None:
+    numbers = Numbers(["x"], column([1.0, 2.0, 3.0, 4.0, 5.0]), "robust")
+    assert encode(numbers, [3.0, 1e300, -1e300]).flatten().tolist() == pytest.approx([0, 3, -3], abs=1e-6)
+
+
+def test_robust_scaling_falls_back_on_the_whole_spread_where_the_quartiles_are_equal() -> None:
+    numbers = Numbers(["x"], column([0.0] * 99 + [4.0]), "robust")
+    assert encode(numbers, [4.0]).item() == pytest.approx(2 / math.sqrt(1 + (2 / 3) ** 2))
+
+
+def test_quantile_scaling_agrees_with_scikit_learn() -> None:
+    from sklearn.preprocessing import QuantileTransformer
+
+    values = torch.randn(3000, 1, dtype=torch.float64).exp()
+    theirs = QuantileTransformer(n_quantiles=100, output_distribution="normal", subsample=None).fit_transform(values)
+    ours = Numbers(["x"], values, "quantile")({"x": values[:, 0]}, 3000)
+    inside = abs(theirs) < 2.5
+    torch.testing.assert_close(ours[inside], torch.from_numpy(theirs)[inside].float(), atol=2e-3, rtol=0)
+
+
+def test_a_constant_column_becomes_zero() -> None:
+    for scaling in ("standard", "robust"):
+        numbers = Numbers(["x"], column([7.0, 7.0, 7.0]), scaling)
+        assert encode(numbers, [7.0, 8.0]).tolist() == [[0.0], [0.0]]
+
+
+def test_missing_takes_the_median_and_gets_an_indicator_only_where_training_had_it() -> None:
+    numbers = Numbers(["x", "y"], torch.tensor([[1.0, 1.0], [NAN, 2.0], [3.0, 3.0]], dtype=torch.float64), "standard")
+    assert numbers.indicated.tolist() == [0]
+    encoded = numbers({"x": torch.tensor([NAN, 1.0]), "y": torch.tensor([NAN, 2.0])}, 2)
+    assert encoded[:, 2].tolist() == [1.0, 0.0]
+    assert encoded[0, 0] == encoded[1, 0]  # the lower median of 1 and 3 is 1
+    assert encoded[0, 1] == encoded[1, 1] == 0.0
+
+
+def test_infinity_and_replaced_values_are_missing() -> None:
+    numbers = Numbers(["x"], column([0.0, 1.0, 2.0, 3.0, 5.0]), "standard", {"x": {0.0: None, 5.0: 4.0}})
+    assert numbers.indicated.tolist() == [0]
+    encoded = encode(numbers, [0.0, math.inf, -math.inf, 5.0, 4.0])
+    assert encoded[:, 1].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert encoded[3, 0] == encoded[4, 0]
+
+
+def test_integers_and_an_absent_column_are_accepted() -> None:
+    numbers = Numbers(["x", "y"], torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64), "standard")
+    encoded = numbers({"x": torch.tensor([1, 3])}, 2)
+    assert encoded[:, 0].tolist() == [-1.0, 1.0]
+    assert encoded[:, 1].tolist() == [-1.0, -1.0]  # the lower median of 2 and 4
+
+
+def test_levels_are_ordered_by_count_and_zero_is_unknown() -> None:
+    features = Categories(["c"], [{"a": 1, "b": 5, "": 2}], MISSING)
+    codes = features({"c": ["b", " b ", "", "?", " NA\u00a0", "a", "never seen"]}, 7)
+    assert codes.flatten().tolist() == [1, 1, 2, 2, 2, 3, 0]
+    assert features.sizes == [4]
+
+
+def test_missing_is_unknown_where_training_had_none() -> None:
+    assert Categories(["c"], [{"a": 1}], MISSING)({"c": ["", "?"]}, 2).flatten().tolist() == [0, 0]
+
+
+def test_replaced_levels_take_the_code_of_the_new_one() -> None:
+    features = Categories(["c"], [{"new": 3, "": 1}], MISSING, {"c": {"old": "new", "bad": None}})
+    assert features({"c": ["old", " old", "bad", "new"]}, 4).flatten().tolist() == [1, 1, 2, 1]
+
+
+def test_only_the_commonest_levels_are_kept() -> None:
+    features = Categories(["c"], [{"a": 3, "b": 2, "c": 1}], MISSING, max_levels=2)
+    assert features({"c": ["a", "b", "c"]}, 3).flatten().tolist() == [1, 2, 0]
+
+
+cell_text = st.one_of(
+    st.text(max_size=8),
+    st.from_regex(r"\A[ \t\u00a0]?[+-]?[0-9]{0,3}\.?0{0,2}[ \n]?\Z"),
+    st.sampled_from(["?", " NA ", "12.0", "-3.00", "+.0", ".0", "0.", "٣.0", "²"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(cell_text, min_size=1, max_size=20))
+def test_a_cell_is_cleaned_alike_by_the_artefact_and_by_the_reading_rules(texts: list[str]) -> None:
+    ours = [clean(text) for text in texts]
+    scripted = torch.jit.script(clean)
+    assert [scripted(text) for text in texts] == ours
+    theirs = cells.clean_text(pl.Series(texts, dtype=pl.String), MISSING).fill_null("")
+    assert ["" if text in MISSING else text for text in ours] == theirs.to_list()
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Features, torch.jit.ScriptModule]:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(500, 2, dtype=torch.float64, generator=generator)
+    values[::5, 1] = NAN
+    features = Features(
+        Numbers(["x", "y"], values, "quantile", {"x": {-999.0: None}}),
+        Categories(["c", "d"], [{"a": 3, "é": 2, "": 1}, {"12": 1, "7": 1}], MISSING, {"d": {"seven": "7"}}),
+    )
+    return features, torch.jit.script(features)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats() | st.just(-999.0),
+            st.floats(),
+            cell_text | st.just("é"),
+            cell_text | st.just("seven"),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_scripted_features_equal_eager_ones_on_any_row(
+    fitted: tuple[Features, torch.jit.ScriptModule], rows: list[tuple[float, float, str, str]]
+) -> None:
+    x, y, c, d = (list(values) for values in zip(*rows, strict=True))
+    numbers = {"x": torch.tensor(x, dtype=torch.float64), "y": torch.tensor(y, dtype=torch.float64)}
+    strings = {"c": c, "d": d}
+    eager, scripted = fitted[0](numbers, strings), fitted[1](numbers, strings)
+    assert torch.equal(eager["codes"], scripted["codes"])
+    torch.testing.assert_close(eager["numbers"], scripted["numbers"], atol=1e-6, rtol=0)
+    assert eager["numbers"].isfinite().all()
+
+
+def test_quantiles_are_linear_between_order_statistics() -> None:
+    values = torch.randn(1001, 3, dtype=torch.float64)
+    probabilities = torch.tensor([0.0, 0.123, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(quantiles(values, probabilities), torch.quantile(values, probabilities, dim=0).t())
