@@ -1,5 +1,6 @@
 """Which rows train, which choose (validation), which judge (test)."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -68,7 +69,7 @@ def _assign(
     not always rounded the same way."""
     cuts = np.cumsum(np.asarray(fractions) / sum(fractions))[:2] * len(order)
     shift = generator.random() if generator is not None else 0.0
-    train_end, val_end = np.floor(cuts + shift).astype(int)
+    train_end, val_end = np.floor(cuts + shift + 1e-9).astype(int)  # 0.8 * 10 is 7.999... in floating point
     split[order[:train_end]] = 0
     split[order[train_end:val_end]] = 1
     split[order[val_end:]] = 2
@@ -93,9 +94,11 @@ def _sortable(column: pl.Series) -> pl.Series:
     if column.dtype != pl.String:
         return column
     text = column.str.strip_chars()
-    for value in (text.cast(pl.Float64, strict=False), text.str.to_datetime(strict=False)):
-        if value.null_count() == text.null_count():
-            return value
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.null_count() == text.null_count():
+        return numbers
+    with contextlib.suppress(pl.exceptions.ComputeError):  # no format fits
+        return text.str.to_datetime()
     raise DataError(
         f"column '{column.name}' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31 "
         f"(its first value is {text[0]!r}); choose another data.split_column"
