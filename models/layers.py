@@ -1,0 +1,61 @@
+"""Parts that several networks share: activations by name, initialisation, and a batch norm that takes any batch."""
+
+from difflib import get_close_matches
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import activation as activations
+
+Init = Literal["he", "xavier", "orthogonal"]
+Norm = Literal["none", "batch", "layer"]
+
+# Those left out change the width, mix columns, or need an argument.
+_NOT_BY_NAME = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name.lower(): getattr(nn, name) for name in activations.__all__ if name not in _NOT_BY_NAME
+}
+
+
+def make_activation(name: str) -> nn.Module:
+    """The activation of torch.nn of this name, in any case: "relu", "SiLU". ValueError where there is none."""
+    if name.lower() not in ACTIVATIONS:
+        close = get_close_matches(name.lower(), ACTIVATIONS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(ACTIVATIONS))}."
+        raise ValueError(f"activation={name!r} is not an activation of torch.nn: {hint}")
+    return ACTIVATIONS[name.lower()]()
+
+
+def initialise(linear: nn.Linear, init: Init) -> nn.Linear:
+    """Draws the weight by He (arXiv 1502.01852), Xavier (Glorot and Bengio 2010) or orthogonal (1312.6120); bias 0."""
+    if init == "he":
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+    elif init == "xavier":
+        nn.init.xavier_normal_(linear.weight)
+    elif init == "orthogonal":
+        nn.init.orthogonal_(linear.weight)
+    else:
+        raise ValueError(f"init={init!r}: choose he, xavier or orthogonal.")
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm of (rows, features). A batch of one row has no variance, so running statistics normalise it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        own = self.training and input.shape[0] > 1
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=own, eps=self.eps
+        )
+
+
+def make_norm(norm: Norm, width: int) -> nn.Module:
+    """The normalisation layer of this name for (rows, width)."""
+    if norm == "none":
+        return nn.Identity()
+    if norm == "batch":
+        return BatchNorm(width)
+    if norm == "layer":
+        return nn.LayerNorm(width)
+    raise ValueError(f"norm={norm!r}: choose none, batch or layer.")

@@ -1,0 +1,49 @@
+"""Multilayer perceptron on encoded columns."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from datamodules.schema import InputSpec
+from models.inputs import Inputs
+from models.layers import Init, Norm, initialise, make_activation, make_norm
+
+
+class MLP(nn.Module):
+    """Blocks of linear, normalisation, activation and dropout, one for each size in `hidden`, then a linear head.
+
+    `init` draws the hidden weights; the head keeps torch's small start, so that the first answers are near to even.
+    Gives (rows, outputs) logits or standardised values.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        *,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        norm: Norm = "none",
+        dropout: float = 0.1,
+        init: Init = "he",
+        embedding_size: int = 8,
+        one_hot_max: int = 9,
+        unknown_rate: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.inputs = Inputs(inputs, one_hot_max=one_hot_max, embedding_size=embedding_size, unknown_rate=unknown_rate)
+        width = self.inputs.width
+        layers: list[nn.Module] = []
+        for size in hidden:
+            layers.append(initialise(nn.Linear(width, size), init))
+            if norm != "none":
+                layers.append(make_norm(norm, size))
+            layers.append(make_activation(activation))
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+            width = size
+        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        output: Tensor = self.layers(self.inputs(batch))
+        return output

@@ -1,0 +1,69 @@
+"""Learning rates over a run, as factors of the optimizer's own rate.
+
+Those over the whole run take `total_steps`, which `SupervisedModule` fills in, and give all times as fractions of it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+
+def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, final: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then half a cosine from 1 to `final` (arXiv 1608.03983)."""
+    return _over_run(optimizer, total_steps, warmup, lambda t: _bend(t, 1, final))
+
+
+def onecycle(
+    optimizer: Optimizer, total_steps: int, *, peak: float = 0.3, start: float = 0.04, final: float = 4e-6
+) -> LambdaLR:
+    """A cosine up from `start` to 1 at fraction `peak` of the run, then one down to `final` (arXiv 1708.07120)."""
+
+    def factor(t: float) -> float:
+        return _bend(t / peak, start, 1) if t < peak else _bend((t - peak) / (1 - peak), 1, final)
+
+    return _over_run(optimizer, total_steps, 0.0, factor)
+
+
+def step(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    milestones: Sequence[float] = (0.5, 0.75),
+    gamma: float = 0.1,
+    warmup: float = 0.0,
+) -> LambdaLR:
+    """Linear warm-up, then times `gamma` at each milestone, a fraction of the steps after the warm-up."""
+    return _over_run(optimizer, total_steps, warmup, lambda t: gamma ** sum(t >= m for m in milestones))
+
+
+def plateau(
+    optimizer: Optimizer,
+    mode: Literal["min", "max"],
+    *,
+    factor: float = 0.1,
+    patience: int = 5,
+    min_lr: float = 0.0,
+) -> ReduceLROnPlateau:
+    """Times `factor` when the monitored metric has not improved for `patience` epochs."""
+    return ReduceLROnPlateau(optimizer, mode, factor=factor, patience=patience, min_lr=min_lr)
+
+
+def _over_run(optimizer: Optimizer, total_steps: int, warmup: float, factor: Callable[[float], float]) -> LambdaLR:
+    """`factor` of the fraction of the run after the warm-up; a resumed run that goes past the end stays at its end."""
+    if not 0 <= warmup < 1:
+        raise ValueError(f"scheduler.warmup={warmup}: a fraction of the run, at least 0 and below 1.")
+    start = round(warmup * total_steps)
+
+    def rate(now: int) -> float:
+        if now < start:
+            return (now + 1) / start
+        return factor(min((now - start) / max(total_steps - start, 1), 1.0))
+
+    return LambdaLR(optimizer, rate)
+
+
+def _bend(t: float, first: float, last: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * t)) / 2

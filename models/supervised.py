@@ -1,0 +1,216 @@
+"""The one LightningModule: a network with its loss, metrics, optimizer and schedule."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from datamodules.schema import TargetSpec
+from models import metrics
+from models.answers import answer
+
+Batch = dict[str, Tensor]
+
+CHECK_EVERY = 100
+"""Steps between looks at the training loss: each look waits for the device."""
+
+
+class SupervisedModule(pl.LightningModule):
+    """Trains `network` on batches with a `target`, and measures it in the target's own terms.
+
+    `optimizer` takes parameters or groups of them, `scheduler` takes the optimizer; what a scheduler requires of
+    `total_steps` and `mode` is filled in. `l1` times the sum of absolute weights is added to the loss that is
+    minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings.
+
+    Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
+    FloatingPointError soon after a loss is not finite.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        target: TargetSpec,
+        loss: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., Any] | None,
+        *,
+        monitor: str,
+        mode: Literal["min", "max"],
+        l1: float = 0.0,
+    ) -> None:
+        super().__init__()
+        settings = {"target": asdict(target), "monitor": monitor, "mode": mode, "l1": l1}
+        self.save_hyperparameters(settings, logger=False)
+        self.network = network
+        self.target = target
+        self.loss = loss
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.monitor = monitor
+        self.mode = mode
+        self.l1 = l1
+        self.weights, self.others = split_parameters(network)
+        self.metrics = metrics.build(target)
+        self.fitted = RunningMean()
+        self.measured = RunningMean()
+
+    def forward(self, batch: Batch) -> Tensor:
+        output: Tensor = self.network(batch)
+        return output
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Network output (rows, k) -> probabilities (rows, classes), or values (rows,) in the target's units."""
+        return answer(output, self.target.task, self.target.mean, self.target.scale)
+
+    def on_train_start(self) -> None:
+        self.fitted.total = self.fitted.total.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        self.fitted.reset(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss: Tensor = self.loss(self.network(batch), batch["target"])
+        self.fitted.add(loss, len(batch["target"]))
+        if (batch_idx + 1) % CHECK_EVERY == 0:
+            self._finite_mean("train/loss", self.fitted)
+        if self.l1 > 0:
+            loss = loss + self.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self._finite_mean("train/loss", self.fitted))
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_measuring()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_measured("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_measuring()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_measured("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.predict(self.network(batch))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_loss"] = {"total": self.fitted.total.item(), "rows": self.fitted.rows}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # An epoch resumed in its midst is not started again: its mean goes on from here.
+        self.fitted.total.fill_(checkpoint["train_loss"]["total"])
+        self.fitted.rows = checkpoint["train_loss"]["rows"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self._build_optimizer()
+        if self.scheduler is None:
+            return optimizer
+        filled: dict[str, Any] = {}
+        if _unset(self.scheduler, "total_steps"):
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise ValueError(
+                    "This schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps."
+                )
+            filled["total_steps"] = int(steps)
+        if _unset(self.scheduler, "mode"):
+            filled["mode"] = self.mode
+        scheduler = self.scheduler(optimizer, **filled)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor},
+            }
+        # Those of torch that know no total count epochs by custom.
+        interval = "step" if "total_steps" in inspect.signature(self.scheduler).parameters else "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        filled: dict[str, Any] = {}
+        # Unscaling inside a fused step forbids gradient clipping under fp16.
+        if (
+            _unset(self.optimizer, "fused")
+            and _unset(self.optimizer, "foreach")
+            and self.trainer.precision != "16-mixed"
+            and self.device.type in ("cpu", "cuda")
+        ):
+            filled["fused"] = True
+        if "weight_decay" not in inspect.signature(self.optimizer).parameters:
+            return self.optimizer(self.network.parameters(), **filled)
+        groups: list[dict[str, Any]] = [{"params": self.weights}, {"params": self.others, "weight_decay": 0.0}]
+        return self.optimizer([group for group in groups if group["params"]], **filled)
+
+    def _start_measuring(self) -> None:
+        self.measured.reset(self.device)
+        self.metrics.reset()
+
+    def _measure(self, batch: Batch) -> None:
+        output, truth = self.network(batch), batch["target"]
+        self.measured.add(self.loss(output, truth), len(truth))
+        if self.target.task == "regression":
+            truth = truth * self.target.scale + self.target.mean
+        self.metrics.update(self.predict(output), truth)
+
+    def _log_measured(self, split: str) -> None:
+        self.log(f"{split}/loss", self._finite_mean(f"{split}/loss", self.measured))
+        self.log_dict({f"{split}/{name}": value.float() for name, value in self.metrics.compute().items()})
+        self.metrics.reset()
+
+    def _finite_mean(self, name: str, mean: "RunningMean") -> float:
+        """The one place that waits for the device: every `CHECK_EVERY` steps and at the end of an epoch."""
+        value = mean.value()
+        if value - value != 0:
+            raise FloatingPointError(
+                f"{name} is {value} at step {self.global_step} (epoch {self.current_epoch}): training diverged."
+                " Lower optimizer.lr, set trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
+            )
+        return value
+
+
+class RunningMean:
+    """Mean of a loss over rows, summed in double precision on the device."""
+
+    def __init__(self) -> None:
+        self.reset(torch.device("cpu"))
+
+    def reset(self, device: torch.device) -> None:
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self.rows = 0
+
+    def add(self, loss: Tensor, rows: int) -> None:
+        self.total.add_(loss.detach(), alpha=rows)
+        self.rows += rows
+
+    def value(self) -> float:
+        return self.total.item() / self.rows
+
+
+def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights, which are to be kept small; and all others: biases, scales of norms, embeddings."""
+    embeddings = {id(m.weight) for m in network.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in network.parameters():
+        is_weight = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (weights if is_weight else others).append(parameter)
+    return weights, others
+
+
+def _unset(function: Callable[..., Any], name: str) -> bool:
+    """Whether the function takes an argument of this name and has no value for it."""
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default in (inspect.Parameter.empty, None)
