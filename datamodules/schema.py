@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from serving.errors import InputError
+
 Kind = Literal["number", "category", "text", "date", "identifier", "constant", "image", "drop"]
 Task = Literal["binary", "multiclass", "regression"]
 
@@ -53,5 +55,5 @@ class TargetSpec:
         return len(self.classes) if self.task == "multiclass" else 1
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be used as it is; the message says what is wrong, where, and what to do."""

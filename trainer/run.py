@@ -82,7 +82,9 @@ def train(
     on. The module holds the best weights afterwards.
     """
     started = time.perf_counter()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+    trainer.fit(
+        module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
+    )
     seconds = time.perf_counter() - started
     metrics: dict[str, float] = {
         "fit/seconds": seconds,
@@ -106,4 +108,6 @@ def train(
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """One flat JSON object; a metric that is not defined (NaN) is null."""
     plain = {name: float(value) for name, value in sorted(metrics.items())}
-    path.write_text(json.dumps({name: value if math.isfinite(value) else None for name, value in plain.items()}, indent=2))
+    path.write_text(
+        json.dumps({name: value if math.isfinite(value) else None for name, value in plain.items()}, indent=2)
+    )
