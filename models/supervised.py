@@ -57,6 +57,8 @@ class SupervisedModule(pl.LightningModule):
         self.l1 = l1
         self.weights, self.others = split_parameters(network)
         self.metrics = metrics.build(target)
+        self.samples = 0
+        """Rows that training steps of this process have seen."""
         self.fitted = RunningMean()
         self.measured = RunningMean()
 
@@ -77,6 +79,7 @@ class SupervisedModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss: Tensor = self.loss(self.network(batch), batch["target"])
         self.fitted.add(loss, len(batch["target"]))
+        self.samples += len(batch["target"])
         if (batch_idx + 1) % CHECK_EVERY == 0:
             self._finite_mean("train/loss", self.fitted)
         if self.l1 > 0:

@@ -1,9 +1,8 @@
 """The steps of a run, in order, on one page: data, network, training, measurement, artefact."""
 
-import json
 import logging
-import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,35 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.table import TableDataModule
 from models.supervised import SupervisedModule
+from trainer import folder as run_folder
 from trainer import report
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
-from trainer.export import export
-from trainer.resume import differences, find_checkpoint
+from trainer.loop import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float:
     """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
-    started = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    checkpoint = find_checkpoint(folder) if config.resume is not None else None
-    report.write_config(folder, config, differences if checkpoint is not None else None)
-    report.write_environment(folder)
+    with run_folder.claim(folder):
+        return _run(config, folder)
+
+
+def _run(config: DictConfig, folder: Path) -> float:
+    started = time.perf_counter()
+    quiet_lightning()
+    run_folder.write_config(folder, config)
+    run_folder.write_environment(folder)
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
 
     datamodule: TableDataModule = instantiate(config.data)
     try:
         datamodule.setup()
     finally:
-        report.write_quarantine(folder, datamodule)
-    log.info("%s", report.describe_data(datamodule))
+        run_folder.write_quarantine(folder, datamodule.quarantine)
+    log.info("%s\n", report.describe_data(datamodule))
     check_monitor(config.monitor, datamodule.target)
 
     network = instantiate(config.model, inputs=datamodule.inputs, outputs=datamodule.target.outputs)
@@ -53,50 +57,54 @@ def run(config: DictConfig) -> float:
     )
     trainer = instantiate(
         config.trainer,
-        callbacks=list(instantiate(config.callbacks).values()),
-        logger=list(instantiate(config.logger).values()),
+        callbacks=list((instantiate(config.callbacks) or {}).values()),
+        logger=list((instantiate(config.logger) or {}).values()),
         default_root_dir=str(folder),
     )
-    metrics = train(trainer, module, datamodule, checkpoint=checkpoint, test=config.test)
-    log_hyperparameters(trainer, OmegaConf.to_container(config, resolve=True), metrics)
-    write_metrics(folder / "metrics.json", metrics)
+    metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    log_hyperparameters(trainer, plain, metrics)
+    run_folder.write_metrics(folder, metrics)
 
+    export = instantiate(config.export)
     artifact = None
-    if config.export.enabled and not trainer.fast_dev_run:
-        artifact = export(folder / "model.pt", datamodule, module, metrics, config)
+    if export is not None and not trainer.fast_dev_run:
+        exporting = time.perf_counter()
+        artifact = export(folder / "model.pt", datamodule, module, metrics, plain)
+        log.info("exported in %.1f s", time.perf_counter() - exporting)
     log.info("%s", report.closing(folder, metrics, artifact, time.perf_counter() - started))
     return metrics[config.monitor]
 
 
 def train(
-    trainer: pytorch_lightning.Trainer,
+    trainer: Trainer,
     module: SupervisedModule,
     datamodule: TableDataModule,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: str | None = None,
     test: bool = True,
 ) -> dict[str, float]:
     """Fits, takes the best weights back, measures them; all objects are built, so Hydra is not needed.
 
-    Returns the flat metrics: `val/...` and `test/...` of the best weights, `fit/seconds`, `fit/samples_per_second` and so
-    on. The module holds the best weights afterwards.
+    Returns the flat metrics: `val/...` and `test/...` of the best weights, `train/loss` of the last epoch,
+    `fit/seconds`, `fit/samples_per_second` and so on. The module holds the best weights afterwards.
     """
+    trainer.prepare(module.network, datamodule.batch_size)
     started = time.perf_counter()
-    trainer.fit(
-        module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
-    )
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - started
-    metrics: dict[str, float] = {
+    metrics = {
+        "train/loss": float(trainer.callback_metrics.get("train/loss", torch.nan)),
         "fit/seconds": seconds,
-        "fit/epochs": trainer.current_epoch,
-        "fit/steps": trainer.global_step,
-        "fit/samples_per_second": trainer.current_epoch * len(datamodule.rows["train"]["target"]) / seconds,
+        "fit/epochs": float(trainer.current_epoch),
+        "fit/steps": float(trainer.global_step),
+        "fit/samples_per_second": module.samples / seconds,
     }
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best and Path(best).exists():
         saved = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
-        metrics["fit/best_epoch"] = saved["epoch"]
+        metrics["fit/best_epoch"] = float(saved["epoch"])
     for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
         metrics |= measured
     if test:
@@ -105,9 +113,11 @@ def train(
     return metrics
 
 
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """One flat JSON object; a metric that is not defined (NaN) is null."""
-    plain = {name: float(value) for name, value in sorted(metrics.items())}
-    path.write_text(
-        json.dumps({name: value if math.isfinite(value) else None for name, value in plain.items()}, indent=2)
-    )
+def quiet_lightning() -> None:
+    """Lightning's banners and advice are for people who call it themselves; its errors and warnings stay."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", ".*`torch.jit.*` is deprecated", category=DeprecationWarning)

@@ -1,0 +1,48 @@
+"""The model card: what the model in the artefact is, what it was measured to do, and what it takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Markdown, from the artefact's description and the resolved config (Mitchell et al. 2019, arXiv 1810.03993)."""
+    target = spec["target"]
+    what = "a number" if target["task"] == "regression" else f"one of {len(target['classes'])} classes"
+    if target["task"] != "regression":
+        what += f": {', '.join(target['classes'])}"
+    lines = [
+        f"# {config['model']['_target_']} for {target['name']}",
+        "",
+        f"Answers `{target['name']}`, {what}. Made on {spec['created']} with seed {config['seed']} from"
+        f" `{config['data'].get('path', config['data'].get('dataset'))}`.",
+        "",
+        "## Measured",
+        "",
+        "Validation rows chose the epoch; test rows were looked at once, at the end.",
+        "",
+        "| metric | value |",
+        "| --- | --- |",
+        *(f"| {name} | {value:.5g} |" for name, value in spec["metrics"].items() if value is not None),
+        "",
+        "## Takes",
+        "",
+        "| column | kind | in training |",
+        "| --- | --- | --- |",
+        *(f"| {column['name']} | {column['kind']} | {_seen(column)} |" for column in spec["columns"]),
+        "",
+        f"Missing is an empty cell or one of: {', '.join(f'`{text}`' for text in spec['missing'] if text)}.",
+        "",
+        "## Limits",
+        "",
+        "Rows unlike those of training are answered all the same: look at the flags, and compare what comes in with"
+        " `reference.json` in this file.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _seen(column: Mapping[str, Any]) -> str:
+    seen = (
+        f"{column['min']:g} to {column['max']:g}" if column["kind"] == "number" else f"{len(column['levels'])} levels"
+    )
+    return seen + (", sometimes missing" if column["missing"] else "")

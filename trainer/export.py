@@ -1,0 +1,187 @@
+"""The artefact: one TorchScript file that takes raw rows and answers, with its description beside the code."""
+
+import copy
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.features import Features
+from datamodules.schema import TargetSpec
+from datamodules.table import TableDataModule
+from models.answers import answer
+from models.supervised import SupervisedModule
+from serving.errors import InputError
+from trainer.card import model_card
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the artefact's description; raised when an old reader could misread a new file."""
+PARITY_ROWS = 1024
+TOLERANCE = 1e-5
+"""Largest difference of a probability, or of a value in deviations of the target, between live model and artefact."""
+SELFTEST_ROWS = 64
+
+
+class ExportError(InputError):
+    """The artefact was not written; what was wrong, and that nothing was left behind."""
+
+
+class Pipeline(nn.Module):
+    """Raw columns -> answers: the whole way of a row, scripted into the artefact."""
+
+    def __init__(self, features: Features, network: nn.Module, target: TargetSpec, threshold: float) -> None:
+        super().__init__()
+        self.features = features
+        self.network = network
+        self.task: str = target.task
+        self.mean = target.mean
+        self.scale = target.scale
+        self.threshold = threshold
+
+    def forward(
+        self, numbers: dict[str, Tensor], strings: dict[str, list[str]], images: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`numbers`: float64 or int64 (rows,), NaN for missing; `strings`: a cell a row, "" for missing; `images`:
+        uint8 (rows, C, H, W). Returns `probabilities` (rows, classes) and `label` int64 (rows,), or `value` (rows,).
+        """
+        answers = answer(self.network(self.features(numbers, strings)), self.task, self.mean, self.scale)
+        if self.task == "regression":
+            return {"value": answers}
+        if self.task == "binary":
+            return {"probabilities": answers, "label": (answers[:, 1] >= self.threshold).long()}
+        return {"probabilities": answers, "label": answers.argmax(1)}
+
+
+def export(
+    path: Path,
+    datamodule: TableDataModule,
+    module: SupervisedModule,
+    metrics: Mapping[str, float],
+    config: Mapping[str, Any],
+) -> Path:
+    """Scripts the trained pipeline and writes it to `path` with its extra files, whole or not at all.
+
+    Raises ExportError where the artefact and the live model differ on validation rows, or the disk does not take it.
+    """
+    target = datamodule.target
+    threshold = 0.5
+    network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
+    pipeline = torch.jit.script(Pipeline(datamodule.features.cpu().eval(), network, target, threshold))
+    _check_parity(pipeline, datamodule, module)
+
+    described = datamodule.describe()
+    reference = described["reference"] | {"predictions": _histogram(pipeline, datamodule)}
+    spec = {
+        "format": FORMAT,
+        "columns": described["columns"],
+        "missing": list(datamodule.missing),
+        "target": described["target"],
+        "threshold": threshold if target.task == "binary" else None,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "polars")},
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    extra = {
+        "spec.json": json.dumps(spec),
+        "reference.json": json.dumps(reference),
+        "selftest.json": json.dumps(_selftest(pipeline, reference)),
+        "card.md": model_card(spec, config),
+    }
+    buffer = io.BytesIO()
+    torch.jit.save(pipeline, buffer, _extra_files=extra)
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes under a temporary name, flushes it to the disk and renames: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ExportError(
+            f"{path}: the artefact ({len(content) / 1e6:.2f} MB) was not written: {error.strerror}. Nothing was left"
+            " behind; make room, then export again from the checkpoint with resume=RUN_FOLDER."
+        ) from error
+
+
+def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: SupervisedModule) -> None:
+    """Compares the artefact on raw validation rows with the live model on the encoded ones."""
+    numbers, strings = datamodule.raw("val", PARITY_ROWS)
+    batch = {name: values[:PARITY_ROWS].to(module.device) for name, values in datamodule.rows["val"].items()}
+    was_training = module.training
+    module.eval()
+    with torch.inference_mode():
+        live = module.predict(module(batch)).cpu()
+        answers = pipeline(numbers, strings, {})
+    module.train(was_training)
+    artefact = answers["value" if datamodule.target.task == "regression" else "probabilities"]
+    unit = datamodule.target.scale if datamodule.target.task == "regression" else 1.0
+    difference = float((artefact - live).abs().max() / unit)
+    if not difference <= TOLERANCE:  # NaN fails too
+        raise ExportError(
+            f"The artefact and the live model differ by {difference:.2g} on validation rows (at most {TOLERANCE:.0e} is"
+            " allowed), so no artefact was written: a layer of the network does something else when it is scripted."
+        )
+
+
+def _histogram(pipeline: nn.Module, datamodule: TableDataModule) -> dict[str, Any]:
+    """How the answers to validation rows are spread: values, or confidences and labels."""
+    answers = pipeline(*datamodule.raw("val", len(datamodule.frames["val"])), {})
+    target = datamodule.target
+    if target.task == "regression":
+        counts, edges = torch.histogram(answers["value"].double().cpu(), bins=20)
+        return {"edges": edges.tolist(), "counts": counts.long().tolist()}
+    confidence = answers["probabilities"].double().max(1).values
+    counts, edges = torch.histogram(confidence, bins=20, range=(0.0, 1.0))
+    labels = torch.bincount(answers["label"], minlength=len(target.classes)).tolist()
+    return {
+        "edges": edges.tolist(),
+        "counts": counts.long().tolist(),
+        "labels": dict(zip(target.classes, labels, strict=True)),
+    }
+
+
+def _selftest(pipeline: nn.Module, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Made-up rows, drawn column by column from the reference, with the answers that they must get."""
+    generator = torch.Generator().manual_seed(0)
+    numbers: dict[str, Tensor] = {}
+    strings: dict[str, list[str]] = {}
+    for name, column in reference["numbers"].items():
+        knots = torch.tensor(column["knots"], dtype=torch.float64)
+        rank = torch.rand(SELFTEST_ROWS, generator=generator, dtype=torch.float64) * (len(knots) - 1)
+        low = rank.floor().long()
+        values = torch.lerp(knots[low], knots[(low + 1).clamp_max(len(knots) - 1)], rank - low)
+        values[torch.rand(SELFTEST_ROWS, generator=generator) < column["missing"]] = torch.nan
+        numbers[name] = values
+    for name, column in reference["categories"].items():
+        levels = [*column["levels"], ""]
+        shares = torch.tensor([*column["levels"].values(), 0], dtype=torch.float64)
+        shares = shares / shares.sum().clamp_min(1) * (1 - column["missing"])
+        shares[-1] = column["missing"] if column["levels"] else 1.0
+        drawn = torch.multinomial(shares, SELFTEST_ROWS, replacement=True, generator=generator)
+        strings[name] = [levels[code] for code in drawn.tolist()]
+    answers = pipeline(numbers, strings, {})
+    return {
+        "numbers": {name: [None if x != x else x for x in column.tolist()] for name, column in numbers.items()},
+        "strings": strings,
+        "answers": {name: values.tolist() for name, values in answers.items()},
+    }

@@ -1,0 +1,82 @@
+"""The run folder: what a run writes down beside its checkpoints and events, and that it belongs to one run."""
+
+import fcntl
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import polars as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from serving.errors import InputError
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "polars",
+    "scikit-learn",
+    "numpy",
+)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Holds the folder while the run lasts; the system lets go of it when the process ends, however it ends."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: another run is at work in this folder. Wait for it, or choose another hydra.run.dir."
+            ) from error
+        yield
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """The config with every reference resolved, as it was carried out."""
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+
+
+def write_environment(folder: Path) -> None:
+    """Versions, machine and the state of the code: what is needed to repeat the run."""
+    facts = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "git": {"commit": _git("rev-parse", "HEAD"), "changed": _git("status", "--porcelain").splitlines()},
+    }
+    (folder / "environment.json").write_text(json.dumps(facts, indent=2))
+
+
+def write_quarantine(folder: Path, quarantine: pl.DataFrame | None) -> None:
+    """The rows set aside; no file where there are none."""
+    if quarantine is not None and len(quarantine):
+        quarantine.write_parquet(folder / "quarantine.parquet")
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """One flat JSON object; a metric that is not defined (NaN) is null."""
+    plain = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+    (folder / "metrics.json").write_text(json.dumps(plain, indent=2))
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parents[1]
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

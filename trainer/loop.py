@@ -1,0 +1,70 @@
+"""Lightning's Trainer, with the choice of device, precision and threads made and said."""
+
+import logging
+import os
+from typing import Any, Literal
+
+import pytorch_lightning
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+SMALL_STEP = 16_000_000
+"""Multiplications of one step below which a second thread costs more than it saves (measured on two cores)."""
+
+
+class Trainer(pytorch_lightning.Trainer):
+    """`precision` and `threads` may be "auto"; `compile` runs the network through `torch.compile`, in place.
+
+    Every other setting is Lightning's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        precision: str | int = "auto",
+        threads: int | Literal["auto"] = "auto",
+        compile: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.threads = threads
+        self.compile_network = compile
+        chosen, self.precision_reason = choose_precision(precision, settings.get("accelerator", "auto"))
+        super().__init__(precision=chosen, **settings)
+
+    def prepare(self, network: nn.Module, batch_size: int) -> None:
+        """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`."""
+        device = self.strategy.root_device
+        threads = "-"
+        if device.type == "cpu":
+            threads = self._set_threads(network, batch_size)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
+        log.info(
+            "device: %s%s; precision: %s (%s); threads: %s", name, why, self.precision, self.precision_reason, threads
+        )
+        if self.compile_network:
+            network.compile()
+
+    def _set_threads(self, network: nn.Module, batch_size: int) -> str:
+        if self.threads != "auto":
+            torch.set_num_threads(self.threads)
+            return f"{self.threads} (given)"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cost = batch_size * sum(parameter.numel() for parameter in network.parameters())
+        threads = 1 if cost < SMALL_STEP else min(cores, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        size = "small" if threads == 1 and cores > 1 else "large enough"
+        return f"{threads} of {cores} ({cost / 1e6:,.1f} million multiplications a step: {size})"
+
+
+def choose_precision(precision: str | int, accelerator: Any) -> tuple[Any, str]:
+    """The precision for Lightning and the reason: bfloat16 where the GPU computes it fast, else float32."""
+    if precision != "auto":
+        return precision, "given"
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true", "a CPU"
+    if torch.cuda.get_device_capability()[0] >= 8:
+        return "bf16-mixed", "the GPU computes bfloat16 fast"
+    return "32-true", "the GPU has no fast bfloat16"
