@@ -23,6 +23,9 @@ class Batches:
         self.epoch = 0
         self.position = 0
 
+    batch_sampler = None
+    """Lightning asks what has a `sampler` for this too."""
+
     @property
     def sampler(self) -> "Batches":
         """Lightning calls `loader.sampler.set_epoch` before each epoch."""
