@@ -1,0 +1,90 @@
+"""Measures an artefact on labelled rows, by the metrics of training.
+
+python scripts/evaluate.py --artifact model.pt --input labelled.csv [--output metrics.json]
+
+Rows that cannot be answered and rows without a known class are left out of the metrics and counted.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import polars as pl
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from datamodules.read import read_chunks
+from datamodules.schema import TargetSpec
+from models import metrics
+from scripts.predict import tell_columns
+from serving.artifact import ROW, Artifact
+from serving.cells import as_number, as_text, clean_text
+from serving.errors import EXIT_CODE, InputError
+
+
+def evaluate(artifact: Artifact, source: str) -> dict[str, float]:
+    """The metrics by name, and how many `rows` were measured, `rejected`, or were `without_target`."""
+    facts = artifact.spec["target"]
+    target = TargetSpec(facts["name"], facts["task"], tuple(facts["classes"]))
+    measure = metrics.build(target)
+    answer_columns = [f"probability_{name}" for name in target.classes]
+    measured = rejected = unknown = 0
+    said: set[str] = set()
+    for raw in read_chunks(source):
+        if target.name not in raw.frame.columns:
+            raise InputError(
+                f"{source}: no column '{target.name}', the target of {artifact.path}. Give rows with"
+                " their true answers; predict.py takes rows without."
+            )
+        tell_columns(artifact, raw.frame, source, said)
+        scored = artifact.score(raw.frame)
+        truth = true_answers(artifact, raw.frame[target.name].gather(scored.answers[ROW]))
+        known = truth.is_not_null()
+        answers = scored.answers.filter(known)
+        predicted = answers.select(answer_columns).to_numpy() if answer_columns else answers["value"].to_numpy()
+        measure.update(torch.tensor(predicted), torch.tensor(truth.filter(known).to_numpy()))
+        measured += len(answers)
+        unknown += len(truth) - len(answers)
+        rejected += len(raw.frame) + raw.bad.n_unique(["file", "line"]) - len(truth)
+    if measured == 0:
+        raise InputError(f"{source}: no row could be answered and has a known '{target.name}'. Nothing is measured.")
+    values = {name: value.item() for name, value in measure.compute().items()}
+    return values | {"rows": measured, "rejected": rejected, "without_target": unknown}
+
+
+def true_answers(artifact: Artifact, cells: pl.Series) -> pl.Series:
+    """The target read as in training: class index or value, null where it is missing or no class of the artefact."""
+    facts = artifact.spec["target"]
+    if facts["task"] == "regression":
+        return as_number(cells, artifact.missing)[0]
+    classes = facts["classes"]
+    names = clean_text(as_text(cells), artifact.missing).replace(facts["replace"])
+    return names.replace_strict(classes, range(len(classes)), default=None, return_dtype=pl.Int64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", required=True, help="the model.pt of a run folder")
+    parser.add_argument("--input", required=True, help="rows with the target; - is CSV on standard input")
+    parser.add_argument("--output", type=Path, help="JSON of the metrics")
+    given = parser.parse_args()
+    try:
+        artifact = Artifact.load(given.artifact)
+        artifact.check()
+        values = evaluate(artifact, given.input)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:<{width}}  {value:,.6g}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")
+    if given.output is not None:
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        given.output.write_text(json.dumps(plain, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The artefact in use: opened and checked, raw rows in, answers with flags out, and the rows it cannot answer."""
+
+import io
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from serving.cells import as_number, as_text, clean_text
+from serving.errors import ArtifactError
+
+FORMAT = 1
+"""The newest format of `spec.json` that is understood here."""
+TOLERANCE = 1e-5
+"""Largest difference of the self-test: of a probability, or of a value in deviations of the target."""
+FAR = 0.5
+"""A number is far when it lies outside the training range by more than this part of its spread."""
+
+ROW = "row"
+REJECTS = pl.Schema({ROW: pl.Int64, "column": pl.String, "rule": pl.String, "value": pl.String})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Every row of a frame is in `answers` or, with a reason for each bad cell, in `rejects`.
+
+    `answers`: `row`, its position in the frame; `label` and `probability_<class>`, or `value`; `flags`, what was
+    unusual and still answered. `rejects`: `row`, `column`, `rule`, `value`.
+    """
+
+    answers: pl.DataFrame
+    rejects: pl.DataFrame
+
+
+class Artifact:
+    """A `model.pt`, opened: docs/architecture.md says what is in it."""
+
+    def __init__(self, path: Path, module: torch.jit.ScriptModule, spec: dict[str, Any], selftest: dict[str, Any]):
+        self.path = path
+        self.module = module
+        self.spec = spec
+        self.selftest = selftest
+        self.columns: list[str] = [column["name"] for column in spec["columns"]]
+        self.missing: list[str] = spec["missing"]
+        self.classes: list[str] = spec["target"]["classes"]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Artifact":
+        """Opens an artefact on the CPU. Raises ArtifactError where it is absent, damaged, foreign or too new."""
+        path = Path(path)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{path}: no such file. Give the model.pt of a run folder.") from error
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from error
+        spec, selftest = _read_description(path, content)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+                module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        except RuntimeError as error:
+            versions = f"written by torch {spec['versions']['torch']}, read by {torch.__version__}"
+            reason = str(error).strip().splitlines()[0]
+            raise ArtifactError(f"{path}: torch cannot load it ({versions}): {reason}") from error
+        return cls(path, module.eval(), spec, selftest)
+
+    def check(self) -> None:
+        """Runs the self-test; raises ArtifactError where an answer is not the one the artefact was written with."""
+        numbers = {
+            name: torch.tensor([torch.nan if x is None else x for x in column], dtype=torch.float64)
+            for name, column in self.selftest["numbers"].items()
+        }
+        answers = self.answer(numbers, self.selftest["strings"])
+        name, unit = ("probabilities", 1.0) if self.classes else ("value", self.spec["target"]["scale"])
+        expected = torch.tensor(self.selftest["answers"][name])
+        difference = float((answers[name] - expected).abs().max() / unit)
+        if not difference <= TOLERANCE:  # NaN fails too
+            raise ArtifactError(
+                f"{self.path}: the self-test failed: {name} differ by {difference:.2g} from those it was written with"
+                f" (torch {self.spec['versions']['torch']}, here {torch.__version__}). Do not use its answers; export"
+                " it again here."
+            )
+
+    def answer(self, numbers: Mapping[str, Tensor], strings: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """The artefact itself, on columns as it takes them."""
+        with torch.inference_mode():
+            answers: dict[str, Tensor] = self.module(numbers, strings, {})
+        return answers
+
+    def unlike(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Of these columns, those that the artefact wants and are absent, and those that it does not know."""
+        known = {*self.columns, self.spec["target"]["name"]}
+        return [name for name in self.columns if name not in columns], [name for name in columns if name not in known]
+
+    def score(self, frame: pl.DataFrame) -> Scored:
+        """Answers raw rows: cells of any type, as they were read. Columns that are absent are missing on every row,
+        columns that the artefact does not know are ignored.
+        """
+        values: dict[str, pl.Series] = {}
+        texts: dict[str, pl.Series] = {}
+        notes: list[pl.Series] = []
+        rejects = [pl.DataFrame(schema=REJECTS)]
+        for column in self.spec["columns"]:
+            name = column["name"]
+            cells = frame[name] if name in frame.columns else pl.repeat(None, len(frame), dtype=pl.String, eager=True)
+            if column["kind"] == "number":
+                values[name], bad = as_number(cells, self.missing)
+                outside = ~_between(values[name], *column["range"])
+                rejects += [_rejects(cells, bad, name, "not a number"), _rejects(cells, outside, name, "outside range")]
+                notes.append(_unusual_numbers(values[name], column))
+            else:
+                texts[name] = as_text(cells).fill_null("")
+                notes.append(_unusual_texts(texts[name], column, self.missing))
+
+        rejected = pl.concat(rejects).sort(ROW, maintain_order=True)
+        rows = pl.Series(ROW, range(len(frame)), pl.Int64)
+        rows = rows.filter(~rows.is_in(rejected[ROW].implode()))
+        answers = self.answer(
+            {
+                name: torch.from_numpy(series.gather(rows).fill_null(float("nan")).to_numpy(writable=True))
+                for name, series in values.items()
+            },
+            {name: series.gather(rows).to_list() for name, series in texts.items()},
+        )
+        flags = pl.select(flags=pl.concat_str(notes, separator="; ", ignore_nulls=True)).to_series().gather(rows)
+        return Scored(pl.DataFrame([rows, *self._answer_columns(answers), flags]), rejected)
+
+    def _answer_columns(self, answers: Mapping[str, Tensor]) -> list[pl.Series]:
+        if not self.classes:
+            return [pl.Series("value", answers["value"].double().numpy())]
+        names = pl.Series("label", self.classes, pl.String)
+        return [
+            names.gather(pl.Series(answers["label"].numpy())),
+            *(
+                pl.Series(f"probability_{name}", column.contiguous().numpy())
+                for name, column in zip(self.classes, answers["probabilities"].unbind(1), strict=True)
+            ),
+        ]
+
+
+def _between(values: pl.Series, low: float | None, high: float | None) -> pl.Series:
+    """Whether each value is within the bounds, where there are any; a missing value is."""
+    inside = values.is_between(-math.inf if low is None else low, math.inf if high is None else high)
+    return inside.fill_null(True)
+
+
+def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str) -> pl.DataFrame:
+    rows = bad.arg_true()
+    return pl.DataFrame(
+        {ROW: rows, "column": column, "rule": rule, "value": as_text(cells.gather(rows))}, schema=REJECTS
+    )
+
+
+def _unusual_numbers(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
+    """A note a row: a value missing that never was in training, or far from the training values; null elsewhere."""
+    for old, new in column["replace"]:
+        values = values.replace(old, new)
+    low, high = column["min"], column["max"]
+    reach = FAR * (high - low)
+    unusual = values.unique()
+    unusual = unusual.filter(unusual.is_null() | ~_between(unusual, low - reach, high + reach))
+    bounds = "..".join(as_text(pl.Series([low, high])))
+    return _noted(values, unusual, as_text(unusual) + f" is far outside {bounds}", column)
+
+
+def _unusual_texts(texts: pl.Series, column: Mapping[str, Any], missing: Sequence[str]) -> pl.Series:
+    """A note a row: a cell missing that never was in training, or a level that training had not; null elsewhere."""
+    unusual = texts.unique()
+    levels = clean_text(unusual, missing)
+    unseen = ~levels.is_in(column["levels"]).fill_null(False)
+    return _noted(texts, unusual.filter(unseen), 'unseen level "' + levels.filter(unseen) + '"', column)
+
+
+def _noted(cells: pl.Series, unusual: pl.Series, notes: pl.Series, column: Mapping[str, Any]) -> pl.Series:
+    """The note of each unusual cell on the rows that have it; a null note means missing."""
+    if not column["missing"]:
+        notes = notes.fill_null("missing")
+    notes = f"{column['name']}: " + notes
+    return cells.replace_strict(unusual, notes, default=None, return_dtype=pl.String)
+
+
+def _read_description(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`spec.json` and `selftest.json`, once every part of the file has its checksum."""
+    if not content.startswith(b"PK"):
+        raise _foreign(path, "it is no TorchScript file")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # torch itself does not compare checksums: a flipped bit in a weight would go unseen.
+            broken = archive.testzip()
+            extra = {name.partition("/extra/")[2]: archive.read(name) for name in archive.namelist()}
+    except Exception as error:  # what zipfile raises depends on the byte that is wrong
+        raise _damaged(path, str(error)) from error
+    if broken is not None:
+        raise _damaged(path, f"{broken} has another checksum")
+    if "spec.json" not in extra:
+        raise _foreign(path, "it has no spec.json")
+    try:
+        spec: dict[str, Any] = json.loads(extra["spec.json"])
+        version = int(spec["format"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _foreign(path, "its spec.json names no format") from error
+    if version > FORMAT:
+        raise ArtifactError(
+            f"{path}: its format is {version}, and this Lathe reads up to {FORMAT}. Use the Lathe that wrote it, or a"
+            " newer one."
+        )
+    return spec, json.loads(extra["selftest.json"])
+
+
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"{path}: the file is damaged: {what}. Copy or export it again.")
+
+
+def _foreign(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{path}: not an artefact of Lathe: {why}. Give the model.pt of a run folder.")
