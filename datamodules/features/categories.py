@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+BLANKS = " \t\n\r\f\v"
+
 
 class Categories(nn.Module):
     """Encodes category columns: 0 is an unknown level, then the levels of the training rows, the commonest first.
@@ -27,6 +29,8 @@ class Categories(nn.Module):
         """`counts`: for each column, its cleaned levels in training and their rows; "" stands for missing."""
         super().__init__()
         self.names: list[str] = list(names)
+        # An attribute, not a literal: TorchScript writes "\r" in code as it cannot read it back (torch 2.15).
+        self.blanks: str = BLANKS
         self.levels = []
         self.sizes: list[int] = []
         for name, rows in zip(names, counts, strict=True):
@@ -50,7 +54,7 @@ class Categories(nn.Module):
                     if cell in lookup:
                         codes.append(lookup[cell])
                     else:
-                        codes.append(lookup.get(clean(cell), 0))
+                        codes.append(lookup.get(clean(cell, self.blanks), 0))
                 columns.append(torch.tensor(codes, dtype=torch.int32))
             else:
                 columns.append(torch.full((rows,), lookup[""], dtype=torch.int32))
@@ -59,13 +63,13 @@ class Categories(nn.Module):
         return torch.stack(columns, 1)
 
 
-def clean(cell: str) -> str:
+def clean(cell: str, blanks: str) -> str:
     """A cell without outer blanks, and a whole number without its ".0": "12.0" and "12" are one level.
 
     The rules of `serving.cells.clean_text`. TorchScript strings are bytes, hence ASCII blanks and digits, spelt out: a
     no-break space counts as a blank, other Unicode spaces do not.
     """
-    text = cell.replace("\u00a0", " ").strip(" \t\n\r\f\v")
+    text = cell.replace("\u00a0", " ").strip(blanks)
     dot = text.find(".")
     if dot > 0 and dot + 1 < len(text) and text[dot + 1 :].strip("0") == "":
         whole = text[:dot]
