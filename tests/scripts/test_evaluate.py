@@ -1,0 +1,88 @@
+"""scripts/evaluate.py: the metrics of training, on rows with their true answers."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from scripts.evaluate import evaluate
+from serving.artifact import Artifact
+from serving.errors import InputError
+from tests.conftest import run_script
+
+
+@pytest.fixture(scope="session")
+def adult(adult_run: Path) -> Artifact:
+    return Artifact.load(adult_run / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def rows(data_dir: Path) -> pl.DataFrame:
+    return pl.read_csv(data_dir / "adult" / "adult.csv.gz", infer_schema=False)
+
+
+@pytest.mark.parametrize(
+    ("run", "file"), [("adult_run", "adult/adult.csv.gz"), ("housing_run", "california_housing/housing.csv")]
+)
+def test_the_test_rows_get_the_test_metrics_of_the_run(
+    run: str, file: str, data_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    from omegaconf import OmegaConf
+
+    from datamodules.read import LINE
+    from trainer.config import instantiate
+
+    folder: Path = request.getfixturevalue(run)
+    datamodule = instantiate(OmegaConf.load(folder / "config.yaml").data)
+    datamodule.setup()
+    raw = pl.read_csv(data_dir / file, infer_schema=False)
+    raw[datamodule.frames["test"][LINE] - 2].write_csv(tmp_path / "test.csv")
+    done = run_script(
+        "scripts/evaluate.py", "--artifact", str(folder / "model.pt"), "--input", "test.csv", "--output", "out.json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    ours = json.loads((tmp_path / "out.json").read_text())
+    counts = {name: ours.pop(name) for name in ("rows", "rejected", "without_target")}
+    assert counts == {"rows": len(datamodule.frames["test"]), "rejected": 0, "without_target": 0}
+    theirs = json.loads((folder / "metrics.json").read_text())
+    del theirs["test/loss"]
+    expected = {name.removeprefix("test/"): value for name, value in theirs.items() if name.startswith("test/")}
+    assert ours == pytest.approx(expected, rel=1e-5)
+    name, value = done.stdout.splitlines()[0].split()
+    assert float(value.replace(",", "")) == pytest.approx(ours[name], rel=1e-5)
+
+
+def test_what_is_left_out_is_counted(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    odd = rows.head(6).with_columns(
+        pl.Series("income", [" <=50K", ">50K.", "", "?", "rich", " >50K "]),
+        pl.Series("age", ["39", "thirty", "53", "28", "37", "49"]),
+    )
+    odd.write_csv(source)
+    measured = evaluate(adult, str(source))
+    assert {name: measured[name] for name in ("rows", "rejected", "without_target")} == {
+        "rows": 2,
+        "rejected": 1,
+        "without_target": 3,
+    }
+
+
+def test_no_target_column(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    rows.head(3).drop("income").write_csv(source)
+    with pytest.raises(InputError) as error:
+        evaluate(adult, str(source))
+    assert str(error.value) == (
+        f"{source}: no column 'income', the target of {adult.path}. Give rows with their true answers; predict.py takes"
+        " rows without."
+    )
+
+
+def test_no_row_to_measure(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    rows.head(3).with_columns(income=pl.lit("?")).write_csv(source)
+    with pytest.raises(InputError) as error:
+        evaluate(adult, str(source))
+    assert str(error.value) == (f"{source}: no row could be answered and has a known 'income'. Nothing is measured.")

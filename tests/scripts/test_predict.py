@@ -1,0 +1,229 @@
+"""scripts/predict.py: files in, answers and rejects out; the door itself is run as a person runs it."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from scripts.predict import predict
+from serving.artifact import Artifact
+from serving.errors import InputError
+from serving.write import writing
+from tests.conftest import run_script
+
+NUMBERS = ["age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
+
+
+@pytest.fixture(scope="session")
+def adult(adult_run: Path) -> Artifact:
+    return Artifact.load(adult_run / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def rows(data_dir: Path) -> pl.DataFrame:
+    """Raw adult, every cell as it is written."""
+    return pl.read_csv(data_dir / "adult" / "adult.csv.gz", infer_schema=False)
+
+
+def answers(artifact: Artifact, source: Path, batch: int = 65_536) -> pl.DataFrame:
+    output = source.with_suffix(".answers.parquet")
+    predict(artifact, str(source), str(output), None, batch)
+    return pl.read_parquet(output)
+
+
+def test_the_raw_and_the_cleaned_file_get_the_same_answers(
+    adult: Artifact, rows: pl.DataFrame, data_dir: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw.csv.gz"
+    raw.write_bytes((data_dir / "adult" / "adult.csv.gz").read_bytes())
+    cleaned = tmp_path / "cleaned.csv"
+    rows.with_columns(pl.all().str.strip_chars().replace("?", "")).write_csv(cleaned)
+    ours = answers(adult, raw)
+    assert ours.columns == ["line", "label", "probability_<=50K", "probability_>50K", "flags"]
+    assert ours["line"].to_list() == list(range(2, 48_844))
+    assert answers(adult, cleaned).equals(ours)
+
+
+def test_csv_parquet_and_json_lines_get_the_same_answers(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    some = rows.head(2000)
+    typed = some.with_columns(pl.col(pl.String).str.strip_chars()).with_columns(pl.col(NUMBERS).cast(pl.Int64))
+    some.write_csv(tmp_path / "rows.csv")
+    some.write_csv(tmp_path / "rows.tsv", separator="\t")
+    typed.write_parquet(tmp_path / "rows.parquet")
+    typed.write_ndjson(tmp_path / "rows.jsonl")
+    (tmp_path / "packed.csv.gz").write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
+    expected = answers(adult, tmp_path / "rows.csv").drop("line")
+    assert len(expected) == 2000
+    for name in ("rows.tsv", "rows.parquet", "rows.jsonl", "packed.csv.gz"):
+        assert answers(adult, tmp_path / name).drop("line").equals(expected), name
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 1000])
+def test_the_size_of_a_chunk_changes_nothing(adult: Artifact, rows: pl.DataFrame, tmp_path: Path, batch: int) -> None:
+    source = tmp_path / "rows.csv"
+    odd = rows.head(100).with_columns(age=pl.when(pl.int_range(100) % 9 == 8).then(pl.lit("x")).otherwise("age"))
+    odd.write_csv(source)
+    whole, cut = answers(adult, source), answers(adult, source, batch)
+    probability = pl.col("^probability.*$")
+    assert cut.drop(probability).equals(whole.drop(probability))
+    for name in whole.select(probability).columns:
+        assert cut[name].to_list() == pytest.approx(whole[name].to_list(), abs=1e-6)
+    assert pl.read_parquet(tmp_path / "rows.answers.rejects.parquet")["line"].to_list() == list(range(10, 101, 9))
+
+
+def test_every_output_says_the_same(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    source = tmp_path / "rows.parquet"
+    rows.head(50).write_parquet(source)
+    for ending in ("csv", "parquet", "jsonl"):
+        predict(adult, str(source), f"{tmp_path}/out.{ending}", None, 20)
+    written = pl.read_parquet(tmp_path / "out.parquet")
+    assert written.height == 50
+    schema = written.schema
+    assert pl.read_csv(tmp_path / "out.csv", schema=schema).equals(written)
+    assert pl.read_ndjson(tmp_path / "out.jsonl", schema=schema).equals(written)
+
+
+def test_rejects_are_kept_with_line_rule_and_value(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    source, output = tmp_path / "rows.csv", tmp_path / "out.csv"
+    lines = rows.head(6).write_csv().splitlines()
+    lines[2] = lines[2].replace(lines[2].split(",")[0], "thirty", 1)
+    lines[3] = lines[3].replace(" Private", " Robot")
+    lines[5] += ",one more cell"
+    source.write_text("\n".join(lines) + "\n")
+    told = predict(adult, str(source), str(output), None, 4)
+    assert told == f"6 rows read, 4 answered (1 of them flagged), 2 rejected: {tmp_path}/out.rejects.csv"
+    assert pl.read_csv(output)["line"].to_list() == [2, 4, 5, 7]
+    assert pl.read_csv(output)["flags"].to_list() == ["", 'workclass: unseen level "Robot"', "", ""]
+    rejects = pl.read_csv(tmp_path / "out.rejects.csv")
+    assert rejects.columns == ["file", "line", "column", "rule", "value"]
+    assert rejects["line"].to_list() == [3, 6]
+    assert rejects.row(0) == (str(source), 3, "age", "not a number", "thirty")
+
+
+def test_no_rejects_leave_no_file_of_an_earlier_run(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    source, output = tmp_path / "rows.csv", tmp_path / "out.parquet"
+    rows.head(3).with_columns(age=pl.lit("x")).write_csv(source)
+    told = predict(adult, str(source), str(output), None, 10)
+    assert told == f"3 rows read, 0 answered (0 of them flagged), 3 rejected: {tmp_path}/out.rejects.parquet"
+    assert pl.read_parquet(output).is_empty()
+    rows.head(3).write_csv(source)
+    told = predict(adult, str(source), str(output), None, 10)
+    assert told == "3 rows read, 3 answered (0 of them flagged), 0 rejected"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.csv"]
+
+
+def test_absent_and_unknown_columns_are_said_once(
+    adult: Artifact, rows: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "rows.csv"
+    rows.head(10).drop("workclass", "age").with_columns(id=pl.lit("7")).write_csv(source)
+    assert answers(adult, source, batch=3)["flags"].to_list() == ["age: missing"] * 10
+    assert capsys.readouterr().err == (
+        f"warning: not in {source}, answered as missing: age, workclass\nnote: not in the model, ignored: id\n"
+    )
+
+
+def test_a_table_of_something_else(adult: Artifact, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("Age,Job\n3,x\n")
+    with pytest.raises(InputError) as error:
+        predict(adult, str(source), f"{tmp_path}/out.csv", None, 10)
+    assert str(error.value) == (
+        f"{source}: none of the columns that {adult.path} takes is in it. It takes {', '.join(adult.columns)}; the file"
+        " has Age, Job."
+    )
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_artefact_answers_what_the_live_model_answers(
+    adult: Artifact, adult_run: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    from datamodules.read import LINE
+    from models.answers import answer
+    from trainer.config import instantiate
+
+    config = OmegaConf.load(adult_run / "config.yaml")
+    datamodule = instantiate(config.data)
+    datamodule.setup()
+    network = instantiate(config.model, inputs=datamodule.inputs, outputs=datamodule.target.outputs)
+    saved = torch.load(adult_run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
+    )
+    batch = datamodule.rows["val"]
+    with torch.inference_mode():
+        live = answer(network.eval()(batch), "binary", 0.0, 1.0)[:, 1]
+
+    output = tmp_path / "out.parquet"
+    predict(adult, str(data_dir / "adult" / "adult.csv.gz"), str(output), None, 65_536)
+    validation = (
+        datamodule.frames["val"].select(line=LINE).join(pl.read_parquet(output), on="line", maintain_order="left")
+    )
+    torch.testing.assert_close(torch.tensor(validation["probability_>50K"].to_numpy()), live, atol=1e-5, rtol=0)
+
+
+def test_standard_input_and_output_from_any_folder(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    table = rows.head(40).write_csv()
+    done = run_script(
+        "scripts/predict.py", "--artifact", str(adult.path), "--input", "-", "--output", "-", "--batch", "15",
+        cwd=tmp_path, input=table,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "40 rows read, 40 answered (0 of them flagged), 0 rejected\n")
+    (tmp_path / "rows.csv").write_text(table)
+    with writing(f"{tmp_path}/expected.csv") as append:
+        append(answers(adult, tmp_path / "rows.csv"))
+    assert done.stdout == (tmp_path / "expected.csv").read_text()
+
+
+def test_rejects_without_a_file_to_go_to_fail(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    table = rows.head(3).with_columns(pl.Series("age", ["39", "thirty", "50"])).write_csv()
+    command = ("--artifact", str(adult.path), "--input", "-", "--output", "-")
+    done = run_script("scripts/predict.py", *command, cwd=tmp_path, input=table)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "3 rows read, 2 answered (0 of them flagged), 1 rejected and not kept: give --rejects FILE.\n",
+    )
+    assert len(done.stdout.splitlines()) == 3
+    kept = run_script("scripts/predict.py", *command, "--rejects", "bad.jsonl", cwd=tmp_path, input=table)
+    assert (kept.returncode, kept.stdout) == (0, done.stdout)
+    assert pl.read_ndjson(tmp_path / "bad.jsonl")["value"].to_list() == ["thirty"]
+
+
+def test_mistakes_are_said_without_a_traceback(adult: Artifact, tmp_path: Path) -> None:
+    done = run_script("scripts/predict.py", "--artifact", "none.pt", "--input", "-", "--output", "-", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "none.pt: no such file. Give the model.pt of a run folder.\n",
+    )
+
+
+def test_torch_alone_answers(adult: Artifact, tmp_path: Path) -> None:
+    program = f"""
+import sys, torch
+model = torch.jit.load({str(adult.path)!r})
+nan = float("nan")
+numbers = {{name: torch.tensor([39.0, nan, 1e9]) for name in {NUMBERS[1:]!r}}}
+strings = {{"workclass": [" Private", "Robot", "?"], "sex": ["Male", "", "Female"], "unknown": ["a", "b", "c"]}}
+answers = model({{**numbers, "other": torch.ones(3)}}, strings, {{}})
+assert answers["probabilities"].isfinite().all() and answers["label"].shape == (3,)
+ours = [name for name in sys.modules if name.split(".")[0] in ("datamodules", "models", "serving", "trainer", "polars")]
+print(ours, answers["probabilities"][:, 1].tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    frame = pl.DataFrame(
+        {name: [39.0, None, 1e9] for name in NUMBERS[1:]}
+        | {"workclass": [" Private", "Robot", "?"], "sex": ["Male", "", "Female"]}
+    )
+    expected = adult.score(frame).answers["probability_>50K"].to_list()
+    modules, _, values = done.stdout.partition(" ")
+    assert modules == "[]"
+    assert [float(value) for value in values.strip()[1:-1].split(",")] == pytest.approx(expected, abs=1e-6)
