@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -78,7 +79,7 @@ def export(
     target = datamodule.target
     threshold = 0.5
     network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
-    pipeline = torch.jit.script(Pipeline(datamodule.features.cpu().eval(), network, target, threshold))
+    pipeline = _script(Pipeline(datamodule.features.cpu().eval(), network, target, threshold))
     _check_parity(pipeline, datamodule, module)
 
     described = datamodule.describe()
@@ -104,6 +105,14 @@ def export(
     torch.jit.save(pipeline, buffer, _extra_files=extra)
     write_whole(path, buffer.getvalue())
     return path
+
+
+def _script(pipeline: Pipeline) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        # torch points to torch.export, which takes no strings: the whole way of a row needs TorchScript.
+        warnings.filterwarnings("ignore", ".*torch.jit.*deprecated")
+        scripted: torch.jit.ScriptModule = torch.jit.script(pipeline)
+    return scripted
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -120,4 +120,3 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval")
-    warnings.filterwarnings("ignore", ".*`torch.jit.*` is deprecated", category=DeprecationWarning)

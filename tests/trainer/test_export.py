@@ -1,0 +1,134 @@
+"""The artefact: what is in it, that it says what the live model says, that it is written whole or not at all."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from trainer.export import ExportError, write_whole
+
+RunHere = Callable[..., Path]
+EXTRA = ("spec.json", "reference.json", "selftest.json", "card.md")
+
+
+def load(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    extra = dict.fromkeys(EXTRA, "")
+    module = torch.jit.load(str(path), _extra_files=extra)
+    return module, {name: json.loads(text) if name.endswith("json") else text for name, text in extra.items()}
+
+
+@pytest.fixture(scope="session")
+def adult_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small table with what real ones have: numbers, levels, missing cells, blanks."""
+    generator = torch.Generator().manual_seed(0)
+    age = torch.randint(17, 90, (600,), generator=generator)
+    job = torch.randint(0, 4, (600,), generator=generator)
+    noise = torch.rand(600, generator=generator)
+    table = pl.DataFrame(
+        {
+            "age": [None if code == 3 else value for value, code in zip(age.tolist(), job.tolist(), strict=True)],
+            "job": [[" clerk", "smith ", "?", "nurse"][code] for code in job.tolist()],
+            "rich": ["yes" if value > 45 + 20 * luck else "no" for value, luck in zip(age, noise, strict=True)],
+        }
+    )
+    path = tmp_path_factory.mktemp("table") / "rows.csv"
+    table.write_csv(path)
+    return path
+
+
+def test_the_description_beside_the_code(run_here: RunHere, adult_like: Path) -> None:
+    folder = run_here("data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=3", "logger=none")
+    module, extra = load(folder / "model.pt")
+    spec = extra["spec.json"]
+    assert spec["format"] == 1
+    assert [(column["name"], column["kind"], column["missing"]) for column in spec["columns"]] == [
+        ("age", "number", True),
+        ("job", "category", True),
+    ]
+    assert sorted(spec["columns"][1]["levels"]) == ["clerk", "nurse", "smith"]
+    assert spec["target"]["classes"] == ["no", "yes"]
+    assert spec["metrics"]["test/accuracy"] == json.loads((folder / "metrics.json").read_text())["test/accuracy"]
+    assert sum(extra["reference.json"]["predictions"]["counts"]) == 96
+    assert "| job | category | 3 levels, sometimes missing |" in extra["card.md"]
+
+    test = extra["selftest.json"]
+    numbers = {
+        name: torch.tensor([float("nan") if x is None else x for x in column], dtype=torch.float64)
+        for name, column in test["numbers"].items()
+    }
+    answers = module(numbers, test["strings"], {})
+    assert len(test["strings"]["job"]) == 64
+    torch.testing.assert_close(answers["probabilities"], torch.tensor(test["answers"]["probabilities"]))
+    assert answers["label"].tolist() == test["answers"]["label"]
+
+
+def test_no_training_row_is_in_the_artefact(run_here: RunHere, tmp_path: Path) -> None:
+    secret = [f"secret{row}" for row in range(300)]
+    table = pl.DataFrame({"name": secret, "x": range(300), "level": ["a", "b", "c"] * 100, "y": ["p", "q"] * 150})
+    table.write_csv(tmp_path / "rows.csv")
+    folder = run_here(
+        "data=table", f"data.path={tmp_path}/rows.csv", "data.target=y", "trainer.max_epochs=1", "logger=none"
+    )
+    content = (folder / "model.pt").read_bytes()
+    assert b"secret" not in content
+    assert len(content) < 1_000_000
+
+
+def test_the_artefact_answers_where_only_torch_is(run_here: RunHere, adult_like: Path, tmp_path: Path) -> None:
+    folder = run_here("data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=1", "logger=none")
+    program = f"""
+import sys, torch
+assert not any(name.split(".")[0] in ("datamodules", "models", "trainer", "serving") for name in sys.modules)
+model = torch.jit.load({str(folder / "model.pt")!r})
+nan = float("nan")
+whole = model({{"age": torch.tensor([20.0, 80.0])}}, {{"job": ["smith", "clerk"]}}, {{}})
+odd = model({{"age": torch.tensor([nan, 1e300]), "extra": torch.ones(2)}}, {{"job": [" smith", "astronaut"], "more": ["", ""]}}, {{}})
+absent = model({{"age": torch.tensor([20, 80])}}, {{}}, {{}})
+for answers in (whole, odd, absent):
+    assert answers["probabilities"].shape == (2, 2) and answers["probabilities"].isfinite().all()
+    torch.testing.assert_close(answers["probabilities"].sum(1), torch.ones(2))
+print(whole["label"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0, 1]"
+
+
+def test_a_difference_between_artefact_and_live_model_fails_the_export(
+    run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.mlp import MLP
+
+    def forward(self: MLP, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        output: torch.Tensor = self.layers(self.inputs(batch))
+        return output + 0.001 if torch.jit.is_scripting() else output
+
+    monkeypatch.setattr(MLP, "forward", forward)
+    with pytest.raises(ExportError) as error:
+        run_here("data=iris", "trainer.max_epochs=1", "logger=none")
+    assert "on validation rows (at most 1e-05 is allowed), so no artefact was written" in str(error.value)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # what the system refuses here is real
+    try:
+        with pytest.raises(ExportError) as error:
+            write_whole(path, b"x" * 2_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == (
+        f"{path}: the artefact (2.00 MB) was not written: File too large. Nothing was left behind; make room, then"
+        " export again from the checkpoint with resume=RUN_FOLDER."
+    )
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,158 @@
+"""A run from the command to the artefact: what it leaves, that it repeats, that it goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import run_script
+
+RunHere = Callable[..., Path]
+QUICK = ("trainer.max_epochs=2", "logger=none")
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    saved: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+    return saved
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    loaded: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return loaded
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_default_run_leaves_what_the_readme_says(default_run: tuple[Path, str]) -> None:
+    folder, _ = default_run
+    for name in ("model.pt", "metrics.json", "config.yaml", "environment.json", "train.log", ".hydra/overrides.yaml"):
+        assert (folder / name).is_file(), name
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    names = metrics(folder).keys()
+    for metric in ("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "log_loss", "loss"):
+        assert {f"val/{metric}", f"test/{metric}"} <= names
+    assert {"fit/seconds", "fit/samples_per_second", "fit/epochs", "train/loss"} <= names
+    assert metrics(folder)["test/accuracy"] >= 0.95
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_last_lines_say_what_came_out_and_where(default_run: tuple[Path, str]) -> None:
+    folder, printed = default_run
+    closing = printed[printed.index("Result") :]
+    assert f"run folder  {folder}" in closing
+    assert f"python scripts/predict.py --artifact {folder}/model.pt" in closing
+    assert f"{metrics(folder)['test/accuracy']:,.5g}" in closing
+    assert "Traceback" not in printed
+    assert "Warning" not in printed
+
+
+def test_tensorboard_holds_the_curves_and_the_final_metrics_beside_the_settings(
+    default_run: tuple[Path, str],
+) -> None:
+    folder, _ = default_run
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    curve = events.Scalars("val/loss")
+    assert len(curve) > 2
+    assert min(point.value for point in curve) == pytest.approx(metrics(folder)["val/loss"], rel=1e-5)
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run_here: RunHere, tmp_path: Path) -> None:
+    first, again, other = (
+        run_here(*QUICK, f"seed={seed}", folder=tmp_path / name) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert equal(weights(first), weights(again))
+    assert metrics(first)["test/log_loss"] == metrics(again)["test/log_loss"]
+    assert not equal(weights(first), weights(other))
+
+
+def test_the_module_that_is_measured_and_exported_holds_the_best_weights(run_here: RunHere) -> None:
+    folder = run_here("trainer.max_epochs=6", "optimizer.lr=0.05", "logger=none")
+    artefact = torch.jit.load(str(folder / "model.pt"))
+    exported = {f"network.{name}": value for name, value in artefact.network.state_dict().items()}
+    best = weights(folder, "best.ckpt")
+    assert equal(exported, {name: best[name] for name in exported})
+
+
+def test_one_epoch_and_one_resumed_equal_two(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ("scheduler=none", "logger=none", "export=none", "data=iris")
+    for folder, overrides in (
+        (whole, ("trainer.max_epochs=2", *settings, f"hydra.run.dir={whole}")),
+        (parts, ("trainer.max_epochs=1", *settings, f"hydra.run.dir={parts}")),
+        (parts, ("trainer.max_epochs=2", f"resume={parts}")),
+    ):
+        done = run_script("train.py", *overrides)
+        assert done.returncode == 0, done.stderr
+        assert folder.is_dir()
+    assert equal(weights(whole), weights(parts))
+    assert "trainer.max_epochs 1 -> 2" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=linear", "data=wine"),
+        ("data=diabetes", "loss=huber", "optimizer=sgd", "optimizer.momentum=0.9", "scheduler=onecycle"),
+        ("data=iris", "loss.label_smoothing=0.1", "loss.class_weights=balanced", "scheduler=plateau"),
+        ("loss=focal", "optimizer=rmsprop", "scheduler=step", "l1=1e-4"),
+        ("optimizer._target_=torch.optim.NAdam", "scheduler=cosine", "scheduler.warmup=0.1"),
+        ("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2"),
+        ("trainer.deterministic=true", "callbacks=ema"),
+        ("callbacks=swa", "trainer.threads=1"),
+        ("data.numbers=robust", "model.norm=batch", "data.batch_size=100000"),
+        ("monitor=val/auroc", "mode=max", "test=false"),
+    ],
+)
+def test_choices_train_and_export(run_here: RunHere, overrides: tuple[str, ...]) -> None:
+    folder = run_here("trainer.max_epochs=3", "logger=none", *overrides)
+    assert (folder / "model.pt").is_file()
+    assert metrics(folder)["train/loss"] > 0
+    assert ("test/loss" in metrics(folder)) == ("test=false" not in overrides)
+
+
+@pytest.mark.parametrize("debug", ["fast", "overfit", "limit", "profiler"])
+def test_debug_choices_run(run_here: RunHere, debug: str) -> None:
+    folder = run_here(f"debug={debug}", "data=iris", "logger=none")
+    assert "train/loss" in metrics(folder)
+
+
+def test_a_sweep_gives_each_job_a_folder_of_its_own(tmp_path: Path) -> None:
+    done = run_script(
+        "train.py", "-m", "data=iris", "model=linear,mlp", "seed=0,1", *QUICK, f"hydra.sweep.dir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.parent for path in tmp_path.rglob("metrics.json"))
+    assert len(runs) == 4
+    assert len({(run / ".hydra" / "overrides.yaml").read_text() for run in runs}) == 4
+
+
+def test_a_folder_is_never_shared_by_two_runs(default_run: tuple[Path, str]) -> None:
+    folder, _ = default_run
+    before = (folder / "metrics.json").read_bytes()
+    done = run_script("train.py", f"hydra.run.dir={folder}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert str(folder) in done.stderr
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def test_bad_data_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,x\n2,y\n")
+    done = run_script(
+        "train.py",
+        "data=table",
+        f"data.path={tmp_path}/rows.csv",
+        "data.target=c",
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "c" in done.stderr + done.stdout
