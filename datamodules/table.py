@@ -9,20 +9,20 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
-from datamodules.clean import clean
+from datamodules.clean import COPY, OWN, clean, clean_target, refuse_if_too_many
 from datamodules.features import Categories, Features, Numbers
 from datamodules.features.numbers import Scaling, quantiles
-from datamodules.infer import infer_columns, infer_task
+from datamodules.infer import check_names, infer_columns, infer_task
 from datamodules.loader import Batches
-from datamodules.read import FILE, LINE, read
-from datamodules.schema import Column, InputSpec, Kind, TargetSpec, Task
+from datamodules.read import Raw, read
+from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, Task
 from datamodules.split import SPLITS, SplitBy, split_rows
 from serving import cells
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
-ORDER, ROW = "lathe.order", "lathe.row"
+ORDER, ROW = OWN + "order", OWN + "row"
 KNOTS = 49
 """Quantiles of each encoded number that networks and the drift reference see: the edges of 48 bins."""
 
@@ -38,7 +38,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
     inputs: InputSpec
     target: TargetSpec
     columns: list[Column]
-    quarantine: pl.DataFrame
+    quarantine: pl.DataFrame | None = None
 
     def __init__(
         self,
@@ -88,34 +88,39 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.frames: dict[str, pl.DataFrame] = {}
         self.rows: dict[str, dict[str, Tensor]] = {}
 
-    def read(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def read(self) -> Raw:
         """The raw rows, and those that could not be read as rows of the table."""
-        raw = read(self.path, separator=self.separator, names=self.names)
-        return raw.frame, raw.bad
+        return read(self.path, separator=self.separator, names=self.names)
 
     def setup(self, stage: str | None = None) -> None:
         """Everything from files to encoded tensors, once. Raises DataError where the data cannot be used."""
         if self.rows:
             return
-        frame, bad = self.read()
-        self.columns = infer_columns(frame, target=self.target_name, overrides=self.overrides, missing=self.missing)
-        task, reason = infer_task(frame[self.target_name], self.task, self.missing)
+        raw = self.read()
+        self.columns = infer_columns(raw.frame, target=self.target_name, overrides=self.overrides, missing=self.missing)
+        labels = clean_target(raw.frame[self.target_name], self.missing, self.replace.get(self.target_name, {}))
+        task, reason = infer_task(labels, self.task)
         log.info("task: %s (%s)", task, reason)
+        if not self._of_kind("number") and not self._of_kind("category"):
+            kinds = ", ".join(f"{column.name} ({column.kind})" for column in self.columns)
+            raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
+        frame = raw.frame
         if self.split_column is not None:
+            check_names("data.split_column", [self.split_column], [column.name for column in self.columns])
             frame = frame.with_columns(frame[self.split_column].alias(ORDER))
         cleaned = clean(
             frame,
             self.columns,
             self.target_name,
             task,
-            bad=bad,
+            bad=raw.bad,
             missing=self.missing,
             replace=self.replace,
             ranges=self.ranges,
             duplicates=self.duplicates,
-            max_bad_fraction=self.max_bad_fraction,
         )
         self.quarantine = cleaned.quarantine
+        refuse_if_too_many(cleaned, self.max_bad_fraction)
         self._split(cleaned.frame, task)
         self._fit_target(task)
         self._fit_features()
@@ -136,51 +141,54 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         return raw_columns(self.frames[split].head(rows), self._of_kind("number"), self._of_kind("category"))
 
     def describe(self) -> dict[str, Any]:
-        """What serving must know: "columns", in order, for checks and flags, and "reference", for drift."""
+        """What serving must know: "columns", in order, for checks and flags; "target"; and "reference", for drift."""
         train = self.frames["train"]
-        columns: list[dict[str, Any]] = []
+        columns: dict[str, dict[str, Any]] = {}
         reference: dict[str, dict[str, Any]] = {"numbers": {}, "categories": {}}
-        rate = {column: train[column].null_count() / len(train) for column in train.columns}
+        probabilities = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
         for name in self._of_kind("number"):
-            values = train[name].drop_nulls().to_numpy()
-            low, high = self.ranges.get(name, (None, None))
-            columns.append(
-                {
-                    "name": name,
-                    "kind": "number",
-                    "missing": rate[name] > 0,
-                    "min": float(values.min()),
-                    "max": float(values.max()),
-                    "range": [low, high],
-                    "replace": [[float(old), new] for old, new in self.replace.get(name, {}).items()],
-                }
-            )
-            probabilities = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
-            knots = quantiles(torch.from_numpy(values.copy()).unsqueeze(1), probabilities)
-            reference["numbers"][name] = {"knots": knots[0].tolist(), "missing": rate[name]}
+            rules = self._number_rules().get(name, {})
+            present = train[name].replace(rules).drop_nulls()
+            # A column may have values in other splits alone.
+            values = torch.from_numpy(present.to_numpy(writable=True)) if len(present) else torch.zeros(1).double()
+            columns[name] = {
+                "kind": "number",
+                "missing": len(present) < len(train),
+                "min": float(values.min()),
+                "max": float(values.max()),
+                "range": list(self.ranges.get(name, (None, None))),
+                "replace": [list(rule) for rule in rules.items()],
+            }
+            knots = quantiles(values.unsqueeze(1), probabilities)[0].tolist()
+            reference["numbers"][name] = {"knots": knots, "missing": 1 - len(present) / len(train)}
         for name, counts in zip(self._of_kind("category"), self._level_counts(), strict=True):
-            levels = {level: rows for level, rows in counts.items() if level != ""}
-            columns.append({"name": name, "kind": "category", "missing": "" in counts, "levels": list(levels)})
-            absent = counts.get("", 0) / len(train)
-            reference["categories"][name] = {"levels": levels, "missing": absent}
-        order = {column.name: position for position, column in enumerate(self.columns)}
-        columns.sort(key=lambda column: order[column["name"]])
-        return {"columns": columns, "reference": reference}
+            absent = counts.pop("", 0)
+            columns[name] = {"kind": "category", "missing": absent > 0, "levels": list(counts)}
+            reference["categories"][name] = {"levels": counts, "missing": absent / len(train)}
+        rules = self.replace.get(self.target_name, {})
+        target = {
+            "name": self.target.name,
+            "task": self.target.task,
+            "classes": list(self.target.classes),
+            "mean": self.target.mean,
+            "scale": self.target.scale,
+            "replace": {str(old): None if new is None else str(new) for old, new in rules.items()},
+        }
+        ordered = [{"name": column.name} | columns[column.name] for column in self.columns if column.name in columns]
+        return {"columns": ordered, "target": target, "reference": reference}
 
     def _of_kind(self, kind: Kind) -> list[str]:
         return [column.name for column in self.columns if column.kind == kind and column.name != self.target_name]
 
     def _split(self, frame: pl.DataFrame, task: Task) -> None:
         by: SplitBy = "random" if task == "regression" and self.split_by == "stratified" else self.split_by
-        data = frame.drop(FILE, LINE, ORDER, strict=False)
-        first_copy = _first_copies(data)
         split = split_rows(
             frame[self.target_name],
             by=by,
             fractions=self.split_fractions,
             seed=self.split_seed,
             column=frame[ORDER].alias(self.split_column or ORDER) if ORDER in frame.columns else None,
-            first_copy=first_copy,
+            first_copy=frame.with_row_index(ROW).select(pl.col(ROW).first().over(COPY)).to_series(),
         )
         self.frames = {name: frame.filter(pl.Series(split == code)) for code, name in enumerate(SPLITS)}
 
@@ -201,13 +209,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         values, _ = raw_columns(train, numbers, [])
         stacked = torch.stack(list(values.values()), 1) if numbers else torch.zeros(len(train), 0, dtype=torch.float64)
         categories = self._of_kind("category")
-        number_rules = {
-            name: {float(old): None if new is None else float(new) for old, new in rules.items()}
-            for name, rules in self.replace.items()
-            if name in numbers
-        }
         self.features = Features(
-            Numbers(numbers, stacked, self.scaling, number_rules),
+            Numbers(numbers, stacked, self.scaling, self._number_rules()),
             Categories(categories, self._level_counts(), self.missing, self._text_rules(), self.max_levels),
         )
         encoded = self.features.numbers(values, len(train))[:, : len(numbers)].double()
@@ -230,6 +233,13 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             table = text.fill_null("").value_counts(sort=True)
             counts.append(dict(table.iter_rows()))
         return counts
+
+    def _number_rules(self) -> dict[str, dict[float, float | None]]:
+        return {
+            name: {float(old): None if new is None else float(new) for old, new in self.replace[name].items()}
+            for name in self._of_kind("number")
+            if name in self.replace
+        }
 
     def _text_rules(self) -> dict[str, dict[str, str | None]]:
         categories = self._of_kind("category")
@@ -263,12 +273,6 @@ def raw_columns(
         for name in numbers
     }
     return values, {name: frame[name].fill_null("").to_list() for name in strings}
-
-
-def _first_copies(data: pl.DataFrame) -> pl.Series:
-    """For each row the position of the first row equal to it."""
-    rows = data.with_row_index(ROW)
-    return rows.select(pl.col(ROW).first().over(data.columns)).to_series()
 
 
 def _natural(name: str) -> tuple[bool, float, str]:

@@ -1,5 +1,6 @@
 """What a raw cell means: blanks, spellings of missing, numbers as text. The same for training and for serving."""
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
@@ -50,6 +51,12 @@ def as_number(series: pl.Series, missing: Sequence[str]) -> tuple[pl.Series, pl.
     values = values.zip_with(~grouped, text.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False))
     bad = (doubtful & ~grouped & ~text.str.contains(_INFINITY)).fill_null(False)
     return _finite(values.set(bad, None)), bad.alias(series.name)
+
+
+def between(values: pl.Series, low: float | None, high: float | None) -> pl.Series:
+    """Whether each value is within the bounds, where there are any; a missing value is."""
+    inside = values.is_between(-math.inf if low is None else low, math.inf if high is None else high)
+    return inside.fill_null(True)
 
 
 def _finite(values: pl.Series) -> pl.Series:
