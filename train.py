@@ -1,0 +1,47 @@
+"""The front door: `python train.py model=mlp data=adult`; `python train.py --help` lists the choices."""
+
+import logging
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from serving.errors import EXIT_CODE, InputError
+from trainer.config import prepare
+
+log = logging.getLogger("train")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float | None:
+    """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
+    try:
+        # Imported here so that help and mistaken settings need not wait for torch.
+        from trainer.run import run
+
+        return run(config)
+    except InputError as error:
+        log.error("%s", error)
+        failures.append(error)
+    except Exception:
+        log.exception("The run stopped at an error that is not a setting's.")
+        raise
+    return None
+
+
+failures: list[InputError] = []
+
+if __name__ == "__main__":
+    try:
+        sys.argv[1:] = prepare(sys.argv[1:])
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as ending:
+        # Lightning ends an interrupted fit by an exit of its own.
+        sys.exit(130 if isinstance(ending.__context__, KeyboardInterrupt) else ending.code)
+    if failures:
+        sys.exit(EXIT_CODE)
