@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 QUARANTINE = pl.Schema(
     {"file": pl.String, "line": pl.Int64, "column": pl.String, "rule": pl.String, "value": pl.String}
 )
+SEPARATING = r"[\s.,;:!?'\"`_-]+"
+"""Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
 OWN = "lathe."
 """Begins the names of columns that are Lathe's own, not the table's."""
 MAX_SPELLINGS = 1000
@@ -96,9 +98,9 @@ def clean(
     copies = len(result) - result[COPY].n_unique()
     if copies and duplicates == "drop":
         result = result.unique(COPY, keep="first", maintain_order=True)
-        log.info("%s rows were exact copies of others and are left out", f"{copies:,}")
+        log.info("%s were exact copies of others and are left out", count(copies, "row"))
     elif copies:
-        log.info("%s rows are exact copies of others: kept, on one side of the split", f"{copies:,}")
+        log.info("%s with an exact copy before: kept, on one side of the split", count(copies, "row"))
     return Cleaned(result, quarantine, len(bad) + len(frame) - int(kept.sum()))
 
 
@@ -130,6 +132,11 @@ def refuse_if_too_many(cleaned: Cleaned, most: float) -> None:
             f" {_commonest(cleaned.quarantine)}. All are in quarantine.parquet; mend the rows, or change data.columns,"
             " data.missing, data.ranges or data.max_bad_fraction."
         )
+
+
+def count(number: int, what: str) -> str:
+    """ "1 row", "2,000 rows"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _outside(values: pl.Series, rules: Rules, low: float | None, high: float | None) -> pl.Series:
@@ -201,7 +208,7 @@ def _check_spellings(target: str, counts: Sequence[tuple[str, int]]) -> None:
     same: dict[str, str] = {}
     found: list[str] = []
     for name, rows in counts:
-        letters = re.sub(r"[\W_]+", "", name).casefold()
+        letters = re.sub(SEPARATING, "", name).casefold()
         if letters in first and not _is_number(name):
             same[name] = first[letters][0]
             found.append(f"{first[letters][0]!r} ({first[letters][1]:,} rows) and {name!r} ({rows:,} rows)")
