@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -79,7 +80,8 @@ def export(
     target = datamodule.target
     threshold = 0.5
     network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
-    pipeline = _script(Pipeline(datamodule.features.cpu().eval(), network, target, threshold))
+    with _quiet_torchscript():
+        pipeline = torch.jit.script(Pipeline(datamodule.features.cpu().eval(), network, target, threshold))
     _check_parity(pipeline, datamodule, module)
 
     described = datamodule.describe()
@@ -102,17 +104,18 @@ def export(
         "card.md": model_card(spec, config),
     }
     buffer = io.BytesIO()
-    torch.jit.save(pipeline, buffer, _extra_files=extra)
+    with _quiet_torchscript():
+        torch.jit.save(pipeline, buffer, _extra_files=extra)
     write_whole(path, buffer.getvalue())
     return path
 
 
-def _script(pipeline: Pipeline) -> torch.jit.ScriptModule:
+@contextmanager
+def _quiet_torchscript() -> Iterator[None]:
+    """torch points to torch.export, which takes no strings: the whole way of a row needs TorchScript."""
     with warnings.catch_warnings():
-        # torch points to torch.export, which takes no strings: the whole way of a row needs TorchScript.
         warnings.filterwarnings("ignore", ".*torch.jit.*deprecated")
-        scripted: torch.jit.ScriptModule = torch.jit.script(pipeline)
-    return scripted
+        yield
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -117,6 +117,7 @@ def quiet_lightning() -> None:
     """Lightning's banners and advice are for people who call it themselves; its errors and warnings stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*deprecated")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval")

@@ -16,6 +16,9 @@ class Categories(nn.Module):
     and unknown where it had not.
     """
 
+    # TorchScript cannot tell the type of an empty list by itself.
+    names: list[str]
+    sizes: list[int]
     levels: list[dict[str, int]]
 
     def __init__(
@@ -28,11 +31,11 @@ class Categories(nn.Module):
     ) -> None:
         """`counts`: for each column, its cleaned levels in training and their rows; "" stands for missing."""
         super().__init__()
-        self.names: list[str] = list(names)
+        self.names = list(names)
         # An attribute, not a literal: TorchScript writes "\r" in code as it cannot read it back (torch 2.15).
         self.blanks: str = BLANKS
         self.levels = []
-        self.sizes: list[int] = []
+        self.sizes = []
         for name, rows in zip(names, counts, strict=True):
             kept = sorted(rows, key=lambda level: (-rows[level], level))[:max_levels]
             codes = {level: code for code, level in enumerate(kept, start=1)}

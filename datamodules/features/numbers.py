@@ -19,6 +19,8 @@ class Numbers(nn.Module):
     Missing values and infinities take the training median.
     """
 
+    # TorchScript cannot tell the type of an empty list by itself.
+    names: list[str]
     replaced: list[int]
 
     def __init__(
@@ -30,7 +32,7 @@ class Numbers(nn.Module):
     ) -> None:
         """`values`: training rows, float64 (rows, columns), NaN for missing, `replace` not yet applied."""
         super().__init__()
-        self.names: list[str] = list(names)
+        self.names = list(names)
         self.scaling: str = scaling
         pairs = [
             (self.names.index(name), float(old), float("nan") if new is None else float(new))
