@@ -1,6 +1,7 @@
 """The one LightningModule: a network with its loss, metrics, optimizer and schedule."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
@@ -59,6 +60,8 @@ class SupervisedModule(pl.LightningModule):
         self.metrics = metrics.build(target)
         self.samples = 0
         """Rows that training steps of this process have seen."""
+        self.train_loss = math.nan
+        """Mean over the rows of the epoch so far, as of the last look at it."""
         self.fitted = RunningMean()
         self.measured = RunningMean()
 
@@ -81,13 +84,14 @@ class SupervisedModule(pl.LightningModule):
         self.fitted.add(loss, len(batch["target"]))
         self.samples += len(batch["target"])
         if (batch_idx + 1) % CHECK_EVERY == 0:
-            self._finite_mean("train/loss", self.fitted)
+            self.train_loss = self._finite_mean("train/loss", self.fitted)
         if self.l1 > 0:
             loss = loss + self.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss", self._finite_mean("train/loss", self.fitted))
+        self.train_loss = self._finite_mean("train/loss", self.fitted)
+        self.log("train/loss", self.train_loss)
 
     def on_validation_epoch_start(self) -> None:
         self._start_measuring()
