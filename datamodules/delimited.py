@@ -1,0 +1,187 @@
+"""Delimited text to rows of String cells with their true lines; rows of another length are set apart."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import IO
+
+import numpy as np
+import polars as pl
+
+from datamodules.schema import DataError
+
+BLOCK = 1 << 24
+"""Bytes read at a time."""
+SEPARATORS = ",\t;|"
+SHOWN = 200
+"""Characters of a row of another length that are kept."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a file: their cells, String; the line each begins at, Int64; and of rows that have not as many
+    fields as the table the line, the number of fields and the text.
+    """
+
+    cells: pl.DataFrame
+    lines: pl.Series
+    ragged: list[tuple[int, int, str]]
+
+
+def read_delimited(file: IO[bytes], name: str, *, separator: str | None, names: Sequence[str] | None) -> Iterator[Rows]:
+    """The rows of a file, a block at a time. Raises DataError, with `name` and the line, where it is no table.
+
+    The separator is the commonest in the first line where none is given. Without `names` the first line is the header.
+    Cells may be quoted, as RFC 4180 has it, but in tab-separated files a quote is a character like any other.
+    """
+    blocks = _blocks(file)
+    first = next(blocks, b"").removeprefix(b"\xef\xbb\xbf")
+    if not first.strip():
+        raise DataError(f"{name}: the file is empty")
+    text = _decode(first, name, 1)
+    separator = separator or max(SEPARATORS, key=text.lstrip().partition("\n")[0].count)
+    reader = _reader(text, separator)
+    header = [cell.strip() for cell in next(row for row in reader if row)]
+    line = 1
+    if names is None:
+        names = _checked(header, name)
+        line += reader.line_num
+        first = first.split(b"\n", reader.line_num)[-1] if first.count(b"\n") >= reader.line_num else b""
+    elif len(names) != len(header):
+        raise DataError(f"{name}, line 1: {len(header)} fields, but data.names gives {len(names)}: {', '.join(names)}")
+    for block in chain([first], blocks):
+        yield _parse(block, name, line, separator, names)
+        line += block.count(b"\n")
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """The file in blocks of whole lines; a quoted cell with line breaks is not cut, unless it is longer than a block."""
+    rest = b""
+    while content := file.read(BLOCK):
+        content = rest + content
+        cut = content.rfind(b"\n") + 1
+        quotes = content.count(b'"', 0, cut)
+        while cut and quotes % 2:
+            before = content.rfind(b"\n", 0, cut - 1) + 1
+            quotes -= content.count(b'"', before, cut)
+            cut = before
+        if cut == 0 and len(content) > 2 * BLOCK:
+            cut = content.rfind(b"\n") + 1
+        rest = content[cut:]
+        if cut:
+            yield content[:cut]
+    if rest:
+        yield rest
+
+
+def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
+    """Finds where rows begin and how many fields they have, then has polars read those that are rows of the table."""
+    data = np.frombuffer(block, np.uint8)
+    newlines = np.flatnonzero(data == ord("\n"))
+    separators = np.flatnonzero(data == ord(separator))
+    ends = newlines
+    quotes = np.flatnonzero(data == ord('"')) if separator != "\t" else np.empty(0, np.int64)
+    if len(quotes):
+        if not _well_formed(data, quotes, ord(separator)):
+            return _parse_exactly(block, name, line, separator, names)
+        ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
+        separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(block))
+    starts = np.append(0, ends + 1)[: len(ends)]
+    fields = np.diff(np.searchsorted(separators, ends), prepend=0) + 1
+    blank = (ends == starts) | ((ends == starts + 1) & (data[np.minimum(starts, len(data) - 1)] == ord("\r")))
+    lines = np.searchsorted(newlines, starts) + line
+    good = (fields == len(names)) & ~blank
+
+    wanted = block
+    if not good.all():
+        wanted = b"".join(block[start : end + 1] for start, end in zip(starts[good], ends[good], strict=True))
+    cells = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
+    if wanted:
+        try:
+            cells = pl.read_csv(
+                io.BytesIO(wanted),
+                has_header=False,
+                schema=cells.schema,
+                separator=separator,
+                quote_char='"' if len(quotes) else None,
+                empty_string_is_null=False,
+            )
+        except pl.exceptions.ComputeError:
+            _decode(block, name, line)  # says where, if this is why
+            raise
+    if len(cells) != good.sum():
+        return _parse_exactly(block, name, line, separator, names)
+    ragged = [
+        (int(lines[row]), int(fields[row]), block[starts[row] : ends[row]].decode(errors="replace")[:SHOWN])
+        for row in np.flatnonzero(~good & ~blank)
+    ]
+    return Rows(cells, pl.Series(lines[good], dtype=pl.Int64), ragged)
+
+
+def _well_formed(data: np.ndarray, quotes: np.ndarray, separator: int) -> bool:
+    """Whether every quote opens a field, closes one, or is doubled inside one."""
+    if len(quotes) % 2:
+        return False
+    around = np.concatenate([[ord("\n")], data, [ord("\n")]])
+    opened_after, closed_before = around[quotes[::2]], around[quotes[1::2] + 2]
+    return bool(
+        np.isin(opened_after, [separator, ord("\n"), ord('"')]).all()
+        and np.isin(closed_before, [separator, ord("\n"), ord("\r"), ord('"')]).all()
+    )
+
+
+def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
+    """The slow way, for quotes where none should be: Python's reader takes them as they stand."""
+    text = _decode(block, name, line)
+    reader = _reader(text, separator)
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    ragged: list[tuple[int, int, str]] = []
+    begin = 0
+    for row in reader:
+        if len(row) == len(names):
+            rows.append(row)
+            lines.append(line + begin)
+        elif row:
+            ragged.append((line + begin, len(row), separator.join(row)[:SHOWN]))
+        last, begin = begin, reader.line_num
+    tail = text.split("\n")[last:]
+    if len(tail) > 2 and "\n".join(tail).count('"') % 2:
+        raise DataError(
+            f"{name}, line {line + last}: a quote opens a cell here that no other quote closes; mend the line"
+        )
+    cells = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+    return Rows(cells, pl.Series(lines, dtype=pl.Int64), ragged)
+
+
+def _reader(text: str, separator: str) -> "csv._reader":
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    csv.field_size_limit(len(text) + 1)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
+
+
+def _decode(block: bytes, name: str, line: int) -> str:
+    try:
+        return block.decode()
+    except UnicodeDecodeError as error:
+        line += block.count(b"\n", 0, error.start)
+        raise DataError(
+            f"{name}, line {line}: byte 0x{block[error.start]:02x} is not UTF-8;"
+            " convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        ) from error
+
+
+def _checked(header: Sequence[str], name: str) -> list[str]:
+    """The names of the columns; one without a name, as tables written with their index have, gets its number."""
+    names = [column or f"column_{position}" for position, column in enumerate(header, start=1)]
+    for column in names:
+        if names.count(column) > 1:
+            raise DataError(
+                f"{name}, line 1: {names.count(column)} columns are named {column!r}; rename one, or give all names with"
+                " data.names"
+            )
+    return names

@@ -1,0 +1,206 @@
+"""Files to Polars frames of raw cells, which keep the file and the line of each row."""
+
+import glob
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+
+from datamodules.delimited import SHOWN, read_delimited
+from datamodules.schema import DataError
+from serving.cells import as_text
+
+FILE, LINE = "lathe.file", "lathe.line"
+BAD = pl.Schema({"file": pl.String, "line": pl.Int64, "column": pl.String, "rule": pl.String, "value": pl.String})
+"""Cells and rows that cannot be used: where they are, the rule they break ("" for the column where it is the row)."""
+STANDARD_INPUT = "-"
+DELIMITED = {".csv": None, ".tsv": "\t", ".tab": "\t", ".txt": None, ".data": None}
+"""Endings of delimited text, and the separator where the ending says it."""
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+PARQUET = (".parquet", ".pq")
+ARROW = (".arrow", ".feather", ".ipc")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """`frame`: raw cells as the file has them, delimited text as String, with FILE and LINE (the line where the row
+    begins, from 1; the number of the row in Parquet and Arrow). `bad`: what is no row of the table, as BAD.
+    """
+
+    frame: pl.DataFrame
+    bad: pl.DataFrame
+
+
+def read(path: str | Path | Sequence[str], *, separator: str | None = None, names: Sequence[str] | None = None) -> Raw:
+    """All rows of all files; a column whose type differs between them becomes text."""
+    chunks = list(read_chunks(path, separator=separator, names=names))
+    frames = [chunk.frame for chunk in chunks]
+    for name in frames[0].columns:
+        if len({frame.schema[name] for frame in frames} - {pl.Null}) > 1:
+            frames = [frame.with_columns(as_text(frame[name])) for frame in frames]
+    return Raw(pl.concat(frames, how="vertical_relaxed"), pl.concat([chunk.bad for chunk in chunks]))
+
+
+def read_chunks(
+    path: str | Path | Sequence[str],
+    *,
+    separator: str | None = None,
+    names: Sequence[str] | None = None,
+    rows: int = 100_000,
+) -> Iterator[Raw]:
+    """At most `rows` rows at a time, in memory that does not grow with the files.
+
+    CSV and the like (.csv .tsv .tab .txt .data) and JSON lines (.jsonl .ndjson .json), also as .gz or .zst; Parquet;
+    Arrow. `path`: a file, several, a glob, or "-" for CSV from standard input. Raises DataError, with file and line.
+    """
+    columns: list[str] = []
+    first = ""
+    found = 0
+    for file in find(path):
+        for raw in _read_file(file, separator, names, rows):
+            _check_cells(raw.frame, file)
+            if not columns:
+                columns, first = raw.frame.columns, file
+            elif raw.frame.columns != columns:
+                raw = Raw(_as_columns(raw.frame, columns, file, first), raw.bad)
+            found += len(raw.frame)
+            yield raw
+    if not found:
+        raise DataError(f"{path}: there is a header, but no row below it has its {len(columns) - 2} fields")
+
+
+def find(path: str | Path | Sequence[str]) -> list[str]:
+    """The files that the path means, a glob's in order of their names."""
+    if not isinstance(path, str | Path):
+        return [file for one in path for file in find(one)]
+    text = str(path)
+    if text == STANDARD_INPUT or Path(text).is_file():
+        return [text]
+    files = sorted(file for file in glob.glob(text, recursive=True) if Path(file).is_file())
+    if files:
+        return files
+    if Path(text).is_dir():
+        raise DataError(f"{text} is a folder: name its files, as with '{text}/*.csv'")
+    if glob.has_magic(text):
+        raise DataError(f"no file matches {text}")
+    folder = Path(text).parent
+    if not folder.is_dir():
+        raise DataError(f"no such file: {text}; there is no folder {folder} either")
+    near = get_close_matches(Path(text).name, [file.name for file in folder.iterdir()], n=1)
+    raise DataError(f"no such file: {text}" + (f"; did you mean {folder / near[0]}?" if near else ""))
+
+
+def _read_file(file: str, separator: str | None, names: Sequence[str] | None, rows: int) -> Iterator[Raw]:
+    suffixes = [suffix.lower() for suffix in Path(file).suffixes]
+    if suffixes[-1:] in ([".gz"], [".zst"]):
+        suffixes.pop()
+    kind = ".csv" if file == STANDARD_INPUT else suffixes[-1] if suffixes else ""
+    try:
+        if kind in PARQUET:
+            yield from _read_typed(pl.scan_parquet(file, glob=False), file, rows)
+        elif kind in ARROW:
+            yield from _read_typed(pl.scan_ipc(file), file, rows)
+        elif kind in JSON_LINES:
+            with _open(file) as stream:
+                yield from _read_json_lines(stream, file, rows)
+        elif kind in DELIMITED:
+            with _open(file) as stream:
+                yield from _read_delimited(stream, file, separator or DELIMITED[kind], names, rows)
+        else:
+            known = " ".join([*DELIMITED, *JSON_LINES, *PARQUET, *ARROW])
+            raise DataError(f"{file}: its ending tells no format; known are {known}, and text also as .gz and .zst")
+    except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"{file}: the file is damaged, or not what its ending says: {reason}") from error
+    except PermissionError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _open(file: str) -> IO[bytes]:
+    if file == STANDARD_INPUT:
+        return sys.stdin.buffer
+    if file.lower().endswith(".gz"):
+        return gzip.open(file)
+    if file.lower().endswith(".zst"):  # Python reads it from 3.14 on; polars does, whole
+        lines = pl.read_lines(file).to_series()
+        return io.BytesIO("\n".join(lines).encode())
+    return open(file, "rb")
+
+
+def _read_delimited(
+    stream: IO[bytes], file: str, separator: str | None, names: Sequence[str] | None, rows: int
+) -> Iterator[Raw]:
+    for part in read_delimited(stream, file, separator=separator, names=names):
+        width = part.cells.width
+        bad = [(file, line, "", f"{fields} fields instead of {width}", text) for line, fields, text in part.ragged]
+        frame = part.cells.with_columns(pl.lit(file).alias(FILE), part.lines.alias(LINE))
+        yield from _sliced(frame, pl.DataFrame(bad, schema=BAD, orient="row"), rows)
+
+
+def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
+    table = table.with_row_index(LINE, offset=1).with_columns(pl.col(LINE).cast(pl.Int64), pl.lit(file).alias(FILE))
+    table = table.select(pl.exclude(FILE, LINE), FILE, LINE)
+    for frame in table.collect_batches(chunk_size=rows):
+        yield Raw(frame, pl.DataFrame(schema=BAD))
+
+
+def _read_json_lines(stream: IO[bytes], file: str, rows: int) -> Iterator[Raw]:
+    begin = 1
+    while block := list(islice(stream, rows)):
+        lines = range(begin, begin + len(block))
+        begin += len(block)
+        texts = [(line, text) for line, text in zip(lines, block, strict=True) if text.strip()]
+        bad: list[tuple[str, int, str, str, str]] = []
+        try:
+            frame = pl.read_ndjson(io.BytesIO(b"".join(text for _, text in texts)), infer_schema_length=None)
+        except pl.exceptions.ComputeError:
+            bad = [(file, line, "", "no JSON object", _shown(text)) for line, text in texts if not _is_object(text)]
+            if len(bad) in (0, len(texts)):
+                raise
+            wrong = {line for _, line, *_ in bad}
+            texts = [(line, text) for line, text in texts if line not in wrong]
+            frame = pl.read_ndjson(io.BytesIO(b"".join(text for _, text in texts)), infer_schema_length=None)
+        numbers = pl.Series(LINE, [line for line, _ in texts], pl.Int64)
+        yield Raw(frame.with_columns(pl.lit(file).alias(FILE), numbers), pl.DataFrame(bad, schema=BAD, orient="row"))
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _shown(text: bytes) -> str:
+    return text.decode(errors="replace").strip()[:SHOWN]
+
+
+def _sliced(frame: pl.DataFrame, bad: pl.DataFrame, rows: int) -> Iterator[Raw]:
+    yield Raw(frame.head(rows), bad)
+    for start in range(rows, len(frame), rows):
+        yield Raw(frame.slice(start, rows), bad.clear())
+
+
+def _check_cells(frame: pl.DataFrame, file: str) -> None:
+    for name, kind in frame.schema.items():
+        if kind.is_nested() or kind in (pl.Binary, pl.Object):
+            raise DataError(f"{file}: column {name!r} holds {kind}; a cell is one value: spread it over columns first")
+
+
+def _as_columns(frame: pl.DataFrame, columns: Sequence[str], file: str, first: str) -> pl.DataFrame:
+    """The columns in the order of the first rows; a key that JSON lines leave out is null."""
+    extra = [name for name in frame.columns if name not in columns]
+    lacking = [name for name in columns if name not in frame.columns]
+    if extra or (lacking and file != first):
+        what = [f"{word} {', '.join(names)}" for word, names in (("lacks", lacking), ("has also", extra)) if names]
+        raise DataError(f"{file}: not the columns of {first}: it {' and '.join(what)}")
+    return frame.with_columns(pl.lit(None).alias(name) for name in lacking).select(columns)
