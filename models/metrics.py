@@ -6,11 +6,15 @@ waits for nothing, and sums of large values are taken in double precision.
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
     multiclass_calibration_error,
+    multiclass_f1_score,
+    multiclass_recall,
 )
 from torchmetrics.utilities import dim_zero_cat
 
@@ -19,13 +23,12 @@ from datamodules.schema import TargetSpec
 CALIBRATION_BINS = 15
 
 
-def build(target: TargetSpec) -> MetricCollection:
+def build(target: TargetSpec) -> Metric:
     """Every metric of `models.metric_names.NAMES` for this target; `compute` gives a scalar a name.
 
-    Classes: `update(probabilities (rows, classes), class index (rows,))`. Numbers: `update(values (rows,), true values)`.
+    Classes: `update(probabilities (rows, classes), index (rows,))`. Numbers: `update(values (rows,), truth (rows,))`.
     """
-    metric: Metric = RegressionMetrics() if target.task == "regression" else ClassMetrics(target.classes)
-    return MetricCollection([metric])
+    return RegressionMetrics() if target.task == "regression" else ClassMetrics(target.classes)
 
 
 class _Answers(Metric):
@@ -60,23 +63,24 @@ class ClassMetrics(_Answers):
         probabilities, truth = dim_zero_cat(self.answers), dim_zero_cat(self.truth)
         k = len(self.classes)
         label = probabilities.argmax(1)
-        one_hot, guess = (torch.nn.functional.one_hot(x, k).double() for x in (truth, label))
-        hits, rows, guesses = (one_hot * guess).sum(0), one_hot.sum(0), guess.sum(0)
-        f1 = 2 * hits / (rows + guesses).clamp_min(1)
+        rows, guesses = torch.bincount(truth, minlength=k), torch.bincount(label, minlength=k)
+        recall = multiclass_recall(label, truth, k, average="none", validate_args=False)
+        f1 = multiclass_f1_score(label, truth, k, average="none", validate_args=False)
 
-        ranked = [1] if k == 2 else list(range(k))
-        seen = [c for c in ranked if 0 < int(rows[c]) < len(truth)]
-        pairs = [(probabilities[:, c], (truth == c).long()) for c in seen]
+        # The means over classes are taken here: torchmetrics counts a class that the data lack as 0.
+        scored = [c for c in ([1] if k == 2 else range(k)) if 0 < int(rows[c]) < len(truth)]
+        pairs = [(probabilities[:, c], (truth == c).long()) for c in scored]
         auroc = [binary_auroc(p, t, validate_args=False) for p, t in pairs]
         precision = [binary_average_precision(p, t, validate_args=False) for p, t in pairs]
-        chosen = probabilities.gather(1, truth[:, None]).double()
+        # torchmetrics has no log-loss.
+        log_loss = F.nll_loss(probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log(), truth)
         return {
-            "accuracy": hits.sum() / len(truth),
-            "balanced_accuracy": (hits / rows)[rows > 0].mean(),
+            "accuracy": (label == truth).double().mean(),
+            "balanced_accuracy": recall[rows > 0].mean(),
             "f1": f1[rows + guesses > 0].mean(),
             "auroc": _mean(auroc, truth),
             "average_precision": _mean(precision, truth),
-            "log_loss": -chosen.clamp_min(torch.finfo(torch.float32).tiny).log().mean(),
+            "log_loss": log_loss,
             "calibration_error": multiclass_calibration_error(
                 probabilities, truth, k, n_bins=CALIBRATION_BINS, validate_args=False
             ),
@@ -87,12 +91,14 @@ class RegressionMetrics(_Answers):
     """Metrics of values in the target's units; `mape` is a fraction, R2 of a constant target is not a number."""
 
     def compute(self) -> dict[str, Tensor]:
-        truth = dim_zero_cat(self.truth).double()
-        error = dim_zero_cat(self.answers).double() - truth
+        answers, truth = dim_zero_cat(self.answers).double(), dim_zero_cat(self.truth).double()
+        error = answers - truth
         spread = (truth - truth.mean()).square().sum()
+        # By hand where torchmetrics depends on the unit: for R2 it takes a spread below 1e-4 for none, and for MAPE it
+        # raises truths to 1e-6.
         return {
-            "rmse": error.square().mean().sqrt(),
-            "mae": error.abs().mean(),
+            "rmse": mean_squared_error(answers, truth, squared=False),
+            "mae": mean_absolute_error(answers, truth),
             "r2": torch.where(spread > 0, 1 - error.square().sum() / spread, torch.nan),
             "mape": (error.abs() / truth.abs().clamp_min(torch.finfo(torch.float64).eps)).mean(),
         }

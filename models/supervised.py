@@ -15,11 +15,16 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from datamodules.schema import TargetSpec
 from models import metrics
 from models.answers import answer
+from serving.errors import InputError
 
 Batch = dict[str, Tensor]
 
 CHECK_EVERY = 100
 """Steps between looks at the training loss: each look waits for the device."""
+
+
+class DivergedError(InputError):
+    """A loss is no longer finite."""
 
 
 class SupervisedModule(pl.LightningModule):
@@ -30,7 +35,7 @@ class SupervisedModule(pl.LightningModule):
     minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings.
 
     Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
-    FloatingPointError soon after a loss is not finite.
+    DivergedError soon after a loss is not finite.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class SupervisedModule(pl.LightningModule):
         if _unset(self.scheduler, "total_steps"):
             steps = self.trainer.estimated_stepping_batches
             if steps == float("inf"):
-                raise ValueError(
+                raise InputError(
                     "This schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps."
                 )
             filled["total_steps"] = int(steps)
@@ -180,8 +185,8 @@ class SupervisedModule(pl.LightningModule):
     def _finite_mean(self, name: str, mean: "RunningMean") -> float:
         """The one place that waits for the device: every `CHECK_EVERY` steps and at the end of an epoch."""
         value = mean.value()
-        if value - value != 0:
-            raise FloatingPointError(
+        if not math.isfinite(value):
+            raise DivergedError(
                 f"{name} is {value} at step {self.global_step} (epoch {self.current_epoch}): training diverged."
                 " Lower optimizer.lr, set trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
             )
