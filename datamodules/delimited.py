@@ -4,16 +4,22 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from gzip import GzipFile
 from itertools import chain
-from typing import IO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import polars as pl
 
 from datamodules.schema import DataError
 
+if TYPE_CHECKING:
+    import _csv
+
 BLOCK = 1 << 24
 """Bytes read at a time."""
+LONGEST = 1 << 26
+"""Bytes after which a quote that no other closes is taken for a character."""
 SEPARATORS = ",\t;|"
 SHOWN = 200
 """Characters of a row of another length that are kept."""
@@ -30,11 +36,14 @@ class Rows:
     ragged: list[tuple[int, int, str]]
 
 
-def read_delimited(file: IO[bytes], name: str, *, separator: str | None, names: Sequence[str] | None) -> Iterator[Rows]:
+def read_delimited(
+    file: BinaryIO | GzipFile, name: str, *, separator: str | None, names: Sequence[str] | None
+) -> Iterator[Rows]:
     """The rows of a file, a block at a time. Raises DataError, with `name` and the line, where it is no table.
 
     The separator is the commonest in the first line where none is given. Without `names` the first line is the header.
-    Cells may be quoted, as RFC 4180 has it, but in tab-separated files a quote is a character like any other.
+    Cells may be quoted, as RFC 4180 has it; in tab-separated files, which seldom are, quotes that break its rules are
+    characters like any other.
     """
     blocks = _blocks(file)
     first = next(blocks, b"").removeprefix(b"\xef\xbb\xbf")
@@ -56,8 +65,8 @@ def read_delimited(file: IO[bytes], name: str, *, separator: str | None, names: 
         line += block.count(b"\n")
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """The file in blocks of whole lines; a quoted cell with line breaks is not cut, unless it is longer than a block."""
+def _blocks(file: BinaryIO | GzipFile) -> Iterator[bytes]:
+    """The file in blocks of whole lines; a quoted cell with line breaks is not cut."""
     rest = b""
     while content := file.read(BLOCK):
         content = rest + content
@@ -67,7 +76,7 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
             before = content.rfind(b"\n", 0, cut - 1) + 1
             quotes -= content.count(b'"', before, cut)
             cut = before
-        if cut == 0 and len(content) > 2 * BLOCK:
+        if cut == 0 and len(content) > LONGEST:
             cut = content.rfind(b"\n") + 1
         rest = content[cut:]
         if cut:
@@ -78,16 +87,19 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
     """Finds where rows begin and how many fields they have, then has polars read those that are rows of the table."""
+    cells = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
+    if not block:
+        return Rows(cells, pl.Series(dtype=pl.Int64), [])
     data = np.frombuffer(block, np.uint8)
     newlines = np.flatnonzero(data == ord("\n"))
     separators = np.flatnonzero(data == ord(separator))
-    ends = newlines
-    quotes = np.flatnonzero(data == ord('"')) if separator != "\t" else np.empty(0, np.int64)
-    if len(quotes):
-        if not _well_formed(data, quotes, ord(separator)):
+    quotes = np.flatnonzero(data == ord('"'))
+    if not _well_formed(data, quotes, ord(separator)):
+        if separator != "\t":
             return _parse_exactly(block, name, line, separator, names)
-        ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
-        separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
+        quotes = quotes[:0]
+    ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
+    separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
     starts = np.append(0, ends + 1)[: len(ends)]
@@ -99,7 +111,6 @@ def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[s
     wanted = block
     if not good.all():
         wanted = b"".join(block[start : end + 1] for start, end in zip(starts[good], ends[good], strict=True))
-    cells = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     if wanted:
         try:
             cells = pl.read_csv(
@@ -158,10 +169,9 @@ def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Se
     return Rows(cells, pl.Series(lines, dtype=pl.Int64), ragged)
 
 
-def _reader(text: str, separator: str) -> "csv._reader":
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+def _reader(text: str, separator: str) -> "_csv.Reader":
     csv.field_size_limit(len(text) + 1)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
 
 
 def _decode(block: bytes, name: str, line: int) -> str:
@@ -181,7 +191,7 @@ def _checked(header: Sequence[str], name: str) -> list[str]:
     for column in names:
         if names.count(column) > 1:
             raise DataError(
-                f"{name}, line 1: {names.count(column)} columns are named {column!r}; rename one, or give all names with"
-                " data.names"
+                f"{name}, line 1: {names.count(column)} columns are named {column!r}; rename one, or give all names"
+                " with data.names"
             )
     return names

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 import polars as pl
 
@@ -125,9 +125,9 @@ def _read_file(file: str, separator: str | None, names: Sequence[str] | None, ro
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _open(file: str) -> IO[bytes]:
+def _open(file: str) -> BinaryIO | gzip.GzipFile:
     if file == STANDARD_INPUT:
-        return sys.stdin.buffer
+        return cast(BinaryIO, sys.stdin.buffer)
     if file.lower().endswith(".gz"):
         return gzip.open(file)
     if file.lower().endswith(".zst"):  # Python reads it from 3.14 on; polars does, whole
@@ -137,7 +137,7 @@ def _open(file: str) -> IO[bytes]:
 
 
 def _read_delimited(
-    stream: IO[bytes], file: str, separator: str | None, names: Sequence[str] | None, rows: int
+    stream: BinaryIO | gzip.GzipFile, file: str, separator: str | None, names: Sequence[str] | None, rows: int
 ) -> Iterator[Raw]:
     for part in read_delimited(stream, file, separator=separator, names=names):
         width = part.cells.width
@@ -153,7 +153,7 @@ def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
         yield Raw(frame, pl.DataFrame(schema=BAD))
 
 
-def _read_json_lines(stream: IO[bytes], file: str, rows: int) -> Iterator[Raw]:
+def _read_json_lines(stream: BinaryIO | gzip.GzipFile, file: str, rows: int) -> Iterator[Raw]:
     begin = 1
     while block := list(islice(stream, rows)):
         lines = range(begin, begin + len(block))

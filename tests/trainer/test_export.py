@@ -44,7 +44,9 @@ def adult_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_description_beside_the_code(run_here: RunHere, adult_like: Path) -> None:
-    folder = run_here("data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=3", "logger=none")
+    folder = run_here(
+        "data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=3", "logger=none"
+    )
     module, extra = load(folder / "model.pt")
     spec = extra["spec.json"]
     assert spec["format"] == 1
@@ -82,21 +84,26 @@ def test_no_training_row_is_in_the_artefact(run_here: RunHere, tmp_path: Path) -
 
 
 def test_the_artefact_answers_where_only_torch_is(run_here: RunHere, adult_like: Path, tmp_path: Path) -> None:
-    folder = run_here("data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=1", "logger=none")
+    folder = run_here(
+        "data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=1", "logger=none"
+    )
     program = f"""
 import sys, torch
 assert not any(name.split(".")[0] in ("datamodules", "models", "trainer", "serving") for name in sys.modules)
 model = torch.jit.load({str(folder / "model.pt")!r})
 nan = float("nan")
 whole = model({{"age": torch.tensor([20.0, 80.0])}}, {{"job": ["smith", "clerk"]}}, {{}})
-odd = model({{"age": torch.tensor([nan, 1e300]), "extra": torch.ones(2)}}, {{"job": [" smith", "astronaut"], "more": ["", ""]}}, {{}})
+odd = {{"job": [" smith", "astronaut"], "more": ["", ""]}}
+odd = model({{"age": torch.tensor([nan, 1e300]), "extra": torch.ones(2)}}, odd, {{}})
 absent = model({{"age": torch.tensor([20, 80])}}, {{}}, {{}})
 for answers in (whole, odd, absent):
     assert answers["probabilities"].shape == (2, 2) and answers["probabilities"].isfinite().all()
     torch.testing.assert_close(answers["probabilities"].sum(1), torch.ones(2))
 print(whole["label"].tolist())
 """
-    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[0, 1]"
 

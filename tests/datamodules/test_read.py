@@ -1,0 +1,250 @@
+"""Reading: every format gives the same rows, each with its true line; what is no row is said."""
+
+import csv
+import gzip
+import io
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules import delimited
+from datamodules.read import FILE, LINE, read, read_chunks
+from datamodules.schema import DataError
+
+TABLE = pl.DataFrame({"a": ["1", "", "x y"], "b": ["2.5", "?", "3"]})
+
+
+def rows(frame: pl.DataFrame) -> list[tuple[str, ...]]:
+    return frame.drop(FILE, LINE).rows()
+
+
+cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=6) | st.sampled_from(
+    ['"', '""', "a,b", "x\ny", '5" wide', ",", "\n", " "]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    table=st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(cell, min_size=n, max_size=n), min_size=1, max_size=8)),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    block=st.sampled_from([1, 7, 64, 1 << 20]),
+    rows_at_once=st.integers(1, 9),
+)
+def test_what_python_writes_as_csv_is_read_back_with_its_lines(
+    tmp_path_factory: pytest.TempPathFactory,
+    table: list[list[str]],
+    quoting: int,
+    end: str,
+    block: int,
+    rows_at_once: int,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "random.csv"
+    names = [f"c{index}" for index in range(len(table[0]))]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    lines = []
+    for row in [names, *table]:
+        lines.append(text.getvalue().count("\n") + 1)
+        writer.writerow(row)
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "BLOCK", block)
+        chunks = list(read_chunks(path, separator=",", rows=rows_at_once))
+    assert [row for chunk in chunks for row in rows(chunk.frame)] == [tuple(row) for row in table]
+    assert [line for chunk in chunks for line in chunk.frame[LINE]] == lines[1:]
+    assert all(len(chunk.bad) == 0 and len(chunk.frame) <= rows_at_once for chunk in chunks)
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_separators_are_found_and_packed_files_unpacked(tmp_path: Path, separator: str, ending: str) -> None:
+    path = tmp_path / f"rows.txt{ending}"
+    if ending == ".gz":
+        path.write_bytes(gzip.compress(TABLE.write_csv(separator=separator).encode()))
+    else:
+        packing = "zstd" if ending else "uncompressed"
+        TABLE.lazy().sink_csv(path, separator=separator, compression=packing)
+    raw = read(path)
+    assert rows(raw.frame) == TABLE.rows()
+    assert raw.frame[LINE].to_list() == [2, 3, 4]
+    assert raw.frame[FILE].unique().to_list() == [str(path)]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "jsonl", "json"])
+def test_typed_files_keep_their_types(tmp_path: Path, ending: str) -> None:
+    table = pl.DataFrame({"n": [1, None, 3], "x": [0.5, 1.0, None], "t": ["a", None, "c"], "f": [True, False, None]})
+    path = tmp_path / f"rows.{ending}"
+    writer = {"parquet": table.write_parquet, "arrow": table.write_ipc}.get(ending, table.write_ndjson)
+    writer(path)
+    for chunks in (list(read_chunks(path)), list(read_chunks(path, rows=1))):
+        assert [row for chunk in chunks for row in rows(chunk.frame)] == table.rows()
+        assert [line for chunk in chunks for line in chunk.frame[LINE]] == [1, 2, 3]
+
+
+def test_several_files_and_a_glob_are_one_table(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.csv").write_text(f"x,y\n{name},1\n")
+    (tmp_path / "c.csv").write_text("y,x\n2,c\n")
+    assert rows(read(f"{tmp_path}/*.csv").frame) == [("a", "1"), ("b", "1"), ("c", "2")]
+    assert rows(read([f"{tmp_path}/c.csv", f"{tmp_path}/a.csv"]).frame) == [("2", "c"), ("1", "a")]
+
+
+def test_a_file_without_a_header_takes_given_names(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("1,2\n3,4\n")
+    raw = read(tmp_path / "rows.csv", names=["a", "b"])
+    assert raw.frame.columns == ["a", "b", FILE, LINE]
+    assert rows(raw.frame) == [("1", "2"), ("3", "4")]
+    assert raw.frame[LINE].to_list() == [1, 2]
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a,b\n1,2\n")))
+    assert rows(read("-").frame) == [("1", "2")]
+
+
+def test_a_byte_order_mark_blank_lines_and_an_index_without_a_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbf,a\r\n0,x\r\n\r\n1,y")
+    raw = read(tmp_path / "rows.csv")
+    assert raw.frame.columns[:2] == ["column_1", "a"]
+    assert rows(raw.frame) == [("0", "x"), ("1", "y")]
+    assert raw.frame[LINE].to_list() == [2, 4]
+
+
+def test_rows_of_another_length_are_set_apart_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,2\n3\n"x\ny",4\n5,6,7\n8,9\n')
+    raw = read(path)
+    assert rows(raw.frame) == [("1", "2"), ("x\ny", "4"), ("8", "9")]
+    assert raw.frame[LINE].to_list() == [2, 4, 7]
+    assert raw.bad.rows() == [
+        (str(path), 3, "", "1 fields instead of 2", "3"),
+        (str(path), 6, "", "3 fields instead of 2", "5,6,7"),
+    ]
+
+
+def test_stray_quotes_are_characters(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('a,b\n5" wide,1\n"q",2\n3,an inch "\n')
+    assert rows(read(tmp_path / "rows.csv").frame) == [('5" wide', "1"), ("q", "2"), ("3", 'an inch "')]
+    (tmp_path / "rows.tsv").write_text('a\tb\n"open\t1\n2\tx\n')
+    assert rows(read(tmp_path / "rows.tsv").frame) == [('"open', "1"), ("2", "x")]
+
+
+def test_lines_that_are_no_json_objects_are_set_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\nnope\n\n{"a": 2, "b": "x"}\n')
+    raw = read(path)
+    assert rows(raw.frame) == [(1, None), (2, "x")]
+    assert raw.frame[LINE].to_list() == [1, 4]
+    assert raw.bad.rows() == [(str(path), 2, "", "no JSON object", "nope")]
+
+
+REAL = {
+    "adult/adult.csv.gz": (48_842, 15),
+    "california_housing/housing.csv": (20_640, 10),
+    "telco_churn/Telco-Customer-Churn.csv": (7_043, 21),
+    "titanic/titanic_train.csv": (891, 12),
+    "diamonds/diamonds.csv": (53_940, 10),
+    "bike_sharing/hour.csv": (17_379, 17),
+    "electricity/elec.csv.gz": (45_312, 7),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_tables_have_their_rows(data_dir: Path, name: str) -> None:
+    raw = read(data_dir / name)
+    assert (len(raw.frame), raw.frame.width - 2) == REAL[name]
+    assert len(raw.bad) == 0
+    assert raw.frame[LINE].to_list() == list(range(2, len(raw.frame) + 2))
+
+
+def test_a_real_table_without_a_header_and_with_stray_quotes(data_dir: Path) -> None:
+    raw = read(data_dir / "sms_spam" / "sms.tsv", names=["label", "message"])
+    assert raw.frame["label"].value_counts(sort=True).rows() == [("ham", 4827), ("spam", 747)]
+
+
+def refused(path: object, **settings: object) -> str:
+    with pytest.raises(DataError) as error:
+        read(path, **settings)  # type: ignore[arg-type]
+    return str(error.value)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    assert refused(f"{tmp_path}/row.csv") == f"no such file: {tmp_path}/row.csv; did you mean {tmp_path}/rows.csv?"
+    assert refused(f"{tmp_path}/no/x.csv") == (
+        f"no such file: {tmp_path}/no/x.csv; there is no folder {tmp_path}/no either"
+    )
+    assert refused(f"{tmp_path}/*.parquet") == f"no file matches {tmp_path}/*.parquet"
+    assert refused(tmp_path) == f"{tmp_path} is a folder: name its files, as with '{tmp_path}/*.csv'"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", b"", "{path}: the file is empty"),
+        ("rows.csv", b" \n", "{path}: the file is empty"),
+        ("rows.csv", b"a,b\n", "{path}: there is a header, but no row below it has its 2 fields"),
+        ("rows.csv", b"a,b\n1\n2\n", "{path}: there is a header, but no row below it has its 2 fields"),
+        (
+            "rows.csv",
+            b"a,b\n1,2\n3,caf\xe9\n",
+            "{path}, line 3: byte 0xe9 is not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8 OLD"
+            " > NEW",
+        ),
+        (
+            "rows.csv",
+            b"a,b,a\n1,2,3\n",
+            "{path}, line 1: 2 columns are named 'a'; rename one, or give all names with data.names",
+        ),
+        (
+            "rows.csv",
+            b'a,b\n1,"x\n2,y\n3,z\n',
+            "{path}, line 2: a quote opens a cell here that no other quote closes; mend the line",
+        ),
+        (
+            "rows.xls",
+            b"x",
+            "{path}: its ending tells no format; known are .csv .tsv .tab .txt .data .jsonl .ndjson .json .parquet .pq"
+            " .arrow .feather .ipc, and text also as .gz and .zst",
+        ),
+        (
+            "rows.csv.gz",
+            gzip.compress(b"a,b\n1,2\n" * 100)[:-20],
+            "{path}: the file is damaged, or not what its ending says: Compressed file ended before the end-of-stream"
+            " marker was reached",
+        ),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refused(f"{tmp_path}/{name}") == message.format(path=f"{tmp_path}/{name}")
+
+
+def test_a_damaged_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    TABLE.write_parquet(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    message = f"{path}: the file is damaged, or not what its ending says: parquet: "
+    assert refused(path).startswith(message)
+
+
+def test_columns_that_do_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "b.csv").write_text("x,z\n1,2\n")
+    assert (
+        refused(f"{tmp_path}/*.csv")
+        == f"{tmp_path}/b.csv: not the columns of {tmp_path}/a.csv: it lacks y and has also z"
+    )
+    assert refused(f"{tmp_path}/a.csv", names=["only"]) == (
+        f"{tmp_path}/a.csv, line 1: 2 fields, but data.names gives 1: only"
+    )
+    pl.DataFrame({"a": [[1, 2]], "b": [1]}).write_parquet(tmp_path / "rows.parquet")
+    assert refused(f"{tmp_path}/rows.parquet") == (
+        f"{tmp_path}/rows.parquet: column 'a' holds List(Int64); a cell is one value: spread it over columns first"
+    )
