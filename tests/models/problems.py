@@ -1,0 +1,92 @@
+"""Small made-up problems of each task, and one way to train on them, for the tests of networks and callbacks."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from datamodules.loader import Batches
+from datamodules.schema import InputSpec, TargetSpec, Task
+from models import losses
+from models.mlp import MLP
+from models.supervised import SupervisedModule
+
+INPUTS = InputSpec(
+    numbers=("a", "b", "c"), indicators=("b",), categories=(("yes", 3), ("narrow", 5), ("wide", 21), ("wider", 13))
+)
+ADAMW = functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=1e-2)
+
+
+def target(task: Task) -> TargetSpec:
+    if task == "regression":
+        return TargetSpec("price", "regression", mean=50.0, scale=8.0)
+    classes = ("no", "yes") if task == "binary" else ("low", "mid", "high")
+    return TargetSpec("answer", task, classes, (10,) * len(classes))
+
+
+def rows(task: Task, count: int, seed: int = 0) -> dict[str, Tensor]:
+    """Encoded rows whose target follows from two numbers and a category."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(count, 4, generator=generator)
+    numbers[:, 3] = (numbers[:, 3] > 1).float()
+    codes = torch.stack(
+        [torch.randint(1, levels, (count,), generator=generator) for _, levels in INPUTS.categories], dim=1
+    ).int()
+    score = numbers[:, 0] - 0.5 * numbers[:, 1].square() + 0.5 + (codes[:, 1] == 2)
+    labels = {"binary": (score > 0).long(), "multiclass": (score > 0).long() + (score > 1).long()}
+    return {"numbers": numbers, "codes": codes, "target": score if task == "regression" else labels[task]}
+
+
+def build(
+    task: Task,
+    *,
+    network: nn.Module | None = None,
+    loss: nn.Module | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
+    scheduler: Callable[..., Any] | None = None,
+    **settings: Any,
+) -> SupervisedModule:
+    """The module with an MLP with dropout, drawn from seed 0, unless a network is given."""
+    torch.manual_seed(0)
+    spec = target(task)
+    network = network or MLP(INPUTS, spec.outputs, hidden=(16, 16), dropout=0.2)
+    settings = {"monitor": "val/loss", "mode": "min"} | settings
+    return SupervisedModule(network, spec, loss or losses.auto(spec), optimizer, scheduler, **settings)
+
+
+def fit(
+    module: SupervisedModule,
+    train: dict[str, Tensor],
+    *,
+    epochs: int,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    callbacks: Sequence[Callback] = (),
+    resume: Path | None = None,
+    **settings: Any,
+) -> pl.Trainer:
+    """Trains on the CPU with one thread; validates on other rows of the same task."""
+    torch.set_num_threads(1)
+    settings = {"enable_progress_bar": False, "logger": False} | settings
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(
+        module,
+        Batches(train, batch_size, shuffle=shuffle, seed=1),
+        Batches(rows(module.target.task, 64, seed=9), 32),
+        ckpt_path=resume,
+        weights_only=True,
+    )
+    return trainer
