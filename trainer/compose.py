@@ -17,7 +17,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,17 +52,46 @@ class Composer:
         self.forced: set[str] = set()
 
     def parse(self, setting: Setting) -> Override | None:
-        """None, and a problem, where the override cannot be read."""
+        """None where it cannot be read, which composing reports."""
         try:
             return OverridesParser.create(self.hydra.config_loader).parse_override(setting.line)
-        except OverrideParseException as error:
-            reason = str(error).splitlines()[0]
-            self._report(setting.where, setting.line, f"is not KEY=VALUE ({reason}). Quote odd values: KEY='VALUE'.")
+        except HydraException:
             return None
+
+    def sweeps(self, setting: Setting) -> bool:
+        """Whether it gives several values, one a job."""
+        override = self.parse(setting)
+        return override is not None and override.is_sweep_override()
+
+    def jobs(self, base: "Composition", command: list[Setting]) -> list[list[Setting]]:
+        """Jobs of a sweep in which each value of each swept key occurs; not their product."""
+        keys = {setting.key for setting in command}
+        swept = OmegaConf.select(base.config, "hydra.sweeper.params") or {}
+        of_files = [
+            Setting(f"{key}={value}", base.where(f"hydra.sweeper.params.{key}"))
+            for key, value in swept.items()
+            if key not in keys
+        ]
+        values = [self._values(setting) for setting in [*of_files, *command]]
+        first = [each[0] for each in values]
+        others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
+        return [first, *others]
+
+    def _values(self, setting: Setting) -> list[Setting]:
+        override = self.parse(setting)
+        if override is None or not override.is_sweep_override():
+            return [setting]
+        if not override.is_discrete_sweep():
+            interval = override.value()
+            assert isinstance(interval, IntervalSweep)
+            values = [str(interval.start), str(interval.end)]
+        else:
+            values = list(override.sweep_string_iterator())
+        return [Setting(f"{override.get_key_element()}={value}", setting.where) for value in values]
 
     def compose(self, settings: list[Setting]) -> "Composition":
         """The composition of all settings that Hydra takes. Raises ConfigError where the files alone do not compose."""
-        kept = [self._forced(setting) for setting in settings]
+        kept = [self.spelled(setting) for setting in settings]
         try:
             return Composition(self, kept, self._compose(kept))
         except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError):
@@ -85,7 +114,8 @@ class Composer:
                 self.problems.add(problem)
         return Composition(self, kept, config)
 
-    def _forced(self, setting: Setting) -> Setting:
+    def spelled(self, setting: Setting) -> Setting:
+        """The setting as Hydra takes it."""
         return Setting("++" + setting.line, setting.where) if setting.key in self.forced else setting
 
     def _compose(self, settings: list[Setting]) -> DictConfig:
@@ -121,6 +151,9 @@ class Composer:
         if str(error).startswith("Ambiguous value") and setting:
             value = setting.line.partition("=")[2]
             return Problem(where, key, f"{value} is a sweep: add -m. A list is written {key}=[{value}].")
+        if isinstance(error, OverrideParseException) and setting:
+            reason = str(error).splitlines()[0]
+            return Problem(where, setting.line, f"is not KEY=VALUE ({reason}). Quote odd values: KEY='VALUE'.")
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         return Problem(where, key, str(cause).strip().splitlines()[0].rstrip(".") + ".")
 
@@ -129,9 +162,6 @@ class Composer:
         loaded = self.hydra.config_loader.repository.load_config(config_path)  # type: ignore[attr-defined]
         folder = loaded.path.removeprefix("file://") if loaded else "conf"
         return _relative(f"{folder}/{config_path}.yaml")
-
-    def _report(self, where: str, key: str, what: str) -> None:
-        self.problems.add(Problem(where, key, what))
 
 
 @dataclass
@@ -179,28 +209,65 @@ class Composition:
         found: list[ResultDefault] = loader.compute_defaults_list(self.composer.name, lines, RunMode.RUN).defaults
         return found
 
-    def resolved(self, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """The plain config of a run in `folder`, "???" where nothing is given; and by key what could not be resolved,
-        which is null in it."""
+    def refers_to(self, key: str) -> str | None:
+        """The key whose value a key repeats, as `${monitor}` does."""
+        value: Any = OmegaConf.to_container(self.config)
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        return reference[1] if reference else None
+
+    def unknown_to_hydra(self) -> Iterator[tuple[str, str]]:
+        """Keys below `hydra` that it does not read, and what is wrong with them."""
+        nodes = [("hydra", self.config.hydra)]
+        for key, node in nodes:
+            fields = getattr(OmegaConf.get_type(node), "__dataclass_fields__", {})
+            for name, child in node.items_ex(resolve=False):
+                full = f"{key}.{name}"
+                if fields and name not in fields and not self.where(full).startswith("pkg:"):
+                    yield full, "unknown key." + did_you_mean(name, fields)
+                elif isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                    nodes.append((full, child))
+
+    @contextmanager
+    def _in_run(self, folder: str) -> Iterator[DictConfig]:
+        """A copy of the config, while `${hydra:...}` stands for what it does in a run in `folder`."""
         config = self.config.copy()
         with open_dict(config):
             config.hydra.runtime.output_dir = folder
             config.hydra.job.num = 0
             config.hydra.job.id = "0"
-        unresolved: dict[str, str] = {}
         instance = HydraConfig.instance()
         before = instance.cfg
         instance.set_config(config)
         try:
+            yield config
+        finally:
+            instance.cfg = before
+
+    def folders(self) -> tuple[str, str, str]:
+        """Where Hydra will write: the folder of a run, the folder of a sweep; and where runs are looked for."""
+        with self._in_run("") as config:
+            return config.hydra.run.dir, config.hydra.sweep.dir, config.paths.output
+
+    def resolved(self, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """The plain config of a run in `folder`, "???" where nothing is given; and by key what could not be resolved,
+        which is null in it."""
+        unresolved: dict[str, str] = {}
+        with self._in_run(folder):
+            config = self.config.copy()
+            with open_dict(config):
+                del config["hydra"]
             while True:
                 try:
                     plain: Any = OmegaConf.to_container(config, resolve=True)
                     return plain, unresolved
                 except OmegaConfBaseException as error:
-                    unresolved[error.full_key or ""] = str(error).splitlines()[0]
-                    OmegaConf.update(config, error.full_key or "", None)
-        finally:
-            instance.cfg = before
+                    key = error.full_key or ""
+                    if not key or key in unresolved:
+                        raise ConfigError(f"A setting is wrong:\n  {error}") from error
+                    unresolved[key] = str(error).splitlines()[0] + "."
+                    OmegaConf.update(config, key, None, force_add=True)
 
 
 @contextmanager

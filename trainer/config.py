@@ -1,26 +1,52 @@
 """Settings: what is checked before a run, and how their nodes become objects."""
 
-import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-
-
-class ConfigError(InputError):
-    """Settings that cannot be used; the message says which, where they come from, and what to give."""
+from trainer.check import check
+from trainer.compose import Composition, Setting, composer
+from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
 
 
 def prepare(arguments: list[str]) -> list[str]:
     """The arguments for Hydra. Raises one ConfigError with all that is wrong in the command and in what it composes."""
-    return arguments
+    options = get_args_parser().parse_args(arguments)
+    if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
+        return arguments
+    with composer(options) as composing:
+        command = [Setting(line) for line in options.overrides]
+        single = [setting for setting in command if not composing.sweeps(setting)]
+        base = composing.compose(single)
+        multirun = options.multirun or base.config.hydra.mode is RunMode.MULTIRUN
+        settings = command
+        jobs = composing.jobs(base, command) if multirun else [settings]
+        problems = set(composing.problems)
+        for job in jobs:
+            problems |= problems_of(composing.compose(job))
+        raise_all(problems | composing.problems)
+    flags = [argument for argument in arguments if argument not in options.overrides]
+    return flags + [composing.spelled(setting).line for setting in settings]
+
+
+def problems_of(composition: Composition) -> set[Problem]:
+    """What is wrong in one composed config; what only repeats another wrong key is left out."""
+    config, unresolved = composition.resolved("RUN")
+    found = [(key, what) for key, what in check(config) if key not in unresolved]
+    found += [*unresolved.items(), *composition.unknown_to_hydra()]
+    wrong = {key for key, _ in found}
+    return {
+        Problem(composition.where(key), key, what) for key, what in found if composition.refers_to(key) not in wrong
+    }
 
 
 def check_monitor(monitor: str, target: TargetSpec) -> None:
@@ -74,9 +100,3 @@ def _settings_errors(key: str, function: Callable[..., Any]) -> Callable[..., An
             raise ConfigError(message if message.startswith(key) else f"{key}: {message}") from cause
 
     return call
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A question with the nearest choice, or nothing."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,191 @@
+"""The check of a composed config: every key against the signature of what it configures, and pairs that contradict."""
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from models.metric_names import HIGHER_IS_BETTER, NAMES
+from trainer.problems import did_you_mean
+from trainer.signatures import MISSING, Arguments, Node, describe, fits, is_node, item_hint, literals, show
+
+
+@dataclass
+class Paths:
+    data: str
+    output: str
+
+
+@dataclass
+class Root:
+    """The schema of the whole config."""
+
+    data: Node
+    model: Node
+    loss: Node
+    optimizer: Node
+    scheduler: Node | None
+    trainer: Node
+    callbacks: Mapping[str, Node | None] | None
+    logger: Mapping[str, Node | None] | None
+    export: Node | None
+    paths: Paths
+    seed: int
+    monitor: str
+    mode: Literal["min", "max"]
+    l1: float
+    resume: str | None
+    test: bool
+    allowed_targets: Sequence[str]
+
+
+ALLOWED = ("datamodules", "models", "trainer", "torch", "torchmetrics", "torchvision", "pytorch_lightning")
+FILLED: dict[str, frozenset[str]] = {
+    "model": frozenset({"inputs", "outputs"}),
+    "loss": frozenset({"target"}),
+    "optimizer": frozenset({"params"}),
+    "scheduler": frozenset({"optimizer"}),
+    "export": frozenset({"path", "datamodule", "module", "metrics", "config"}),
+    "trainer": frozenset({"callbacks", "logger", "default_root_dir"}),
+}
+"""Arguments that the run gives."""
+OFFERED: dict[str, frozenset[str]] = {"scheduler": frozenset({"total_steps", "mode"})}
+"""Arguments that the run gives where the settings do not."""
+PARTIAL = frozenset({"optimizer", "scheduler", "export"})
+"""Nodes that the run calls itself."""
+DIRECTIVES = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str}
+
+
+def check(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """All problems of a plain config: the full key of each, and what is wrong."""
+    checker = Checker(config)
+    checker.fields(config, Arguments.of_dataclass(Root), "")
+    return [*checker.problems, *contradictions(config, checker.takes)]
+
+
+class Checker:
+    """Walks a plain config beside its schema and collects what does not fit."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        extra = config.get("allowed_targets")
+        self.allowed = [*ALLOWED, *(str(name).rstrip(".") for name in (extra if isinstance(extra, list) else ()))]
+        self.problems: list[tuple[str, str]] = []
+        self.takes: dict[str, Arguments] = {}
+
+    def fields(self, given: dict[str, Any], takes: Arguments, key: str, filled: frozenset[str] = frozenset()) -> None:
+        for name, value in given.items():
+            full = _join(key, name)
+            if name in filled:
+                self._report(full, "is filled in by the run: leave it out.")
+            elif name in takes.hints:
+                self.value(value, takes.hints[name], full)
+            elif not takes.open:
+                known = sorted(takes.hints.keys() - filled)
+                choices = f" Known are {', '.join(known)}." if known else ""
+                self._report(full, "unknown key." + (did_you_mean(str(name), known) or choices))
+            else:
+                self.value(value, Any, full)
+        for name in sorted(takes.required - filled - given.keys()):
+            self._report(_join(key, name), f"must be given: {describe(takes.hints[name])}.")
+
+    def value(self, value: Any, hint: Any, key: str) -> None:
+        if value == MISSING:
+            self._report(key, f"must be given, {describe(hint)}: {key}=VALUE.")
+        elif is_node(value):
+            self.node(value, key)
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+            self.fields(value, Arguments.of_dataclass(hint), key)
+        elif isinstance(value, dict | list) and fits(type(value)(), hint):
+            for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+                self.value(child, item_hint(hint, value, name), _join(key, name))
+        elif not fits(value, hint):
+            near = did_you_mean(value, literals(hint)) if isinstance(value, str) else ""
+            self._report(key, f"must be {describe(hint)}; it is {show(value)}.{near}")
+
+    def node(self, node: dict[str, Any], key: str) -> None:
+        """A node against the signature of its target."""
+        path = node["_target_"]
+        for name, hint in DIRECTIVES.items():
+            if name in node:
+                self.value(node[name], hint, _join(key, name))
+        if key in PARTIAL and node.get("_partial_") is not True:
+            self._report(_join(key, "_partial_"), "must be true: the run itself calls it.")
+        if not isinstance(path, str) or path == MISSING:
+            return
+        package = path.partition(".")[0]
+        if not self._allowed(path):
+            allowed = f"Allowed are {', '.join(self.allowed)}; allowed_targets=[{package}] adds to them."
+            near = did_you_mean(package, self.allowed)
+            self._report(_join(key, "_target_"), f"{path} is outside the allowed packages.{near} {allowed}")
+            return
+        try:
+            takes = Arguments.of(locate(path))
+        except ImportError as error:
+            self._report(_join(key, "_target_"), str(error))
+            return
+        self.takes[key] = takes
+        offered = OFFERED.get(key, frozenset())
+        takes = dataclasses.replace(takes, required=takes.required - offered)
+        given = {name: value for name, value in node.items() if name not in DIRECTIVES}
+        self.fields(given, takes, key, FILLED.get(key, frozenset()))
+
+    def _allowed(self, path: str) -> bool:
+        return any(f"{path}.".startswith(f"{prefix}.") for prefix in self.allowed)
+
+    def _report(self, key: str, what: str) -> None:
+        self.problems.append((key, what))
+
+
+def locate(path: str) -> Any:
+    """The class or function of this name. Raises ImportError with the cause in its own words."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # Whatever the module raises.
+        raise ImportError(f"cannot import {module}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        near = did_you_mean(name, dir(sys.modules[module]))
+        raise ImportError(f"{module} has no class or function {name}.{near}")
+    return found
+
+
+def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> Iterator[tuple[str, str]]:
+    """Settings that are each right, but not together."""
+    trainer = config.get("trainer")
+    nodes = {"": config} | {f"callbacks.{name}": node for name, node in (config.get("callbacks") or {}).items()}
+    for key, node in nodes.items():
+        if isinstance(node, dict):
+            yield from _monitor(key, node.get("monitor"), node.get("mode"))
+    if isinstance(trainer, dict):
+        if trainer.get("accelerator") == "cpu" and trainer.get("precision") in ("16-mixed", "16", 16):
+            yield "trainer.precision", "16-mixed is for GPUs, but trainer.accelerator=cpu: take bf16-mixed or 32-true."
+        endless = trainer.get("max_epochs") == -1 and trainer.get("max_steps", -1) == -1
+        needs = "scheduler" in takes and "total_steps" in takes["scheduler"].required
+        if endless and needs and "total_steps" not in config["scheduler"]:
+            yield (
+                "scheduler",
+                f"{config['scheduler']['_target_']} needs the length of the run, but trainer.max_epochs and"
+                " trainer.max_steps are both -1: set one, or take scheduler=none.",
+            )
+    if config.get("resume") is not None and not config.get("callbacks"):
+        yield "resume", "there are no checkpoints to go on from with callbacks=none: take callbacks=default."
+
+
+def _monitor(key: str, monitor: Any, mode: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(monitor, str):
+        return
+    metrics = {name for names in NAMES.values() for name in names}
+    logged = ["train/loss", "val/loss", *(f"val/{name}" for name in sorted(metrics))]
+    if monitor not in logged and not monitor.startswith("val/f1/"):
+        near = did_you_mean(monitor, logged)
+        yield _join(key, "monitor"), f"no model logs {monitor}.{near} It may be {', '.join(logged)} or val/f1/CLASS."
+        return
+    better = "max" if monitor.split("/")[1] in HIGHER_IS_BETTER else "min"
+    if mode in ("min", "max") and mode != better:
+        yield _join(key, "mode"), f"{mode} contradicts monitor={monitor}, of which {better} is better: mode={better}."
+
+
+def _join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
