@@ -21,6 +21,8 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.start = 0
+        """First batch of the next walk: above 0 once, after a state was loaded. A walk that was left starts anew."""
         self.position = 0
 
     batch_sampler = None
@@ -47,7 +49,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         order = self.order()
-        start, self.position = self.position, 0
+        start, self.start = self.start, 0
         for batch in range(start, len(self)):
             end = self.count if batch == len(self) - 1 else (batch + 1) * self.batch_size
             index = order[batch * self.batch_size : end]
@@ -58,4 +60,4 @@ class Batches:
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
+        self.start = self.position = state["position"]

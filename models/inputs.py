@@ -1,14 +1,54 @@
 """Encoded columns -> one float vector a row: the first layer of every network for tables."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 
 
-class Inputs(nn.Module):
-    """Numbers and indicators as they are, then narrow categories as 0/1 columns, then wide ones as learned vectors.
+class PiecewiseLinear(nn.Module):
+    """Numbers -> vectors that are piecewise linear in them: `linear * x + shift + bend @ PLE(x)`.
 
+    Component t of PLE(x) is 0 below bin t, 1 above it and linear inside; the first bin is open below, the last above.
+    `bend` starts at zero: the vectors start linear and learn where to turn (arXiv 2203.05556, 2410.24210, variant B).
+    Takes (rows, columns), gives (rows, columns, `size`). `edges`: of the bins of each column, ascending.
+    """
+
+    slope: Tensor
+    start: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, edges: Sequence[Sequence[float]], size: int) -> None:
+        super().__init__()
+        columns, bins = len(edges), max(len(column) for column in edges) - 1
+        # Bins that a column has not are held at 0.
+        slope, start, low, high = torch.zeros(4, columns, bins)
+        for index, column in enumerate(edges):
+            left, right = torch.tensor(column[:-1]), torch.tensor(column[1:])
+            last = len(left) - 1
+            slope[index, : last + 1] = 1 / (right - left)
+            start[index, : last + 1] = -left / (right - left)
+            high[index, : last + 1] = 1.0
+            low[index, 0], high[index, last] = -torch.inf, torch.inf
+        for name, values in {"slope": slope, "start": start, "low": low, "high": high}.items():
+            self.register_buffer(name, values, persistent=False)
+        self.linear = nn.Parameter(torch.empty(columns, size).uniform_(-1, 1) / size**0.5)
+        self.shift = nn.Parameter(torch.empty(columns, size).uniform_(-1, 1) / size**0.5)
+        self.bend = nn.Parameter(torch.zeros(columns, bins, size))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = numbers.unsqueeze(2)
+        encoded = torch.clamp(x * self.slope + self.start, self.low, self.high)
+        return x * self.linear + self.shift + torch.einsum("rcb,cbs->rcs", encoded, self.bend)
+
+
+class Inputs(nn.Module):
+    """Numbers as piecewise-linear vectors, then what is 0/1, then narrow categories, then wide ones as learned vectors.
+
+    A number of three values and more becomes a vector of `number_size` values, with `number_size=0` it stays a number.
     A category of two known levels (three, unknown counted) is one column: -1, +1, and 0 for unknown. One of up to
     `one_hot_max` levels is one-hot; a wider one is a learned embedding of `embedding_size` values. In training each
     code becomes 0 (unknown) with probability `unknown_rate`, so that an unseen level has a trained meaning.
@@ -16,6 +56,8 @@ class Inputs(nn.Module):
     Takes `numbers` float (rows, numbers + indicators) and `codes` int (rows, categories); gives float (rows, `width`).
     """
 
+    numbers_bent: Tensor
+    numbers_plain: Tensor
     column: Tensor
     plus: Tensor
     minus: Tensor
@@ -23,9 +65,19 @@ class Inputs(nn.Module):
     offset: Tensor
 
     def __init__(
-        self, spec: InputSpec, *, one_hot_max: int = 9, embedding_size: int = 8, unknown_rate: float = 0.01
+        self,
+        spec: InputSpec,
+        *,
+        number_size: int = 16,
+        one_hot_max: int = 9,
+        embedding_size: int = 8,
+        unknown_rate: float = 0.01,
     ) -> None:
         super().__init__()
+        edges = [sorted(set(knots)) for knots in spec.knots]
+        bent = [index for index, column in enumerate(edges) if number_size > 0 and len(column) > 2]
+        plain = [index for index in range(len(spec.numbers) + len(spec.indicators)) if index not in bent]
+        self.bent = PiecewiseLinear([edges[index] for index in bent], number_size) if bent else None
         self.unknown_rate = unknown_rate
         # Output j of the narrow block is (code[column] == plus) - (code[column] == minus): one-hot has no minus (-1
         # matches no code), a binary column has level 2 as plus and level 1 as minus.
@@ -43,6 +95,8 @@ class Inputs(nn.Module):
                 offset.append(rows)
                 rows += levels
         for name, values in {
+            "numbers_bent": bent,
+            "numbers_plain": plain,
             "column": [column for column, _, _ in narrow],
             "plus": [level for _, level, _ in narrow],
             "minus": [level for _, _, level in narrow],
@@ -52,14 +106,16 @@ class Inputs(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int32))
         # One table for all wide columns: one kernel, however many they are.
         self.embedding = nn.Embedding(rows, embedding_size) if wide else None
-        self.numbers = len(spec.numbers) + len(spec.indicators)
+        self.plain = len(plain)
         self.narrow = len(narrow)
-        self.width = self.numbers + self.narrow + len(wide) * embedding_size
+        self.width = len(bent) * number_size + self.plain + self.narrow + len(wide) * embedding_size
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         blocks: list[Tensor] = []
-        if self.numbers > 0:
-            blocks.append(batch["numbers"])
+        if self.bent is not None:
+            blocks.append(self.bent(batch["numbers"].index_select(1, self.numbers_bent)).flatten(1))
+        if self.plain > 0:
+            blocks.append(batch["numbers"].index_select(1, self.numbers_plain))
         if self.narrow > 0 or self.embedding is not None:
             codes = batch["codes"]
             if self.training and self.unknown_rate > 0:

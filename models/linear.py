@@ -18,12 +18,19 @@ class Linear(nn.Module):
         inputs: InputSpec,
         outputs: int,
         *,
+        number_size: int = 0,
         embedding_size: int = 8,
         one_hot_max: int = 256,
         unknown_rate: float = 0.01,
     ) -> None:
         super().__init__()
-        self.inputs = Inputs(inputs, one_hot_max=one_hot_max, embedding_size=embedding_size, unknown_rate=unknown_rate)
+        self.inputs = Inputs(
+            inputs,
+            number_size=number_size,
+            one_hot_max=one_hot_max,
+            embedding_size=embedding_size,
+            unknown_rate=unknown_rate,
+        )
         self.layer = nn.Linear(self.inputs.width, outputs)
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)

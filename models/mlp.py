@@ -26,12 +26,19 @@ class MLP(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.1,
         init: Init = "he",
+        number_size: int = 16,
         embedding_size: int = 8,
         one_hot_max: int = 9,
         unknown_rate: float = 0.01,
     ) -> None:
         super().__init__()
-        self.inputs = Inputs(inputs, one_hot_max=one_hot_max, embedding_size=embedding_size, unknown_rate=unknown_rate)
+        self.inputs = Inputs(
+            inputs,
+            number_size=number_size,
+            one_hot_max=one_hot_max,
+            embedding_size=embedding_size,
+            unknown_rate=unknown_rate,
+        )
         width = self.inputs.width
         layers: list[nn.Module] = []
         for size in hidden:

@@ -81,10 +81,9 @@ class SupervisedModule(pl.LightningModule):
     def on_train_start(self) -> None:
         self.fitted.total = self.fitted.total.to(self.device)
 
-    def on_train_epoch_start(self) -> None:
-        self.fitted.reset(self.device)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if batch_idx == 0:  # not in on_train_epoch_start, which Lightning leaves out after some resumes
+            self.fitted.reset(self.device)
         loss: Tensor = self.loss(self.network(batch), batch["target"])
         self.fitted.add(loss, len(batch["target"]))
         self.samples += len(batch["target"])

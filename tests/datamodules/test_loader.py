@@ -47,3 +47,9 @@ def test_a_saved_position_goes_on_with_the_next_batch_and_then_with_whole_epochs
     resumed.load_state_dict(loader.state_dict())
     assert [batch["target"].tolist() for batch in resumed] == whole[1:]
     assert [batch["target"].tolist() for batch in resumed] == whole
+
+
+def test_a_walk_that_was_left_in_its_midst_starts_anew() -> None:
+    loader = batches(10, 3)
+    next(iter(loader))
+    assert [batch["target"].tolist() for batch in loader] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]

@@ -1,6 +1,7 @@
 """Progress that costs nothing a step: it looks at the clock, and shows what the run has measured already."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -106,7 +107,9 @@ class Progress(ProgressBar):
     def _line(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
         assert isinstance(module, SupervisedModule)
         epochs = f"{trainer.current_epoch}" + (f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else "")
-        parts = [f"epoch {epochs}", f"step {trainer.global_step:,}", f"train/loss {module.train_loss:.4g}"]
+        parts = [f"epoch {epochs}", f"step {trainer.global_step:,}"]
+        if not math.isnan(module.train_loss):
+            parts.append(f"train/loss {module.train_loss:.4g}")
         for name, value in self.measured.items():
             best = f" (best {self.best:.4g})" if name == module.monitor else ""
             parts.append(f"{name} {value:.4g}{best}")

@@ -1,4 +1,4 @@
-"""Dropout that goes on where it was, so that a resumed run ends with the same weights, bit for bit."""
+"""What a resumed run needs, beside Lightning's own state, to end with the same weights, bit for bit."""
 
 from typing import Any
 
@@ -6,12 +6,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from datamodules.loader import Batches
+
 
 class RandomState(Callback):
     """Keeps torch's random state, of the CPU and of every CUDA device, in the checkpoint.
 
-    It is put back when training starts, after all that draws on the way there. The order of the rows needs no state:
-    it is counted (datamodules/loader.py).
+    It is put back when training starts, after all that draws on the way there, so that dropout goes on where it was.
+    The order of the rows needs no state, for it is counted (datamodules/loader.py); where in it an epoch goes on is
+    said to the loader here, because Lightning forgets to when a schedule has asked for the length of the run.
     """
 
     def __init__(self) -> None:
@@ -31,3 +34,7 @@ class RandomState(Callback):
         for device, state in enumerate(self.saved["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(state, device)
         self.saved = None
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        done = 0 if batches.is_last_batch else batches.current.ready
+        assert isinstance(trainer.train_dataloader, Batches)
+        trainer.train_dataloader.load_state_dict({"position": done})
