@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
+from trainer import resume
 from trainer.check import check
 from trainer.compose import Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
@@ -28,14 +29,20 @@ def prepare(arguments: list[str]) -> list[str]:
         single = [setting for setting in command if not composing.sweeps(setting)]
         base = composing.compose(single)
         multirun = options.multirun or base.config.hydra.mode is RunMode.MULTIRUN
-        settings = command
-        jobs = composing.jobs(base, command) if multirun else [settings]
-        problems = set(composing.problems)
+        runs = not (options.cfg or options.info)
+        found = resume.plan(command, base, multirun=multirun) if runs else resume.Plan(command)
+        jobs = composing.jobs(base, command) if multirun else [found.settings]
+        problems = set(found.problems)
         for job in jobs:
-            problems |= problems_of(composing.compose(job))
+            composition = composing.compose(job)
+            problems |= problems_of(composition)
         raise_all(problems | composing.problems)
+        if found.folder is not None:
+            found.messages += resume.differences(found.folder, composition)
+    for message in found.messages:
+        print(message)
     flags = [argument for argument in arguments if argument not in options.overrides]
-    return flags + [composing.spelled(setting).line for setting in settings]
+    return flags + [composing.spelled(setting).line for setting in found.settings]
 
 
 def problems_of(composition: Composition) -> set[Problem]:

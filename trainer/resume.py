@@ -1,0 +1,142 @@
+"""`resume=PATH` and `resume=auto`: the command that goes on with a run, in the run's own folder."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from serving.errors import InputError
+from trainer.compose import Composition, Setting
+from trainer.problems import Problem
+from trainer.signatures import show
+
+LAST = Path("checkpoints", "last.ckpt")
+SAVED = Path(".hydra", "overrides.yaml")
+OWN = ("resume", "hydra.run.dir")
+"""Settings of one start of a run, not of the run."""
+
+
+@dataclass
+class Plan:
+    """The settings to run with, the folder that they go on in, if any, and what is to be said."""
+
+    settings: list[Setting]
+    folder: Path | None = None
+    messages: list[str] = field(default_factory=list)
+    problems: set[Problem] = field(default_factory=set)
+
+
+def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
+    """What `resume` makes of the command; `base` is what the command composes."""
+    found = Plan(command)
+    try:
+        run, sweep, output = (Path(folder) for folder in base.folders())
+    except OmegaConfBaseException:
+        return found  # The check of the settings says why.
+    wanted = base.config.get("resume")
+    rest = [setting for setting in command if setting.key not in OWN]
+    given = any(setting.key == "hydra.run.dir" for setting in command)
+
+    def refuse(key: str, what: str) -> Plan:
+        found.problems.add(Problem(base.where(key), key, what))
+        return found
+
+    if multirun:
+        if wanted is not None:
+            return refuse("resume", "goes on with one run, but this is a sweep: resume its runs one by one.")
+        if any(sweep.glob("*/config.yaml")):
+            return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: choose another folder.")
+        return found
+    if not isinstance(wanted, str):
+        if (run / "config.yaml").exists():
+            return refuse(
+                "hydra.run.dir", f"{run} holds a run already: go on with it by resume={run}, or choose another folder."
+            )
+        return found
+    if wanted == "auto":
+        folder = run if given else newest_unfinished(output, rest)
+        if folder is None or not (folder / LAST).exists():
+            where = f"{run} has no checkpoint" if given else f"no unfinished run of this command under {output}"
+            found.settings = [setting for setting in command if setting.key != "resume"] + [Setting("resume=null")]
+            found.messages = [f"resume: {where}: starting anew"]
+            return found
+        found.messages = [f"resume: going on with {folder}"]
+        wanted = str(folder)
+    try:
+        folder, checkpoint = find(Path(wanted))
+    except InputError as error:
+        return refuse("resume", str(error))
+    if given and run.absolute() != folder.absolute():
+        return refuse("hydra.run.dir", f"{run} is not the folder of resume={wanted}: leave it out.")
+    keys = {setting.key for setting in rest}
+    where = str(folder / SAVED)
+    saved = [Setting(line, where) for line in saved_overrides(folder)]
+    found.folder = folder
+    found.settings = [
+        *(setting for setting in saved if setting.key not in keys),
+        *rest,
+        Setting(f"hydra.run.dir={_quoted(folder)}"),
+        Setting(f"resume={_quoted(checkpoint.absolute())}"),
+    ]
+    return found
+
+
+def find(path: Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a path means. Raises InputError where there are none."""
+    if not path.exists():
+        raise InputError(f"there is no {path}: give a run folder or a checkpoint in it.")
+    folder = path if path.is_dir() else path.parent.parent
+    checkpoint = path / LAST if path.is_dir() else path
+    if not (folder / SAVED).exists():
+        raise InputError(f"{folder} is no run folder: it has no {SAVED}.")
+    if not checkpoint.exists():
+        raise InputError(f"{folder} has no {LAST} to go on from: start anew in another folder.")
+    return folder, checkpoint
+
+
+def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
+    """The run folder under `output` with the newest checkpoint, of the same overrides, and not at its end."""
+    lines = sorted(setting.line.lstrip("+") for setting in settings if not setting.key.startswith(("hydra.", "hydra/")))
+    for checkpoint in sorted(output.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = checkpoint.parents[1]
+        unfinished = (folder / SAVED).exists() and not (folder / "metrics.json").exists()
+        if unfinished and sorted(line.lstrip("+") for line in saved_overrides(folder)) == lines:
+            return folder
+    return None
+
+
+def saved_overrides(folder: Path) -> list[str]:
+    """The overrides that a run was started with, without those of one start alone."""
+    lines = [str(line) for line in OmegaConf.load(folder / SAVED)]
+    return [line for line in lines if Setting(line).key not in OWN]
+
+
+def differences(folder: Path, composition: Composition) -> Iterator[str]:
+    """What is not as it was when the run was last started, and who wins."""
+    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
+    now = dict(_leaves(composition.resolved(str(folder.absolute()))[0]))
+    for key in sorted(before.keys() | now.keys()):
+        if key == "resume" or before.get(key) == now.get(key):
+            continue
+        old, new = (show(values[key]) if key in values else "nothing" for values in (before, now))
+        where = composition.where(key)
+        yield f"resume: {key} {old} -> {new} ({'the ' if where == 'command line' else ''}{where} wins)"
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        full = f"{key}.{name}" if key else str(name)
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, full)
+        else:
+            yield full, value
+
+
+def _quoted(path: Path) -> str:
+    """As the value of an override."""
+    plain = re.fullmatch(r"[\w./:-]+", str(path))
+    return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"
