@@ -72,7 +72,7 @@ class MSE(nn.Module):
         _must_be_number(target, self)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(output[:, 0], target)
+        return F.mse_loss(output[:, 0].float(), target)
 
 
 class MAE(nn.Module):
@@ -83,7 +83,7 @@ class MAE(nn.Module):
         _must_be_number(target, self)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(output[:, 0], target)
+        return F.l1_loss(output[:, 0].float(), target)
 
 
 class Huber(nn.Module):
@@ -97,7 +97,7 @@ class Huber(nn.Module):
         self.delta = delta
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.huber_loss(output[:, 0], target, delta=self.delta)
+        return F.huber_loss(output[:, 0].float(), target, delta=self.delta)
 
 
 def _must_be_classes(target: TargetSpec, loss: nn.Module) -> None:

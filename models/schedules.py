@@ -20,6 +20,8 @@ def onecycle(
     optimizer: Optimizer, total_steps: int, *, peak: float = 0.3, start: float = 0.04, final: float = 4e-6
 ) -> LambdaLR:
     """A cosine up from `start` to 1 at fraction `peak` of the run, then one down to `final` (arXiv 1708.07120)."""
+    if not 0 < peak < 1:
+        raise ValueError(f"scheduler.peak={peak}: a fraction of the run, above 0 and below 1.")
 
     def factor(t: float) -> float:
         return _bend(t / peak, start, 1) if t < peak else _bend((t - peak) / (1 - peak), 1, final)

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -51,8 +50,6 @@ class SupervisedModule(pl.LightningModule):
         l1: float = 0.0,
     ) -> None:
         super().__init__()
-        settings = {"target": asdict(target), "monitor": monitor, "mode": mode, "l1": l1}
-        self.save_hyperparameters(settings, logger=False)
         self.network = network
         self.target = target
         self.loss = loss
