@@ -74,10 +74,9 @@ class Inputs(nn.Module):
         unknown_rate: float = 0.01,
     ) -> None:
         super().__init__()
-        edges = [sorted(set(knots)) for knots in spec.knots]
-        bent = [index for index, column in enumerate(edges) if number_size > 0 and len(column) > 2]
+        bent = [index for index, edges in enumerate(spec.edges) if number_size > 0 and len(edges) > 2]
         plain = [index for index in range(len(spec.numbers) + len(spec.indicators)) if index not in bent]
-        self.bent = PiecewiseLinear([edges[index] for index in bent], number_size) if bent else None
+        self.bent = PiecewiseLinear([spec.edges[index] for index in bent], number_size) if bent else None
         self.unknown_rate = unknown_rate
         # Output j of the narrow block is (code[column] == plus) - (code[column] == minus): one-hot has no minus (-1
         # matches no code), a binary column has level 2 as plus and level 1 as minus.
