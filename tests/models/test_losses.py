@@ -120,7 +120,8 @@ REFUSED: Sequence[tuple[Callable[[], nn.Module], str]] = [
     ),
     (
         lambda: losses.auto(MULTICLASS, class_weights=[1, 2]),
-        "loss.class_weights=[1, 2]: must be 'balanced' or one weight for each of the 3 classes of 'answer': low, mid, high.",
+        "loss.class_weights=[1, 2]: must be 'balanced' or one weight for each of the 3 classes of 'answer': low,"
+        " mid, high.",
     ),
 ]
 
