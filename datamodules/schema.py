@@ -34,8 +34,8 @@ class InputSpec:
     indicators: tuple[str, ...] = ()
     categories: tuple[tuple[str, int], ...] = ()
     """Name and number of levels, unknown counted."""
-    knots: tuple[tuple[float, ...], ...] = ()
-    """Per number column, quantiles of its encoded training values at evenly spaced probabilities, ascending."""
+    edges: tuple[tuple[float, ...], ...] = ()
+    """For each number the edges of bins that hold its encoded training values, ascending."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.clean import COPY, OWN, clean, clean_target, refuse_if_too_many
 from datamodules.features import Categories, Features, Numbers
-from datamodules.features.numbers import Scaling, quantiles
+from datamodules.features.numbers import Scaling, bin_edges, quantiles
 from datamodules.infer import check_names, infer_columns, infer_task
 from datamodules.loader import Batches
 from datamodules.read import Raw, read
@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 ORDER, ROW = OWN + "order", OWN + "row"
+BINS = 48
+"""Bins at most of a number for networks that bend its scale."""
 KNOTS = 49
-"""Quantiles of each encoded number that networks and the drift reference see: the edges of 48 bins."""
+"""Quantiles of a number in the reference for drift."""
 
 
 class TableDataModule(pytorch_lightning.LightningDataModule):
@@ -215,13 +217,12 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             Numbers(numbers, stacked, self.scaling, self._number_rules()),
             Categories(categories, self._level_counts(), self.missing, self._text_rules(), self.max_levels),
         )
-        encoded = self.features.numbers(values, len(train))[:, : len(numbers)].double()
-        knots = quantiles(encoded, torch.linspace(0, 1, KNOTS, dtype=torch.float64))
+        encoded = self.features.numbers(values, len(train)).double().unbind(1)
         self.inputs = InputSpec(
             numbers=tuple(numbers),
             indicators=tuple(numbers[index] for index in self.features.numbers.indicated.tolist()),
             categories=tuple(zip(categories, self.features.categories.sizes, strict=True)),
-            knots=tuple(tuple(column) for column in knots.tolist()),
+            edges=tuple(bin_edges(column, BINS) for column in encoded[: len(numbers)]),
         )
 
     def _level_counts(self) -> list[dict[str, int]]:

@@ -139,3 +139,21 @@ def quantiles(values: Tensor, probabilities: Tensor) -> Tensor:
     high = position.ceil().long()
     part = (position - low).unsqueeze(1)
     return (ordered[low] + (ordered[high] - ordered[low]) * part).t().contiguous()
+
+
+def bin_edges(values: Tensor, bins: int) -> tuple[float, ...]:
+    """At most `bins` + 1 ascending edges of bins for float64 (rows,): quantiles, each once.
+
+    Where many values are equal quantiles coincide; the edges to spare are quantiles of the distinct values, so that a
+    column that is mostly zero is told apart where it is not.
+    """
+    distinct = values.unique()
+    if len(distinct) <= bins + 1:
+        return tuple(distinct.tolist())
+    edges = _evenly(values, bins + 1).unique()
+    spare = bins + 1 - len(edges)
+    return tuple(torch.cat([edges, _evenly(distinct, spare + 2)[1:-1]]).unique().tolist())
+
+
+def _evenly(values: Tensor, count: int) -> Tensor:
+    return quantiles(values.unsqueeze(1), torch.linspace(0, 1, count, dtype=torch.float64))[0]
