@@ -15,8 +15,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
 from models import schedules
+from models.mlp import MLP
 from models.supervised import SupervisedModule
-from tests.models.problems import build, fit, rows
+from tests.models.problems import INPUTS, build, fit, rows
 from trainer.callbacks.averaging import EMA, SWA
 from trainer.callbacks.progress import Progress
 from trainer.callbacks.random_state import RandomState
@@ -91,7 +92,8 @@ def test_the_average_is_what_is_measured_kept_and_left_in_the_module(tmp_path: P
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
             history.append(weights(pl_module))
 
-    module = build("binary", optimizer=functools.partial(torch.optim.SGD, lr=0.5))
+    network = MLP(INPUTS, 1, hidden=(16,), norm="batch")  # its running statistics are averaged too
+    module = build("binary", network=network, optimizer=functools.partial(torch.optim.SGD, lr=0.5))
     start = weights(module)
     last = ModelCheckpoint(tmp_path, filename="last", monitor="val/loss", save_top_k=1, mode="max")
     trainer = fit(module, TRAIN, epochs=2, callbacks=[average, Keep(), last])

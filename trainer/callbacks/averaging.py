@@ -21,21 +21,21 @@ class WeightAverage(Callback):
     """Keeps an average beside the weights that are trained, and takes their place in validation and at the end of fit.
 
     In a checkpoint the average is the `state_dict`; the weights to train on are in the callback's own state. Running
-    statistics of norms are not averaged: they go on as they are.
+    statistics of norms are averaged too: those of the newest weights do not fit the average.
     """
 
     def __init__(self) -> None:
         self.steps = 0
-        self.weights: list[Tensor] = []
-        self.average: list[Tensor] = []
-        self.saved: list[Tensor] = []
+        self.weights: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        self.saved: dict[str, Tensor] = {}
 
-    def share(self, trainer: pl.Trainer) -> float:
+    def share(self) -> float:
         """Share of the newest weights in the average after this step of the optimizer, above 0 and at most 1."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "weights": [weight.detach() for weight in self.weights]}
+        return {"steps": self.steps, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps = state_dict["steps"]
@@ -44,12 +44,12 @@ class WeightAverage(Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
-        self.weights = list(pl_module.network.parameters())
-        self.average = [weight.detach().clone() for weight in self.weights]
-        if self.saved:
-            for weight, saved in zip(self.weights, self.saved, strict=True):
-                weight.copy_(saved)
-            self.saved = []
+        state = {f"network.{name}": value for name, value in pl_module.network.state_dict().items()}
+        self.weights = {name: value for name, value in state.items() if value.is_floating_point()}
+        self.average = {name: weight.clone() for name, weight in self.weights.items()}
+        for name, saved in self.saved.items():
+            self.weights[name].copy_(saved)
+        self.saved = {}
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -57,7 +57,7 @@ class WeightAverage(Callback):
     ) -> None:
         if trainer.global_step > self.steps:  # not while gradients accumulate
             self.steps = trainer.global_step
-            torch._foreach_lerp_(self.average, self.weights, self.share(trainer))
+            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), self.share())
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap()
@@ -68,21 +68,18 @@ class WeightAverage(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self.average:
-            assert isinstance(pl_module, SupervisedModule)
-            names = [f"network.{name}" for name, _ in pl_module.network.named_parameters()]
-            checkpoint["state_dict"] |= dict(zip(names, self.average, strict=True))
+        checkpoint["state_dict"] |= self.average
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap()
-        self.weights, self.average = [], []
+        self.weights, self.average = {}, {}
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for weight, average in zip(self.weights, self.average, strict=True):
+        for name, weight in self.weights.items():
             trained = weight.clone()
-            weight.copy_(average)
-            average.copy_(trained)
+            weight.copy_(self.average[name])
+            self.average[name].copy_(trained)
 
 
 class EMA(WeightAverage):
@@ -94,7 +91,7 @@ class EMA(WeightAverage):
             raise ValueError(f"decay={decay}: must be at least 0 and below 1.")
         self.decay = decay
 
-    def share(self, trainer: pl.Trainer) -> float:
+    def share(self) -> float:
         return 1 - min(self.decay, self.steps / (self.steps + 9))
 
 
@@ -111,7 +108,7 @@ class SWA(WeightAverage):
             raise ValueError(f"start={start}: a fraction of the run, at least 0 and below 1.")
         self.start = start
 
-    def share(self, trainer: pl.Trainer) -> float:
+    def share(self) -> float:
         return 1 / max(self.steps - self.first, 1)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
