@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from models.metric_names import HIGHER_IS_BETTER, NAMES
 from trainer.problems import did_you_mean
-from trainer.signatures import MISSING, Arguments, Node, describe, fits, is_node, item_hint, literals, show
+from trainer.signatures import MISSING, Arguments, Node, describe, fits, is_node, item_hint, literals, options, show
 
 
 @dataclass
@@ -88,7 +88,8 @@ class Checker:
             else:
                 self.value(value, Any, full)
         for name in sorted(takes.required - filled - given.keys()):
-            self._report(_join(key, name), f"must be given: {describe(takes.hints[name])}.")
+            hint = takes.hints[name]
+            self._report(_join(key, name), "must be given" + ("." if hint is Any else f", {describe(hint)}."))
 
     def value(self, value: Any, hint: Any, key: str) -> None:
         if value == MISSING:
@@ -97,6 +98,9 @@ class Checker:
             self.node(value, key)
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
             self.fields(value, Arguments.of_dataclass(hint), key)
+        elif isinstance(value, dict) and value and Node in options(hint):
+            for name in value:
+                self._report(_join(key, name), f"nothing takes it: {key} has no _target_. Choose one by {key}=NAME.")
         elif isinstance(value, dict | list) and fits(type(value)(), hint):
             for name, child in value.items() if isinstance(value, dict) else enumerate(value):
                 self.value(child, item_hint(hint, value, name), _join(key, name))

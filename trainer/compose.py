@@ -154,6 +154,9 @@ class Composer:
         if isinstance(error, OverrideParseException) and setting:
             reason = str(error).splitlines()[0]
             return Problem(where, setting.line, f"is not KEY=VALUE ({reason}). Quote odd values: KEY='VALUE'.")
+        if (inside := re.match("In '([^']*)': .* raised while composing config:\n(.*)", str(error))) is not None:
+            full = re.search("full_key: (.*)", str(error))
+            return Problem(self.file(inside[1]), full[1] if full else key, f"{inside[2]}.")
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         return Problem(where, key, str(cause).strip().splitlines()[0].rstrip(".") + ".")
 
@@ -175,10 +178,12 @@ class Composition:
     def where(self, key: str) -> str:
         """The place that had the last word on a key, or on the nearest key above it."""
         while key:
-            place = self._command(key) or self._file(key)
-            if place:
-                return place
-            key = key.rpartition(".")[0]
+            node = key.rpartition(".")[0]
+            for each in (key, f"{node}._target_"):
+                place = self._command(each) or self._file(each)
+                if place:
+                    return place
+            key = node
         return self.composer.file(self.composer.name)
 
     def _command(self, key: str) -> str | None:

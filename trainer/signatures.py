@@ -55,10 +55,6 @@ class Arguments:
             parameters = inspect.signature(function).parameters
         except ValueError:
             return True
-        try:
-            hints = typing.get_type_hints(inspect.unwrap(function))
-        except (NameError, TypeError, AttributeError):
-            hints = {}
         more = False
         for name, parameter in parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -66,12 +62,23 @@ class Arguments:
             elif parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
                 if name in self.hints or name in ("self", "cls"):
                     continue
-                self.hints[name] = hints.get(name, Any)
+                self.hints[name] = _hint(function, name)
                 if parameter.default is None:
                     self.hints[name] = self.hints[name] | None if self.hints[name] is not Any else Any
                 if parameter.default is inspect.Parameter.empty:
                     self.required.add(name)
         return more
+
+
+def _hint(function: Any, name: str) -> Any:
+    """The hint of an argument; Any where there is none, or it has names that exist for type checkers alone."""
+    function = inspect.unwrap(function)
+    annotations = getattr(function, "__annotations__", {})
+    alone = types.SimpleNamespace(__annotations__={name: annotations.get(name, Any)})
+    try:
+        return typing.get_type_hints(alone, getattr(function, "__globals__", {}))[name]
+    except (NameError, TypeError, AttributeError):
+        return Any
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -146,7 +153,6 @@ NOUNS = {
     int: "an integer",
     float: "a number",
     str: "text",
-    bool: "true or false",
     types.NoneType: "null",
     Node: "a node with _target_",
     Any: "any value",
@@ -160,6 +166,8 @@ def describe(hint: Any) -> str:
         arguments = [argument for argument in typing.get_args(each) if argument is not ...]
         if _choices(each):
             words += [show(choice) for choice in arguments]
+        elif each is bool:
+            words += ["true", "false"]
         elif isinstance(typing.get_origin(each) or each, type) and issubclass(
             typing.get_origin(each) or each, os.PathLike
         ):

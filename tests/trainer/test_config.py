@@ -1,0 +1,362 @@
+"""The check before a run: every kind of mistake, with its whole message."""
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from datamodules.schema import InputSpec, TargetSpec
+from tests.conftest import ROOT, run_script
+from trainer.config import check_monitor, instantiate, prepare
+from trainer.problems import ConfigError
+
+LOGGED = (
+    "train/loss, val/loss, val/accuracy, val/auroc, val/average_precision, val/balanced_accuracy,"
+    " val/calibration_error, val/f1, val/log_loss, val/mae, val/mape, val/r2, val/rmse or val/f1/CLASS."
+)
+ALLOWED = "Allowed are datamodules, models, trainer, torch, torchmetrics, torchvision, pytorch_lightning;"
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        prepare(list(arguments))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("model=mpl", "model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp."),
+        ("model.hiden=3", "model.hiden: unknown key. Did you mean hidden?"),
+        ("+model.hiden=3", "model.hiden: unknown key. Did you mean hidden?"),
+        ("++trainer.max_epoch=3", "trainer.max_epoch: unknown key. Did you mean max_epochs?"),
+        ("sead=3", "sead: unknown key. Did you mean seed?"),
+        ("data.colums={a: drop}", "data.colums: unknown key. Did you mean columns?"),
+        ("paths.dada=x", "paths.dada: unknown key. Did you mean data?"),
+        ("paths.q=x", "paths.q: unknown key. Known are data, output."),
+        ("hydra.run.dri=x", "hydra.run.dri: unknown key. Did you mean dir?"),
+        (
+            "callbacks.early_stopping.patiense=3",
+            "callbacks.early_stopping.patiense: unknown key. Did you mean patience?",
+        ),
+        ("logger.tensorboard.vresion=a", "logger.tensorboard.vresion: unknown key. Did you mean version?"),
+        ("seed=x", 'seed: must be an integer; it is "x".'),
+        ("seed=1.5", "seed: must be an integer; it is 1.5."),
+        ("seed=true", "seed: must be an integer; it is true."),
+        ("test=1", "test: must be true or false; it is 1."),
+        ("l1=null", "l1: must be a number; it is null."),
+        ("mode=mni", 'mode: must be "min" or "max"; it is "mni". Did you mean min?'),
+        ("model.hidden=[8,a]", 'model.hidden.1: must be an integer; it is "a".'),
+        ("model.hidden=8", "model.hidden: must be a list (each an integer); it is 8."),
+        ("model.init=xe", 'model.init: must be "he", "xavier" or "orthogonal"; it is "xe".'),
+        ("trainer.threads=many", 'trainer.threads: must be an integer or "auto"; it is "many".'),
+        ("trainer.max_epochs=ten", 'trainer.max_epochs: must be an integer or null; it is "ten".'),
+        (
+            "data.columns={zip: categry}",
+            'data.columns.zip: must be "number", "category", "text", "date", "identifier", "constant", "image" or'
+            ' "drop"; it is "categry". Did you mean category?',
+        ),
+        ("loss.class_weights=3", 'loss.class_weights: must be "balanced", a list (each a number) or null; it is 3.'),
+        ("callbacks.checkpoint=3", "callbacks.checkpoint: must be a node with _target_ or null; it is 3."),
+        ("trainer.logger=false", "trainer.logger: is filled in by the run: leave it out."),
+        ("model.outputs=3", "model.outputs: is filled in by the run: leave it out."),
+        ("optimizer._partial_=false", "optimizer._partial_: must be true: the run itself calls it."),
+        (
+            "model._target_=models.mpl.MLP",
+            "model._target_: cannot import models.mpl: ModuleNotFoundError: No module named 'models.mpl'",
+        ),
+        (
+            "optimizer._target_=torch.optim.Adm",
+            "optimizer._target_: torch.optim has no class or function Adm. Did you mean Adam?",
+        ),
+        (
+            "model._target_=os.system",
+            f"model._target_: os.system is outside the allowed packages. {ALLOWED} allowed_targets=[os] adds to them.",
+        ),
+        (
+            "trainer.profiler._target_=torchx.P",
+            "trainer.profiler._target_: torchx.P is outside the allowed packages. Did you mean torch?"
+            f" {ALLOWED} allowed_targets=[torchx] adds to them.",
+        ),
+        ("monitor=val/acuracy", f"monitor: no model logs val/acuracy. Did you mean val/accuracy? It may be {LOGGED}"),
+        ("mode=max", "mode: max contradicts monitor=val/loss, of which min is better: mode=min."),
+        ("seed=1,2", "seed: 1,2 is a sweep: add -m. A list is written seed=[1,2]."),
+        ("l1=${nope}", "l1: Interpolation key 'nope' not found."),
+        ("~model.hiden", "model.hiden: Could not delete from config. 'model.hiden' does not exist."),
+        (
+            "a b",
+            "a b: is not KEY=VALUE (LexerNoViableAltException: a b). Quote odd values: KEY='VALUE'.",
+        ),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> None:
+    assert refused(argument) == f"A setting is wrong:\n  command line: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ["data=table"],
+            [
+                "conf/data/table.yaml: data.path: must be given, text or a list (each text): data.path=VALUE.",
+                "conf/data/table.yaml: data.target: must be given, text: data.target=VALUE.",
+            ],
+        ),
+        (
+            ["monitor=val/auroc"],
+            ["conf/train.yaml: mode: min contradicts monitor=val/auroc, of which max is better: mode=max."],
+        ),
+        (
+            ["trainer=cpu", "trainer.precision=16-mixed"],
+            [
+                "command line: trainer.precision: 16-mixed is for GPUs, but trainer.accelerator=cpu: take bf16-mixed or"
+                " 32-true."
+            ],
+        ),
+        (
+            ["trainer.max_epochs=-1"],
+            [
+                "conf/scheduler/cosine.yaml: scheduler: models.schedules.cosine needs the length of the run, but"
+                " trainer.max_epochs and trainer.max_steps are both -1: set one, or take scheduler=none."
+            ],
+        ),
+        (
+            ["scheduler=none", "scheduler.warmup=0.1"],
+            [
+                "command line: scheduler.warmup: nothing takes it: scheduler has no _target_."
+                " Choose one by scheduler=NAME."
+            ],
+        ),
+        (
+            ["optimizer._target_=torch.optim.swa_utils.SWALR", "scheduler=none"],
+            [
+                "command line: optimizer.optimizer: must be given.",
+                "command line: optimizer.swa_lr: must be given, a number.",
+                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are anneal_epochs, anneal_strategy,"
+                " last_epoch, optimizer, swa_lr.",
+                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are anneal_epochs, anneal_strategy,"
+                " last_epoch, optimizer, swa_lr.",
+            ],
+        ),
+        (
+            ["-m", "model=linear,mpl,lienar", "seed=0,x,1", "modle=mlp"],
+            [
+                "command line: model: there is no choice lienar. Did you mean linear? The choices are linear, mlp.",
+                "command line: model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp.",
+                "command line: modle: unknown key. Did you mean mode?",
+                'command line: seed: must be an integer; it is "x".',
+            ],
+        ),
+        (
+            ["search=seeds", "hydra.sweeper.params.seed='0,x'"],
+            ['command line: seed: must be an integer; it is "x".'],
+        ),
+        (
+            ["-cn", "trian"],
+            ["command line: --config-name: there is no choice trian. Did you mean train? The choices are train."],
+        ),
+    ],
+)
+def test_mistakes_of_several_settings_are_said_together(arguments: list[str], lines: list[str]) -> None:
+    head = "A setting is wrong:" if len(lines) == 1 else f"{len(lines)} settings are wrong:"
+    assert refused(*arguments) == "\n  ".join([head, *lines])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "argument", "problem"),
+    [
+        (
+            "model/own.yaml",
+            "_target_: models.mlp.MLP\nhiden: [3]\ndropout: x\n",
+            "model=own",
+            '2 settings are wrong:\n  {file}: model.dropout: must be a number; it is "x".\n'
+            "  {file}: model.hiden: unknown key. Did you mean hidden?",
+        ),
+        (
+            "model/own.yaml",
+            "_target_: models.mlp.MLP\nhidden: [3\n",
+            "model=own",
+            "A setting is wrong:\n  {file}: line 3, column 1: expected ',' or ']', but got '<stream end>'.",
+        ),
+        (
+            "model/own.yaml",
+            "dropout: 0.1\ndropout: 0.2\n",
+            "model=own",
+            "A setting is wrong:\n  {file}: line 2, column 1: found duplicate key dropout.",
+        ),
+        (
+            "model/own.yaml",
+            "defaults: [mpl]\n",
+            "model=own",
+            "A setting is wrong:\n"
+            "  {file}: model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp, own.",
+        ),
+        (
+            "experiment/own.yaml",
+            "# @package _global_\ndefaults: [{{override /loss: hubber}}]\n",
+            "experiment=own",
+            "A setting is wrong:\n  {file}: loss: there is no choice hubber. Did you mean huber?"
+            " The choices are auto, cross_entropy, focal, huber, mae, mse.",
+        ),
+        (
+            "experiment/own.yaml",
+            "# @package _global_\nmodel: {{hiden: [3]}}\nhydra: {{run: {{dri: x}}}}\n",
+            "experiment=own",
+            "A setting is wrong:\n  {file}: hydra.run.dri: Key 'dri' not in 'RunDir'.",
+        ),
+        (
+            "search/own.yaml",
+            "# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {{sead: '0,1', l1: '0,x'}}}}}}\n",
+            "search=own",
+            '2 settings are wrong:\n  {file}: l1: must be a number; it is "x".\n'
+            "  {file}: sead: unknown key. Did you mean seed?",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_said_with_the_file(
+    tmp_path: Path, file: str, text: str, argument: str, problem: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_text(text.format())
+    assert refused("--config-dir", str(tmp_path), argument) == problem.format(file=path)
+
+
+def test_the_front_door_prints_all_mistakes_without_a_traceback() -> None:
+    done = run_script("train.py", "model=mpl", "model.hiden=3")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "2 settings are wrong:\n"
+        "  command line: model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp.\n"
+        "  command line: model.hiden: unknown key. Did you mean hidden?\n"
+    )
+
+
+def test_help_and_the_config_can_be_seen() -> None:
+    assert prepare(["--help"]) == ["--help"]
+    assert prepare(["--cfg", "job", "seed=1"]) == ["--cfg", "job", "seed=1"]
+    assert refused("--cfg", "job", "sead=1").endswith("sead: unknown key. Did you mean seed?")
+
+
+def test_an_argument_that_no_file_has_is_handed_to_hydra_as_new() -> None:
+    assert prepare(["seed=1", "optimizer.betas=[0.8,0.9]", "trainer.log_every_n_steps=1"]) == [
+        "seed=1",
+        "++optimizer.betas=[0.8,0.9]",
+        "++trainer.log_every_n_steps=1",
+    ]
+    assert prepare(["-m", "optimizer.eps=1e-8,1e-7"]) == ["-m", "++optimizer.eps=1e-8,1e-7"]
+
+
+def test_a_package_that_allowed_targets_names_may_be_used() -> None:
+    arguments = ["+callbacks.own._target_=collections.Counter", "allowed_targets=[collections]"]
+    assert prepare(arguments) == arguments
+
+
+SHIPPED = sorted((ROOT / "conf").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_shipped_choice_passes(file: Path) -> None:
+    argument = f"{file.parent.name}={file.stem}"
+    needed = ["data.path=rows.csv", "data.target=y"] if argument == "data=table" else []
+    assert prepare([argument, *needed]) == [argument, *needed]
+
+
+def leaves(tree: object, key: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [key]
+    return [leaf for name, child in tree.items() for leaf in leaves(child, f"{key}.{name}" if key else name)]
+
+
+def default_keys() -> list[str]:
+    """The leaf keys of the composed default config, but those that users name as they like."""
+    files = {"": "train", "data": "data/table"} | {
+        group: f"{group}/{choice}"
+        for group, choice in (
+            ("model", "mlp"),
+            ("loss", "auto"),
+            ("optimizer", "adamw"),
+            ("scheduler", "cosine"),
+            ("trainer", "default"),
+            ("callbacks", "default"),
+            ("logger", "tensorboard"),
+            ("paths", "default"),
+        )
+    }
+    found = []
+    for group, name in files.items():
+        tree = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / f"{name}.yaml"))
+        assert isinstance(tree, dict)
+        tree.pop("defaults", None)
+        found += [key for key in leaves(tree, group) if "_target_" not in key and "_partial_" not in key]
+    return found
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(default_keys()), st.integers(0, 30), st.sampled_from(string.ascii_lowercase), st.booleans())
+def test_a_typo_of_one_letter_in_any_key_is_found(key: str, at: int, letter: str, insert: bool) -> None:
+    group, _, name = key.rpartition(".")
+    at %= len(name)
+    typo = name[:at] + letter + name[at + (not insert) :]
+    assume(typo not in {other.rpartition(".")[2] for other in default_keys()})
+    full = f"{group}.{typo}".lstrip(".")
+    assert f"command line: {full}: unknown key." in refused(f"++{full}=1")
+
+
+TARGET = TargetSpec("y", "binary", ("no", "yes"), (3, 3))
+
+
+def test_a_monitor_that_this_target_does_not_have_is_refused() -> None:
+    check_monitor("val/f1/yes", TARGET)
+    check_monitor("val/rmse", TargetSpec("y", "regression"))
+    with pytest.raises(ConfigError) as caught:
+        check_monitor("val/rmse", TARGET)
+    assert str(caught.value) == (
+        "monitor: 'val/rmse' is not logged for the target 'y' (binary). Did you mean val/loss? It may be train/loss,"
+        " val/loss, val/accuracy, val/balanced_accuracy, val/f1, val/auroc, val/average_precision, val/log_loss,"
+        " val/calibration_error, val/f1/no, val/f1/yes."
+    )
+
+
+def test_instantiate_gives_plain_containers_and_leaves_nulls_out() -> None:
+    config = OmegaConf.create(
+        {
+            "model": {"_target_": "models.mlp.MLP", "hidden": [4, 4]},
+            "counters": {"one": {"_target_": "collections.OrderedDict", "a": {"b": [1]}}, "none": None},
+            "empty": {},
+        }
+    )
+    network = instantiate(config.model, inputs=InputSpec(numbers=("a", "b")), outputs=1)
+    assert [layer.out_features for layer in network.layers if hasattr(layer, "out_features")] == [4, 4, 1]
+    counters = instantiate(config.counters)
+    assert counters == {"one": {"a": {"b": [1]}}}
+    assert type(counters["one"]["a"]["b"]) is list
+    assert instantiate(config.empty) is None
+    assert instantiate(None) is None
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/loss", "mode": "mix"},
+            "callbacks.own: `mode` can be min, max, got mix",
+        ),
+        (
+            {"_target_": "torch.optim.SGD", "_partial_": True, "lr": -1},
+            "callbacks.own: Invalid learning rate: -1",
+        ),
+    ],
+)
+def test_what_a_constructor_refuses_is_said_with_the_key(node: dict[str, object], message: str) -> None:
+    import torch
+
+    config = OmegaConf.create({"callbacks": {"own": node}})
+    with pytest.raises(ConfigError) as caught:
+        instantiate(config.callbacks)["own"]([torch.zeros(1, requires_grad=True)])
+    assert str(caught.value) == message
