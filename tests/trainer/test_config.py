@@ -136,10 +136,10 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             [
                 "command line: optimizer.optimizer: must be given.",
                 "command line: optimizer.swa_lr: must be given, a number.",
-                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are anneal_epochs, anneal_strategy,"
-                " last_epoch, optimizer, swa_lr.",
-                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are anneal_epochs, anneal_strategy,"
-                " last_epoch, optimizer, swa_lr.",
+                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are anneal_epochs,"
+                " anneal_strategy, last_epoch, optimizer, swa_lr.",
+                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are anneal_epochs,"
+                " anneal_strategy, last_epoch, optimizer, swa_lr.",
             ],
         ),
         (
