@@ -27,7 +27,8 @@ class PiecewiseLinear(nn.Module):
         # Bins that a column has not are held at 0.
         slope, start, low, high = torch.zeros(4, columns, bins)
         for index, column in enumerate(edges):
-            left, right = torch.tensor(column[:-1]), torch.tensor(column[1:])
+            ends: Tensor = torch.unique(torch.tensor(column))  # two may be one in float32
+            left, right = ends[:-1], ends[1:]
             last = len(left) - 1
             slope[index, : last + 1] = 1 / (right - left)
             start[index, : last + 1] = -left / (right - left)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from datamodules.schema import TargetSpec
 from models import metrics
 from models.answers import answer
+from models.inputs import PiecewiseLinear
 from serving.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -209,7 +210,8 @@ class RunningMean:
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The weights, which are to be kept small; and all others: biases, scales of norms, embeddings."""
-    embeddings = {id(m.weight) for m in network.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    kinds = (nn.Embedding, nn.EmbeddingBag, PiecewiseLinear)
+    embeddings = {id(p) for m in network.modules() if isinstance(m, kinds) for p in m.parameters()}
     weights: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in network.parameters():

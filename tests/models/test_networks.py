@@ -2,7 +2,9 @@
 
 import re
 import warnings
+from bisect import bisect
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,17 +12,19 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, Task
 from models.answers import answer
-from models.inputs import Inputs
+from models.inputs import Inputs, PiecewiseLinear
 from models.layers import ACTIVATIONS, BatchNorm, initialise, make_activation
 from models.linear import Linear
 from models.mlp import MLP
 from tests.models.problems import INPUTS, rows, target
 
+EDGES = ((-2.0, 0.0, 2.0), (0.0, 1.0), (-1.0, -0.5, 0.0, 1.5))
 NETWORKS: dict[str, Callable[[InputSpec, int], nn.Module]] = {
     "linear": Linear,
     "mlp": MLP,
     "batch norm": lambda inputs, outputs: MLP(inputs, outputs, norm="batch", activation="silu", init="xavier"),
     "layer norm": lambda inputs, outputs: MLP(inputs, outputs, norm="layer", init="orthogonal", hidden=(8,)),
+    "bent": lambda inputs, outputs: MLP(replace(inputs, edges=EDGES), outputs, number_size=3),
 }
 TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
 
@@ -80,6 +84,32 @@ def test_inputs_are_numbers_then_signs_and_one_hot_then_vectors() -> None:
     table = inputs.embedding.weight
     assert torch.equal(encoded[1, 10:], torch.cat([table[20], table[21 + 12]]))
     assert torch.equal(encoded[2, 10:], torch.cat([table[1], table[21]]))
+
+
+def test_a_piecewise_linear_vector_starts_linear_and_its_bends_turn_at_the_edges() -> None:
+    edges = [[-1.0, 0.0, 0.5, 2.0], [0.0, 1.0, 3.0]]
+    layer = PiecewiseLinear(edges, 4)
+    numbers = torch.tensor([[-3.0, -1.0], [-0.5, 0.5], [0.25, 1.0], [2.0, 2.0], [9.0, 30.0]])
+    linear = numbers.unsqueeze(2) * layer.linear + layer.shift
+    torch.testing.assert_close(layer(numbers), linear)
+    bend = nn.init.normal_(layer.bend).detach()
+    for column, ends in enumerate(edges):
+        # At edge t the bend is the sum of the first t; between the edges, and beyond them, it goes on straight.
+        at = torch.cat([torch.zeros(1, 4), bend[column, : len(ends) - 1].cumsum(0)])
+        for row, x in enumerate(numbers[:, column].tolist()):
+            t = min(max(bisect(ends, x) - 1, 0), len(ends) - 2)
+            expected = linear[row, column] + at[t] + (at[t + 1] - at[t]) * (x - ends[t]) / (ends[t + 1] - ends[t])
+            torch.testing.assert_close(layer(numbers)[row, column], expected)
+
+
+def test_edges_that_are_one_in_single_precision_are_one() -> None:
+    layer = PiecewiseLinear([[0.0, 1.0, 1.0 + 1e-12, 2.0], [5.0, 5.0 + 1e-12, 5.0 + 2e-12, 5.0 + 3e-12]], 2)
+    nn.init.normal_(layer.bend)
+    plain = PiecewiseLinear([[0.0, 1.0, 2.0], [5.0, 6.0]], 2)
+    plain.load_state_dict(layer.state_dict() | {"bend": layer.bend[:, :2]})
+    numbers = torch.tensor([[-1.0, 4.0], [0.5, 5.0], [1.0, 5.0], [3.0, 6.0]])
+    torch.testing.assert_close(layer(numbers)[:, 0], plain(numbers)[:, 0])
+    assert bool(layer(numbers).isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_training_is_a_bare_loop_bit_for_bit() -> None:
 
 
 def test_weight_decay_is_for_weights_and_spares_biases_norms_and_embeddings() -> None:
-    network = MLP(INPUTS, 1, hidden=(8, 8), norm="batch")
+    inputs = replace(INPUTS, edges=((-1.0, 0.0, 1.0),))
+    network = MLP(inputs, 1, hidden=(8, 8), norm="batch")
     module = build("binary", network=network)
     trainer = fit(module, rows("binary", 64), epochs=1)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -106,7 +108,7 @@ def test_weight_decay_is_for_weights_and_spares_biases_norms_and_embeddings() ->
         0.01: {"layers.0.weight", "layers.4.weight", "layers.8.weight"},
         0.0: set(names.values()) - {"layers.0.weight", "layers.4.weight", "layers.8.weight"},
     }
-    assert "inputs.embedding.weight" in groups[0.0]
+    assert {"inputs.embedding.weight", "inputs.bent.linear", "inputs.bent.shift", "inputs.bent.bend"} < groups[0.0]
 
 
 @pytest.mark.parametrize(
