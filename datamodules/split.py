@@ -28,15 +28,19 @@ def split_rows(
     - `time`: the earliest rows train, the latest test, by `column`, or in the order of the file without one.
     - `column`: the column says "train", "val" or "test".
 
-    `first_copy` gives for each row the position of its first exact copy: copies stay on the side of the first, or a
+    `first_copy` gives for each row the position of its first exact copy: the first are split, and copies follow them, or a
     row learnt by heart would be counted as a success. Raises DataError where a split would be empty.
     """
-    rows = len(target)
-    generator = np.random.default_rng(seed)
     if by == "column":
         if column is None:
             raise DataError("data.split_by=column needs data.split_column: the column that says train, val or test")
         return _given(column)
+    if first_copy is not None and by != "time":
+        first = first_copy.unique(maintain_order=True)
+        drawn = split_rows(target.gather(first), by=by, fractions=fractions, seed=seed)
+        return drawn[np.searchsorted(first.to_numpy(), first_copy.to_numpy())]
+    rows = len(target)
+    generator = np.random.default_rng(seed)
     split = np.empty(rows, dtype=np.int8)
     if by == "stratified":
         for members in (
@@ -48,13 +52,11 @@ def split_rows(
     else:
         order = np.arange(rows) if column is None else _sortable(column).arg_sort(nulls_last=True).to_numpy()
         _assign(split, order, fractions)
-    if first_copy is not None and by != "time":
-        split = split[first_copy.to_numpy()]
     for code, name in enumerate(SPLITS):
         if not (split == code).any():
             raise DataError(
-                f"{rows} rows leave the {name} split empty with data.split_fractions={list(fractions)}: "
-                "give more rows or other fractions"
+                f"{rows} different rows leave the {name} split empty with data.split_fractions={list(fractions)}: give"
+                " more rows or other fractions"
             )
     return split
 

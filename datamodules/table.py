@@ -165,7 +165,12 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             reference["numbers"][name] = {"knots": knots, "missing": 1 - len(present) / len(train)}
         for name, counts in zip(self._of_kind("category"), self._level_counts(), strict=True):
             absent = counts.pop("", 0)
-            columns[name] = {"kind": "category", "missing": absent > 0, "levels": list(counts)}
+            columns[name] = {
+                "kind": "category",
+                "missing": absent > 0,
+                "levels": list(counts),
+                "replace": [list(rule) for rule in self._text_rules().get(name, {}).items()],
+            }
             reference["categories"][name] = {"levels": counts, "missing": absent / len(train)}
         target = {
             "name": self.target.name,

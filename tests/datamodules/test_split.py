@@ -85,6 +85,6 @@ def test_too_few_rows_for_the_fractions_are_refused() -> None:
     with pytest.raises(DataError) as error:
         split_rows(pl.Series(["a", "b"]), by="random", fractions=FRACTIONS, seed=0)
     assert str(error.value) == (
-        "2 rows leave the val split empty with data.split_fractions=[0.64, 0.16, 0.2]: give more rows or other"
-        " fractions"
+        "2 different rows leave the val split empty with data.split_fractions=[0.64, 0.16, 0.2]: give more rows or"
+        " other fractions"
     )

@@ -1,0 +1,294 @@
+"""From files to batches: what columns are taken for, what is set aside, what stops the run."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.infer import infer_columns
+from datamodules.read import FILE, LINE
+from datamodules.schema import DataError
+from datamodules.table import TableDataModule
+from serving.cells import MISSING
+
+
+def kinds(table: pl.DataFrame, target: str = "y", **overrides: Any) -> dict[str, tuple[str, str]]:
+    columns = infer_columns(table, target=target, overrides=overrides, missing=MISSING)
+    return {column.name: (column.kind, column.reason) for column in columns}
+
+
+def set_up(folder: Path, table: pl.DataFrame | str, **settings: Any) -> TableDataModule:
+    path = folder / "rows.csv"
+    path.write_text(table if isinstance(table, str) else table.write_csv())
+    datamodule = TableDataModule(str(path), "y", **settings)
+    datamodule.setup()
+    return datamodule
+
+
+def refused(folder: Path, table: pl.DataFrame | str, **settings: Any) -> str:
+    with pytest.raises(DataError) as error:
+        set_up(folder, table, **settings)
+    return str(error.value)
+
+
+def plain(rows: int = 100, **columns: Any) -> pl.DataFrame:
+    table = {"x": [str(index * 7 % 13) for index in range(rows)], "y": ["a", "b"] * (rows // 2)}
+    return pl.DataFrame(table | columns)
+
+
+def test_what_columns_are_taken_for_and_why() -> None:
+    table = pl.DataFrame(
+        {
+            "id": [f"k{row}" for row in range(100)],
+            "row": range(1, 101),
+            "amount": [f" {row * 37 % 50},{row:03d}.5" if row % 9 else "?" for row in range(100)],
+            "mostly": [str(row * 7 % 10) if row % 25 else "lots" for row in range(100)],
+            "level": ["low", " high", "NA", "low "] * 25,
+            "flag": [True, False] * 50,
+            "day": [f"2024-01-{row % 28 + 1:02d}" for row in range(100)],
+            "words": [f"a line of words number {row}" for row in range(100)],
+            "same": ["v"] * 100,
+            "empty": ["", " ", "?", None] * 25,
+            "y": [0, 1] * 50,
+        }
+    )
+    assert kinds(table) == {
+        "id": ("identifier", "100 different values in 100 rows"),
+        "row": ("identifier", "counts the rows from 1 to 100"),
+        "amount": ("number", "numbers from 50.5 to 49077.5"),
+        "mostly": ("number", "numbers from 0 to 9, but 4 cells are not"),
+        "level": ("category", "2 levels in 100 rows"),
+        "flag": ("category", "2 levels in 100 rows"),
+        "day": ("date", "dates such as 2024-01-01"),
+        "words": ("text", "6 words a cell, 100 different texts"),
+        "same": ("constant", "one value: v"),
+        "empty": ("constant", "no value in 100 rows"),
+        "y": ("number", "numbers from 0 to 1"),
+    }
+    assert kinds(table, row="number", id="category")["row"] == ("number", "given")
+
+
+REAL = {
+    "titanic/titanic_train.csv": (
+        "Survived",
+        {"PassengerId": "identifier", "Name": "text", "Ticket": "identifier", "Pclass": "number", "Sex": "category"},
+    ),
+    "telco_churn/Telco-Customer-Churn.csv": (
+        "Churn",
+        {"customerID": "identifier", "TotalCharges": "number", "SeniorCitizen": "number", "Contract": "category"},
+    ),
+    "bike_sharing/hour.csv": ("cnt", {"instant": "identifier", "dteday": "date", "hr": "number"}),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_columns_are_what_they_are(data_dir: Path, name: str) -> None:
+    target, expected = REAL[name]
+    datamodule = TableDataModule(str(data_dir / name), target)
+    datamodule.setup()
+    found = {column.name: column.kind for column in datamodule.columns}
+    assert {column: found[column] for column in expected} == expected
+
+
+def test_adult_as_its_config_has_it(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    spellings = {"income": {"<=50K.": "<=50K", ">50K.": ">50K"}}
+    path = str(data_dir / "adult" / "adult.csv.gz")
+    datamodule = TableDataModule(path, "income", columns={"fnlwgt": "drop"}, replace=spellings)
+    datamodule.setup()
+    assert datamodule.target.classes == ("<=50K", ">50K")
+    assert sum(len(frame) for frame in datamodule.frames.values()) == 48_842
+    assert datamodule.quarantine is not None
+    assert len(datamodule.quarantine) == 0
+    assert "52 rows with an exact copy before: kept, on one side of the split" in caplog.text
+    train = datamodule.frames["train"]
+    assert train["workclass"].str.strip_chars().eq("?").sum() > 1000  # raw text: the features clean it
+    levels = {column["name"]: column for column in datamodule.describe()["columns"]}
+    assert levels["workclass"]["missing"]
+    assert "?" not in levels["workclass"]["levels"]
+
+    with pytest.raises(DataError) as error:
+        TableDataModule(path, "income").setup()
+    assert str(error.value) == (
+        "data.target=income: classes that differ only by blanks, case or punctuation: '<=50K' (24,720 rows) and"
+        " '<=50K.' (12,435 rows); '>50K' (7,841 rows) and '>50K.' (3,846 rows). Where they are the same, write"
+        """ data.replace='{income: {"<=50K.": "<=50K", ">50K.": ">50K"}}'; where they are not,"""
+        """ data.replace='{income: {"<=50K.": "<=50K.", ">50K.": ">50K."}}'"""
+    )
+
+
+def test_numbers_replaced_in_a_real_table_are_missing(data_dir: Path) -> None:
+    zeros = {name: {0: None} for name in ("x", "y", "z")}
+    datamodule = TableDataModule(str(data_dir / "diamonds" / "diamonds.csv"), "price", replace=zeros)
+    datamodule.setup()
+    described = {column["name"]: column for column in datamodule.describe()["columns"]}
+    assert all(described[name]["min"] > 0 and described[name]["missing"] for name in "xyz")
+    assert datamodule.inputs.indicators == ("x", "y", "z")
+    assert datamodule.target.task == "regression"
+
+
+def test_rows_that_break_a_rule_go_to_quarantine_with_their_lines(tmp_path: Path) -> None:
+    table = plain(amount=[str(row * 1.5) for row in range(100)]).with_row_index()
+    table = table.with_columns(
+        amount=pl.when(pl.col("index") == 3).then(pl.lit("lots")).otherwise("amount"),
+        y=pl.when(pl.col("index") == 5).then(pl.lit(" ")).otherwise("y"),
+    ).drop("index")
+    datamodule = set_up(tmp_path, table, ranges={"amount": [0, 140]}, max_bad_fraction=0.1)
+    path = f"{tmp_path}/rows.csv"
+    assert datamodule.quarantine is not None
+    assert datamodule.quarantine.rows() == [
+        (path, 5, "amount", "not a number", "lots"),
+        *((path, line, "amount", "outside range", str((line - 2) * 1.5)) for line in range(96, 102)),
+        (path, 7, "y", "no target", " "),
+    ]
+    kept = pl.concat(datamodule.frames.values())
+    assert len(kept) == 92
+    assert not set(kept[LINE]) & {5, 7, *range(96, 102)}
+
+
+def test_too_many_bad_rows_stop_the_run_and_leave_the_quarantine(tmp_path: Path) -> None:
+    table = plain(amount=["5"] * 97 + ["a", "b", "c"])
+    (tmp_path / "rows.csv").write_text(table.write_csv())
+    datamodule = TableDataModule(f"{tmp_path}/rows.csv", "y", columns={"amount": "number"}, max_bad_fraction=0.02)
+    with pytest.raises(DataError) as error:
+        datamodule.setup()
+    assert str(error.value) == (
+        "3 of 100 rows would be set aside, more than data.max_bad_fraction=0.02: amount: not a number in 3 rows, as in"
+        f" {tmp_path}/rows.csv, line 99: 'a'. All are in quarantine.parquet; mend the rows, or change data.columns,"
+        " data.missing, data.ranges or data.max_bad_fraction."
+    )
+    assert datamodule.quarantine is not None
+    assert datamodule.quarantine["value"].to_list() == ["a", "b", "c"]
+
+
+def test_copies_are_dropped_on_request_whatever_their_spelling(tmp_path: Path) -> None:
+    table = plain(40, id=[f"k{row}" for row in range(40)], z=[str(row) for row in range(40)])
+    copies = table.head(3).with_columns(x=" " + pl.col("x") + ".0", id=pl.Series(["c1", "c2", "c3"]))
+    datamodule = set_up(tmp_path, pl.concat([table, copies]), duplicates="drop")
+    assert sum(len(frame) for frame in datamodule.frames.values()) == 40
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "classes"),
+    [
+        (["1", "0"], "binary", ("0", "1")),
+        (["1.0", " 0"], "binary", ("0", "1")),
+        (["a", "b", "c"], "multiclass", ("a", "b", "c")),
+        (["10", "9", "2"], "multiclass", ("2", "9", "10")),
+        ([str(index) for index in range(50)], "regression", ()),
+        (["1,000.5", "2", "3.25"], "regression", ()),
+    ],
+)
+def test_the_task_follows_from_the_target(
+    tmp_path: Path, values: list[str], task: str, classes: tuple[str, ...]
+) -> None:
+    target = (values * 150)[:150]
+    datamodule = set_up(tmp_path, pl.DataFrame({"x": [str(row % 7) for row in range(150)], "y": target}))
+    assert (datamodule.target.task, datamodule.target.classes) == (task, classes)
+
+
+def test_a_few_rows_are_one_batch(tmp_path: Path) -> None:
+    datamodule = set_up(tmp_path, plain(10), batch_size=256)
+    batches = list(datamodule.train_dataloader())
+    assert [len(batch["target"]) for batch in batches] == [len(datamodule.frames["train"])]
+
+
+def test_time_and_given_splits_use_their_column(tmp_path: Path) -> None:
+    dates = [f"2024-{month:02d}-{day:02d}" for month in range(12, 0, -1) for day in range(10, 0, -1)][:100]
+    datamodule = set_up(tmp_path, plain(when=dates), split_by="time", split_column="when")
+    last_lines = {split: sorted(frame[LINE]) for split, frame in datamodule.frames.items()}
+    assert last_lines["test"] == list(range(2, 22))  # the first lines are the latest days
+    assert last_lines["train"] == list(range(38, 102))
+
+    parts = ["train", "train", "val", "test"] * 25
+    datamodule = set_up(tmp_path, plain(part=parts), split_by="column", split_column="part", columns={"part": "drop"})
+    assert [len(datamodule.frames[split]) for split in ("train", "val", "test")] == [50, 25, 25]
+
+
+def test_what_is_fitted_sees_training_rows_only(tmp_path: Path) -> None:
+    table = plain(part=["train"] * 60 + ["val", "test"] * 20, z=[str(row * 7 % 30) for row in range(100)])
+    settings: dict[str, Any] = {"split_by": "column", "split_column": "part", "columns": {"part": "drop"}}
+    before = set_up(tmp_path, table, **settings)
+    late = pl.int_range(100) >= 60
+    changed = table.with_columns(
+        z=pl.when(late).then(pl.lit("1e6")).otherwise("z"), x=pl.when(late).then(pl.lit("")).otherwise("x")
+    )
+    after = set_up(tmp_path, changed, **settings)
+    assert before.inputs == after.inputs
+    fitted = after.features.state_dict()
+    for name, value in before.features.state_dict().items():
+        assert torch.equal(value, fitted[name]), name
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10), rows=st.integers(20, 200))
+def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFactory, seed: int, rows: int) -> None:
+    table = pl.DataFrame({"x": range(rows), "y": ["a", "b"] * (rows // 2) + ["a"] * (rows % 2)})
+    datamodule = set_up(tmp_path_factory.getbasetemp(), table, columns={"x": "number"}, seed=seed, batch_size=16)
+    loader = datamodule.train_dataloader()
+    loader.set_epoch(seed)
+    seen = torch.cat([batch["numbers"][:, 0] for batch in loader]).sort().values
+    assert torch.equal(seen, datamodule.rows["train"]["numbers"][:, 0].sort().values)
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "message"),
+    [
+        (plain(), {"columns": {"z": "drop"}}, "data.columns: the table has no column 'z'; its columns are x, y"),
+        (
+            plain(xylophone=["1", "2"] * 50),
+            {"replace": {"xylofone": {"1": None}}},
+            "data.replace: the table has no column 'xylofone'; did you mean 'xylophone'?",
+        ),
+        (
+            plain(),
+            {"columns": {"x": "numeric"}},
+            "data.columns: x is to be 'numeric'; a column is one of number, category, text, date, identifier, constant,"
+            " image, drop",
+        ),
+        (
+            plain().with_columns(y=pl.lit("?")),
+            {},
+            "data.target=y: no row has a value. Cells that count as missing are '', '?', 'NA', 'N/A', 'n/a', 'NaN',"
+            " 'nan', 'null', 'NULL' (data.missing).",
+        ),
+        (
+            plain().with_columns(y=pl.lit("a")),
+            {},
+            "data.target=y: every row is of the class 'a'; there is nothing to tell apart.",
+        ),
+        (
+            plain().with_columns(y=pl.when(pl.int_range(100) == 7).then(pl.lit("odd")).otherwise("y")),
+            {},
+            "data.target=y: 1 of 3 classes have a single row, such as 'odd'; it cannot be both learnt and tested. Give"
+            " more rows, join it with another class, or leave it out: data.replace='{y: {\"odd\": null}}'",
+        ),
+        (
+            plain().select("y", x=pl.lit("v")),
+            {},
+            "no column is left to learn from: y (category), x (constant). Set one with data.columns='{NAME: category}'",
+        ),
+        (
+            plain(4),
+            {"split_fractions": (0.9, 0.05, 0.05)},
+            "4 different rows leave the val split empty with data.split_fractions=[0.9, 0.05, 0.05]: give more rows or"
+            " other fractions",
+        ),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused(
+    tmp_path: Path, table: pl.DataFrame, settings: dict[str, Any], message: str
+) -> None:
+    assert refused(tmp_path, table, **settings) == message
+
+
+def test_no_such_target(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(plain().write_csv())
+    with pytest.raises(DataError) as error:
+        TableDataModule(f"{tmp_path}/rows.csv", "yy").setup()
+    assert str(error.value) == "data.target: the table has no column 'yy'; did you mean 'y'?"
+    assert FILE not in str(error.value)
