@@ -150,11 +150,12 @@ class SupervisedModule(pl.LightningModule):
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         filled: dict[str, Any] = {}
-        # Unscaling inside a fused step forbids gradient clipping under fp16.
+        # Under mixed precision Lightning refuses to clip gradients for a fused step, because it may unscale them.
+        clips = self.trainer.precision.endswith("-mixed") and self.trainer.gradient_clip_val is not None
         if (
             _unset(self.optimizer, "fused")
             and _unset(self.optimizer, "foreach")
-            and self.trainer.precision != "16-mixed"
+            and not clips
             and self.device.type in ("cpu", "cuda")
         ):
             filled["fused"] = True

@@ -132,6 +132,14 @@ def test_an_optimizer_is_fused_where_torch_has_it_and_nothing_else_was_asked(
     assert not torch.equal(before["layers.0.weight"], state(module)["layers.0.weight"])
 
 
+@pytest.mark.parametrize(("clip", "fused"), [(None, True), (1.0, None)])
+def test_mixed_precision_trains_with_clipping_and_without(clip: float | None, fused: bool | None) -> None:
+    module = build("binary")
+    trainer = fit(module, rows("binary", 256), epochs=5, precision="bf16-mixed", gradient_clip_val=clip)
+    assert trainer.optimizers[0].defaults["fused"] is fused
+    assert module.train_loss < 0.6
+
+
 def test_l1_takes_the_weights_that_do_nothing_to_nought() -> None:
     """Of eight numbers one matters; plain training leaves something on the others, L1 next to nothing."""
     generator = torch.Generator().manual_seed(0)
