@@ -28,8 +28,8 @@ def split_rows(
     - `time`: the earliest rows train, the latest test, by `column`, or in the order of the file without one.
     - `column`: the column says "train", "val" or "test".
 
-    `first_copy` gives for each row the position of its first exact copy: the first are split, and copies follow them, or a
-    row learnt by heart would be counted as a success. Raises DataError where a split would be empty.
+    `first_copy` gives for each row the position of its first exact copy: the first are split and copies follow them,
+    or a row learnt by heart would be counted as a success. Raises DataError where a split would be empty.
     """
     if by == "column":
         if column is None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from serving.cells import as_number, as_text, clean_text
+from serving.cells import as_number, as_text, between, clean_text
 from serving.errors import ArtifactError
 
 FORMAT = 1
@@ -114,9 +113,10 @@ class Artifact:
             cells = frame[name] if name in frame.columns else pl.repeat(None, len(frame), dtype=pl.String, eager=True)
             if column["kind"] == "number":
                 values[name], bad = as_number(cells, self.missing)
-                outside = ~_between(values[name], *column["range"])
+                meant = _replaced(values[name], column)
+                outside = ~between(meant, *column["range"])
                 rejects += [_rejects(cells, bad, name, "not a number"), _rejects(cells, outside, name, "outside range")]
-                notes.append(_unusual_numbers(values[name], column))
+                notes.append(_unusual_numbers(meant, column))
             else:
                 texts[name] = as_text(cells).fill_null("")
                 notes.append(_unusual_texts(texts[name], column, self.missing))
@@ -147,10 +147,9 @@ class Artifact:
         ]
 
 
-def _between(values: pl.Series, low: float | None, high: float | None) -> pl.Series:
-    """Whether each value is within the bounds, where there are any; a missing value is."""
-    inside = values.is_between(-math.inf if low is None else low, math.inf if high is None else high)
-    return inside.fill_null(True)
+def _replaced(cells: pl.Series, column: Mapping[str, Any]) -> pl.Series:
+    """The cells as the artefact will take them: it replaces them itself."""
+    return cells.replace(dict(column["replace"]))
 
 
 def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str) -> pl.DataFrame:
@@ -162,12 +161,10 @@ def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str) -> pl.Dat
 
 def _unusual_numbers(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
     """A note a row: a value missing that never was in training, or far from the training values; null elsewhere."""
-    for old, new in column["replace"]:
-        values = values.replace(old, new)
     low, high = column["min"], column["max"]
     reach = FAR * (high - low)
     unusual = values.unique()
-    unusual = unusual.filter(unusual.is_null() | ~_between(unusual, low - reach, high + reach))
+    unusual = unusual.filter(unusual.is_null() | ~between(unusual, low - reach, high + reach))
     bounds = "..".join(as_text(pl.Series([low, high])))
     return _noted(values, unusual, as_text(unusual) + f" is far outside {bounds}", column)
 
@@ -175,7 +172,7 @@ def _unusual_numbers(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
 def _unusual_texts(texts: pl.Series, column: Mapping[str, Any], missing: Sequence[str]) -> pl.Series:
     """A note a row: a cell missing that never was in training, or a level that training had not; null elsewhere."""
     unusual = texts.unique()
-    levels = clean_text(unusual, missing)
+    levels = _replaced(clean_text(unusual, missing), column)
     unseen = ~levels.is_in(column["levels"]).fill_null(False)
     return _noted(texts, unusual.filter(unseen), 'unseen level "' + levels.filter(unseen) + '"', column)
 

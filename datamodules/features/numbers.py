@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -147,12 +148,16 @@ def bin_edges(values: Tensor, bins: int) -> tuple[float, ...]:
     Where many values are equal quantiles coincide; the edges to spare are quantiles of the distinct values, so that a
     column that is mostly zero is told apart where it is not.
     """
-    distinct = values.unique()
+    distinct = _distinct(values)
     if len(distinct) <= bins + 1:
         return tuple(distinct.tolist())
-    edges = _evenly(values, bins + 1).unique()
+    edges = _distinct(_evenly(values, bins + 1))
     spare = bins + 1 - len(edges)
-    return tuple(torch.cat([edges, _evenly(distinct, spare + 2)[1:-1]]).unique().tolist())
+    return tuple(_distinct(torch.cat([edges, _evenly(distinct, spare + 2)[1:-1]])).tolist())
+
+
+def _distinct(values: Tensor) -> Tensor:
+    return torch.from_numpy(np.unique(values.numpy()))
 
 
 def _evenly(values: Tensor, count: int) -> Tensor:

@@ -187,6 +187,14 @@ def test_a_replaced_number_is_not_far(tmp_path: Path) -> None:
     ]
 
 
+def test_a_replaced_level_is_not_unseen(tmp_path: Path) -> None:
+    level = {"name": "job", "kind": "category", "missing": False, "levels": ["clerk"], "replace": [["Clerk", "clerk"]]}
+    number = {"name": "x", "kind": "number", "missing": True, "min": 0.0, "max": 1.0, "range": [None, None]}
+    path = saved(tmp_path / "model.pt", columns=[number | {"replace": []}, level])
+    scored = Artifact.load(path).score(pl.DataFrame({"job": ["clerk", " Clerk", "smith"]}))
+    assert flags(scored) == ["", "", 'job: unseen level "smith"']
+
+
 def refused(path: Path) -> str:
     with pytest.raises(ArtifactError) as error:
         Artifact.load(path)
