@@ -87,7 +87,7 @@ def test_what_is_unusual_is_flagged_and_answered(adult: Artifact, rows: pl.DataF
 def test_absent_columns_are_missing_and_others_ignored(adult: Artifact, rows: pl.DataFrame) -> None:
     few = rows.head(5).drop("age", "workclass").with_columns(name=pl.lit("x"))
     empty = rows.head(5).with_columns(age=pl.lit(""), workclass=pl.lit(None, pl.String))
-    assert adult.unlike(few.columns) == (["age", "workclass"], ["name"])
+    assert adult.unlike(few.columns) == (["age", "workclass"], ["fnlwgt", "name"])
     scored = adult.score(few)
     assert scored.answers.equals(adult.score(empty).answers)
     assert flags(scored) == ["age: missing"] * 5
@@ -112,7 +112,7 @@ def test_a_regression_answers_in_the_units_of_its_target(housing_run: Path, data
     assert 100_000 < scored.answers["value"].to_numpy().mean() < 400_000
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_cells_are_answered_or_rejected(adult: Artifact, data: st.DataObject) -> None:
     cells = st.one_of(
