@@ -49,7 +49,7 @@ def plateau(
     patience: int = 5,
     min_lr: float = 0.0,
 ) -> ReduceLROnPlateau:
-    """Times `factor` when the monitored metric has not improved for `patience` epochs."""
+    """Times `factor` when the monitored metric has not improved for `patience` epochs, or validations."""
     return ReduceLROnPlateau(optimizer, mode, factor=factor, patience=patience, min_lr=min_lr)
 
 

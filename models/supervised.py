@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -93,7 +94,7 @@ class SupervisedModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.train_loss = self._finite_mean("train/loss", self.fitted)
-        self.log("train/loss", self.train_loss)
+        self._log({"train/loss": self.train_loss})
 
     def on_validation_epoch_start(self) -> None:
         self._start_measuring()
@@ -140,9 +141,11 @@ class SupervisedModule(pl.LightningModule):
             filled["mode"] = self.mode
         scheduler = self.scheduler(optimizer, **filled)
         if isinstance(scheduler, ReduceLROnPlateau):
+            # Lightning would step it after the checkpoint, and not at all after a resume: `_log` does.
+            never = sys.maxsize
             return {
                 "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor},
+                "lr_scheduler": {"scheduler": scheduler, "frequency": never, "monitor": self.monitor},
             }
         # Those of torch that know no total count epochs by custom.
         interval = "step" if "total_steps" in inspect.signature(self.scheduler).parameters else "epoch"
@@ -176,9 +179,17 @@ class SupervisedModule(pl.LightningModule):
         self.metrics.update(self.predict(output), truth)
 
     def _log_measured(self, split: str) -> None:
-        self.log(f"{split}/loss", self._finite_mean(f"{split}/loss", self.measured))
-        self.log_dict({f"{split}/{name}": value.float() for name, value in self.metrics.compute().items()})
+        loss = self._finite_mean(f"{split}/loss", self.measured)
+        values = {f"{split}/{name}": value.float() for name, value in self.metrics.compute().items()}
+        self._log({f"{split}/loss": loss, **values})
         self.metrics.reset()
+
+    def _log(self, values: dict[str, Any]) -> None:
+        self.log_dict(values)
+        if self.monitor in values and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            scheduler = self.lr_schedulers()
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(float(values[self.monitor]))
 
     def _finite_mean(self, name: str, mean: "RunningMean") -> float:
         """The one place that waits for the device: every `CHECK_EVERY` steps and at the end of an epoch."""

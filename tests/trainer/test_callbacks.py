@@ -26,6 +26,7 @@ from trainer.callbacks.tensorboard import log_hyperparameters
 BATCHES = 8
 TRAIN = rows("binary", 32 * BATCHES)
 COSINE = functools.partial(schedules.cosine, warmup=0.1)
+WORSE = functools.partial(torch.optim.SGD, lr=0.02, maximize=True)
 AVERAGES: dict[str, Callable[[], list[Callback]]] = {
     "plain": list,
     "ema": lambda: [EMA(0.9)],
@@ -82,6 +83,29 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     resumed = run("part", resume=tmp_path / "part" / name)
     assert differing(weights(whole), weights(resumed)) == []
     assert whole.train_loss == resumed.train_loss
+
+
+@pytest.mark.parametrize(
+    ("monitor", "interval", "looks"), [("val/loss", 1.0, 3), ("val/loss", 0.5, 6), ("train/loss", 1.0, 3)]
+)
+def test_a_rate_that_waits_for_a_plateau_goes_on_where_it_was(
+    tmp_path: Path, monitor: str, interval: float, looks: int
+) -> None:
+    plateau = functools.partial(schedules.plateau, factor=0.5, patience=0)
+
+    def run(folder: str, epochs: int, resume: Path | None = None) -> tuple[SupervisedModule, float]:
+        # Each loss is above the one before, so each lowers the rate.
+        module = build("binary", scheduler=plateau, monitor=monitor, optimizer=WORSE)
+        checkpoint = ModelCheckpoint(tmp_path / folder, monitor=monitor, save_last=True)
+        settings = {"callbacks": [RandomState(), checkpoint], "val_check_interval": interval}
+        trainer = fit(module, TRAIN, epochs=epochs, resume=resume, **settings)
+        return module, trainer.optimizers[0].param_groups[0]["lr"]
+
+    whole, rate = run("whole", 3)
+    run("part", 2)
+    resumed, same = run("part", 3, tmp_path / "part" / "last.ckpt")
+    assert rate == same == pytest.approx(WORSE.keywords["lr"] * 0.5 ** (looks - 1))
+    assert differing(weights(whole), weights(resumed)) == []
 
 
 @pytest.mark.parametrize("average", [EMA(0.9), SWA(0.5)], ids=["ema", "swa"])
