@@ -143,7 +143,9 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         return raw_columns(self.frames[split].head(rows), self._of_kind("number"), self._of_kind("category"))
 
     def describe(self) -> dict[str, Any]:
-        """What serving must know: "columns", in order, for checks and flags; "target"; and "reference", for drift."""
+        """What serving must know: "columns", in order, for checks and flags; the names of "unused" ones; "target"; and
+        "reference", for drift.
+        """
         train = self.frames["train"]
         columns: dict[str, dict[str, Any]] = {}
         reference: dict[str, dict[str, Any]] = {"numbers": {}, "categories": {}}
@@ -184,7 +186,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             },
         }
         ordered = [{"name": column.name} | columns[column.name] for column in self.columns if column.name in columns]
-        return {"columns": ordered, "target": target, "reference": reference}
+        unused = [column.name for column in self.columns if column.name not in {*columns, self.target_name}]
+        return {"columns": ordered, "unused": unused, "target": target, "reference": reference}
 
     def _of_kind(self, kind: Kind) -> list[str]:
         return [column.name for column in self.columns if column.kind == kind and column.name != self.target_name]

@@ -96,8 +96,8 @@ class Artifact:
         return answers
 
     def unlike(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Of these columns, those that the artefact wants and are absent, and those that it does not know."""
-        known = {*self.columns, self.spec["target"]["name"]}
+        """Of these columns, those that the artefact wants and are absent, and those that training did not have."""
+        known = {*self.columns, *self.spec["unused"], self.spec["target"]["name"]}
         return [name for name in self.columns if name not in columns], [name for name in columns if name not in known]
 
     def score(self, frame: pl.DataFrame) -> Scored:

@@ -89,6 +89,7 @@ def export(
     spec = {
         "format": FORMAT,
         "columns": described["columns"],
+        "unused": described["unused"],
         "missing": list(datamodule.missing),
         "target": described["target"],
         "threshold": threshold if target.task == "binary" else None,

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from models.mlp import MLP
 from trainer.export import ExportError, write_whole
 
 RunHere = Callable[..., Path]
@@ -19,21 +20,22 @@ EXTRA = ("spec.json", "reference.json", "selftest.json", "card.md")
 
 
 def load(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    extra = dict.fromkeys(EXTRA, "")
+    extra: dict[str, Any] = dict.fromkeys(EXTRA)
     module = torch.jit.load(str(path), _extra_files=extra)
-    return module, {name: json.loads(text) if name.endswith("json") else text for name, text in extra.items()}
+    return module, {name: json.loads(text) if name.endswith("json") else text.decode() for name, text in extra.items()}
 
 
 @pytest.fixture(scope="session")
 def adult_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small table with what real ones have: numbers, levels, missing cells, blanks."""
     generator = torch.Generator().manual_seed(0)
-    age = torch.randint(17, 90, (600,), generator=generator)
+    age = torch.rand(600, generator=generator) * 70 + 17
     job = torch.randint(0, 4, (600,), generator=generator)
     noise = torch.rand(600, generator=generator)
     table = pl.DataFrame(
         {
             "age": [None if code == 3 else value for value, code in zip(age.tolist(), job.tolist(), strict=True)],
+            "luck": noise.tolist(),
             "job": [[" clerk", "smith ", "?", "nurse"][code] for code in job.tolist()],
             "rich": ["yes" if value > 45 + 20 * luck else "no" for value, luck in zip(age, noise, strict=True)],
         }
@@ -52,9 +54,10 @@ def test_the_description_beside_the_code(run_here: RunHere, adult_like: Path) ->
     assert spec["format"] == 1
     assert [(column["name"], column["kind"], column["missing"]) for column in spec["columns"]] == [
         ("age", "number", True),
+        ("luck", "number", False),
         ("job", "category", True),
     ]
-    assert sorted(spec["columns"][1]["levels"]) == ["clerk", "nurse", "smith"]
+    assert sorted(spec["columns"][2]["levels"]) == ["clerk", "nurse", "smith"]
     assert spec["target"]["classes"] == ["no", "yes"]
     assert spec["metrics"]["test/accuracy"] == json.loads((folder / "metrics.json").read_text())["test/accuracy"]
     assert sum(extra["reference.json"]["predictions"]["counts"]) == 96
@@ -92,7 +95,8 @@ import sys, torch
 assert not any(name.split(".")[0] in ("datamodules", "models", "trainer", "serving") for name in sys.modules)
 model = torch.jit.load({str(folder / "model.pt")!r})
 nan = float("nan")
-whole = model({{"age": torch.tensor([20.0, 80.0])}}, {{"job": ["smith", "clerk"]}}, {{}})
+numbers = {{"age": torch.tensor([20.0, 80.0]), "luck": torch.tensor([0.5, 0.5])}}
+whole = model(numbers, {{"job": ["smith", "clerk"]}}, {{}})
 odd = {{"job": [" smith", "astronaut"], "more": ["", ""]}}
 odd = model({{"age": torch.tensor([nan, 1e300]), "extra": torch.ones(2)}}, odd, {{}})
 absent = model({{"age": torch.tensor([20, 80])}}, {{}}, {{}})
@@ -108,19 +112,21 @@ print(whole["label"].tolist())
     assert done.stdout.strip() == "[0, 1]"
 
 
-def test_a_difference_between_artefact_and_live_model_fails_the_export(
-    run_here: RunHere, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from models.mlp import MLP
+class Wobbly(MLP):
+    """Does something else when it is scripted."""
 
-    def forward(self: MLP, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         output: torch.Tensor = self.layers(self.inputs(batch))
-        return output + 0.001 if torch.jit.is_scripting() else output
+        if torch.jit.is_scripting():
+            output = output * 1.1
+        return output
 
-    monkeypatch.setattr(MLP, "forward", forward)
+
+def test_a_difference_between_artefact_and_live_model_fails_the_export(run_here: RunHere, tmp_path: Path) -> None:
     with pytest.raises(ExportError) as error:
-        run_here("data=iris", "trainer.max_epochs=1", "logger=none")
+        run_here("data=iris", "trainer.max_epochs=1", "logger=none", f"model._target_={__name__}.Wobbly")
     assert "on validation rows (at most 1e-05 is allowed), so no artefact was written" in str(error.value)
+    assert not list(tmp_path.rglob("*model.pt*"))
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

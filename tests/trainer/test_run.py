@@ -25,7 +25,7 @@ def metrics(folder: Path) -> dict[str, float]:
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def test_the_default_run_leaves_what_the_readme_says(default_run: tuple[Path, str]) -> None:
