@@ -104,6 +104,19 @@ def clean(
     return Cleaned(result, quarantine, len(bad) + len(frame) - int(kept.sum()))
 
 
+def as_rules(column: str, pairs: Sequence[Sequence[str | float | None]]) -> dict[str | float, str | float | None]:
+    """Pairs of a value and its replacement. Raises DataError where something else is among them."""
+    rules: dict[str | float, str | float | None] = {}
+    for pair in pairs:
+        if len(pair) != 2 or pair[0] is None:
+            raise DataError(
+                f"data.replace: {column} has {json.dumps(pair)}; each rule is a pair [value, replacement], where null as"
+                " the replacement is missing"
+            )
+        rules[pair[0]] = pair[1]
+    return rules
+
+
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
     """The target as clean text, values replaced, null where missing.
 
@@ -198,7 +211,7 @@ def _check_classes(target: pl.Series) -> None:
         raise DataError(
             f"data.target={target.name}: {len(single):,} of {len(counts):,} classes have a single row, such as"
             f" {single[0]!r}; it cannot be both learnt and tested. Give more rows, join it with another class, or"
-            f" leave it out: data.replace='{{{target.name}: {{{json.dumps(single[0])}: null}}}}'"
+            f" leave it out: data.replace='{{{target.name}: [[{json.dumps(single[0])}, null]]}}'"
         )
 
 
@@ -216,12 +229,12 @@ def _check_spellings(target: str, counts: Sequence[tuple[str, int]]) -> None:
             first[letters] = (name, rows)
     if not same:
         return
-    rules = ", ".join(f"{json.dumps(old)}: {json.dumps(new)}" for old, new in sorted(same.items()))
-    kept = ", ".join(f"{json.dumps(name)}: {json.dumps(name)}" for name in sorted(same))
+    rules = json.dumps(sorted(same.items()))
+    kept = json.dumps([(name, name) for name in sorted(same)])
     raise DataError(
         f"data.target={target}: classes that differ only by blanks, case or punctuation: {'; '.join(found)}. Where they"
-        f" are the same, write data.replace='{{{target}: {{{rules}}}}}'; where they are not,"
-        f" data.replace='{{{target}: {{{kept}}}}}'"
+        f" are the same, write data.replace='{{{target}: {rules}}}'; where they are not,"
+        f" data.replace='{{{target}: {kept}}}'"
     )
 
 

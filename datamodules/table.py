@@ -9,7 +9,7 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
-from datamodules.clean import COPY, OWN, clean, clean_target, refuse_if_too_many
+from datamodules.clean import COPY, OWN, as_rules, clean, clean_target, refuse_if_too_many
 from datamodules.features import Categories, Features, Numbers
 from datamodules.features.numbers import Scaling, bin_edges, quantiles
 from datamodules.infer import check_names, infer_columns, infer_task
@@ -51,7 +51,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         names: Sequence[str] | None = None,
         separator: str | None = None,
         missing: Sequence[str] = cells.MISSING,
-        replace: Mapping[str, Mapping[str | float, str | float | None]] | None = None,
+        replace: Mapping[str, Sequence[Sequence[str | float | None]]] | None = None,
         ranges: Mapping[str, Sequence[float | None]] | None = None,
         duplicates: Literal["keep", "drop"] = "keep",
         max_bad_fraction: float = 0.05,
@@ -74,7 +74,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.names = names
         self.separator = separator
         self.missing = tuple(missing)
-        self.replace = {name: dict(rules) for name, rules in (replace or {}).items()}
+        self.replace = {name: as_rules(name, pairs) for name, pairs in (replace or {}).items()}
         self.ranges = {name: tuple(bounds) for name, bounds in (ranges or {}).items()}
         self.duplicates = duplicates
         self.max_bad_fraction = max_bad_fraction

@@ -10,8 +10,8 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-SMALL_STEP = 16_000_000
-"""Multiplications of one step below which a second thread costs more than it saves (measured on two cores)."""
+SMALL_STEP = 100_000_000
+"""Multiplications of one step below which threads gain little, and lose much where another process is busy."""
 
 
 class Trainer(pytorch_lightning.Trainer):

@@ -96,7 +96,7 @@ def test_real_columns_are_what_they_are(data_dir: Path, name: str) -> None:
 
 def test_adult_as_its_config_has_it(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    spellings = {"income": {"<=50K.": "<=50K", ">50K.": ">50K"}}
+    spellings = {"income": [["<=50K.", "<=50K"], [">50K.", ">50K"]]}
     path = str(data_dir / "adult" / "adult.csv.gz")
     datamodule = TableDataModule(path, "income", columns={"fnlwgt": "drop"}, replace=spellings)
     datamodule.setup()
@@ -116,13 +116,13 @@ def test_adult_as_its_config_has_it(data_dir: Path, caplog: pytest.LogCaptureFix
     assert str(error.value) == (
         "data.target=income: classes that differ only by blanks, case or punctuation: '<=50K' (24,720 rows) and"
         " '<=50K.' (12,435 rows); '>50K' (7,841 rows) and '>50K.' (3,846 rows). Where they are the same, write"
-        """ data.replace='{income: {"<=50K.": "<=50K", ">50K.": ">50K"}}'; where they are not,"""
-        """ data.replace='{income: {"<=50K.": "<=50K.", ">50K.": ">50K."}}'"""
+        """ data.replace='{income: [["<=50K.", "<=50K"], [">50K.", ">50K"]]}'; where they are not,"""
+        """ data.replace='{income: [["<=50K.", "<=50K."], [">50K.", ">50K."]]}'"""
     )
 
 
 def test_numbers_replaced_in_a_real_table_are_missing(data_dir: Path) -> None:
-    zeros = {name: {0: None} for name in ("x", "y", "z")}
+    zeros = {name: [[0, None]] for name in ("x", "y", "z")}
     datamodule = TableDataModule(str(data_dir / "diamonds" / "diamonds.csv"), "price", replace=zeros)
     datamodule.setup()
     described = {column["name"]: column for column in datamodule.describe()["columns"]}
@@ -241,8 +241,14 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
         (plain(), {"columns": {"z": "drop"}}, "data.columns: the table has no column 'z'; its columns are x, y"),
         (
             plain(xylophone=["1", "2"] * 50),
-            {"replace": {"xylofone": {"1": None}}},
+            {"replace": {"xylofone": [["1", None]]}},
             "data.replace: the table has no column 'xylofone'; did you mean 'xylophone'?",
+        ),
+        (
+            plain(),
+            {"replace": {"x": [["1", "2", "3"]]}},
+            'data.replace: x has ["1", "2", "3"]; each rule is a pair [value, replacement], where null as the'
+            " replacement is missing",
         ),
         (
             plain(),
@@ -265,7 +271,7 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
             plain().with_columns(y=pl.when(pl.int_range(100) == 7).then(pl.lit("odd")).otherwise("y")),
             {},
             "data.target=y: 1 of 3 classes have a single row, such as 'odd'; it cannot be both learnt and tested. Give"
-            " more rows, join it with another class, or leave it out: data.replace='{y: {\"odd\": null}}'",
+            " more rows, join it with another class, or leave it out: data.replace='{y: [[\"odd\", null]]}'",
         ),
         (
             plain().select("y", x=pl.lit("v")),
