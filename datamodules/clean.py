@@ -110,8 +110,8 @@ def as_rules(column: str, pairs: Sequence[Sequence[str | float | None]]) -> dict
     for pair in pairs:
         if len(pair) != 2 or pair[0] is None:
             raise DataError(
-                f"data.replace: {column} has {json.dumps(pair)}; each rule is a pair [value, replacement], where null as"
-                " the replacement is missing"
+                f"data.replace: {column} has {json.dumps(pair)}; each rule is a pair [value, replacement], where null"
+                " as the replacement is missing"
             )
         rules[pair[0]] = pair[1]
     return rules

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from datamodules.clean import count
 from datamodules.schema import FEATURE_KINDS
 from datamodules.split import SPLITS
 from datamodules.table import TableDataModule
@@ -24,7 +25,9 @@ def describe_data(datamodule: TableDataModule) -> str:
         splits.add_row(split, f"{len(datamodule.frames[split]):,}", _distribution(datamodule, split))
     text = f"{_render(columns)}\n\n{_render(splits)}"
     aside = 0 if datamodule.quarantine is None else len(datamodule.quarantine)
-    return text + (f"\n\n{aside:,} cells or rows set aside with their reasons: quarantine.parquet" if aside else "")
+    return text + (
+        f"\n\n{count(aside, 'cell')} set aside with the row and the reason: quarantine.parquet" if aside else ""
+    )
 
 
 def closing(folder: Path, metrics: Mapping[str, float], artifact: Path | None, seconds: float) -> str:
@@ -35,19 +38,29 @@ def closing(folder: Path, metrics: Mapping[str, float], artifact: Path | None, s
     for name in names:
         cells = [metrics.get(f"{split}/{name}") for split in splits]
         results.add_row(name, *("" if value is None else f"{value:,.5g}" for value in cells))
+    folder = _short(folder)
     best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
+    epochs = count(round(metrics["fit/epochs"]), "epoch")
     lines = [
         _render(results),
         "",
-        f"{metrics['fit/epochs']:.0f} epochs in {metrics['fit/seconds']:.1f} s{best}; {seconds:.1f} s in all.",
+        f"{epochs} in {metrics['fit/seconds']:.1f} s{best}; {seconds:.1f} s in all.",
         f"run folder  {folder}",
     ]
     if artifact is not None:
+        size = artifact.stat().st_size / 1e6
+        artifact = _short(artifact)
         lines += [
-            f"artefact    {artifact} ({artifact.stat().st_size / 1e6:.2f} MB)",
+            f"artefact    {artifact} ({size:.2f} MB)",
             f"use it      python scripts/predict.py --artifact {artifact} --input rows.csv --output answers.csv",
         ]
     return "\n".join(lines)
+
+
+def _short(path: Path) -> Path:
+    """The path from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -104,7 +104,7 @@ def train(
     if best and Path(best).exists():
         saved = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
-        metrics["fit/best_epoch"] = float(saved["epoch"])
+        metrics["fit/best_epoch"] = float(saved["epoch"] + 1)
     for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
         metrics |= measured
     if test:
