@@ -117,6 +117,17 @@ def as_rules(column: str, pairs: Sequence[Sequence[str | float | None]]) -> dict
     return rules
 
 
+def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
+    """The rules of a column of numbers. Raises DataError for text among them."""
+    try:
+        return {float(old): None if new is None else float(new) for old, new in rules.items()}
+    except ValueError as error:
+        raise DataError(
+            f"data.replace: {column} holds numbers, and one of {list(rules.items())} is none; text that stands for"
+            " missing goes to data.missing"
+        ) from error
+
+
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
     """The target as clean text, values replaced, null where missing.
 
@@ -153,8 +164,7 @@ def count(number: int, what: str) -> str:
 
 
 def _outside(values: pl.Series, rules: Rules, low: float | None, high: float | None) -> pl.Series:
-    replaced = values.replace({float(old): new for old, new in rules.items()})
-    return ~between(replaced, low, high)
+    return ~between(values.replace(number_rules(values.name, rules)), low, high)
 
 
 def _cells(frame: pl.DataFrame, column: str, rule: str, rows: pl.Series) -> pl.DataFrame:

@@ -9,7 +9,7 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
-from datamodules.clean import COPY, OWN, as_rules, clean, clean_target, refuse_if_too_many
+from datamodules.clean import COPY, OWN, as_rules, clean, clean_target, number_rules, refuse_if_too_many
 from datamodules.features import Categories, Features, Numbers
 from datamodules.features.numbers import Scaling, bin_edges, quantiles
 from datamodules.infer import check_names, infer_columns, infer_task
@@ -246,11 +246,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         return counts
 
     def _number_rules(self) -> dict[str, dict[float, float | None]]:
-        return {
-            name: {float(old): None if new is None else float(new) for old, new in self.replace[name].items()}
-            for name in self._of_kind("number")
-            if name in self.replace
-        }
+        numbers = self._of_kind("number")
+        return {name: number_rules(name, rules) for name, rules in self.replace.items() if name in numbers}
 
     def _text_rules(self) -> dict[str, dict[str, str | None]]:
         categories = self._of_kind("category")

@@ -67,9 +67,9 @@ class Numbers(nn.Module):
     def clean(self, values: Tensor) -> Tensor:
         """Applies the replacements; infinities become missing. float64 (rows, columns) in and out."""
         values = torch.where(values.isinf(), float("nan"), values)
+        given = values.clone()
         for i, column in enumerate(self.replaced):
-            cells = values[:, column]
-            values[:, column] = torch.where(cells == self.old[i], self.new[i], cells)
+            values[:, column] = torch.where(given[:, column] == self.old[i], self.new[i], values[:, column])
         return values
 
     def forward(self, numbers: dict[str, Tensor], rows: int) -> Tensor:

@@ -75,6 +75,12 @@ def test_infinity_and_replaced_values_are_missing() -> None:
     assert encoded[3, 0] == encoded[4, 0]
 
 
+def test_a_replaced_value_is_not_replaced_again() -> None:
+    numbers = Numbers(["x"], column([1.0, 2.0, 3.0, 4.0]), "standard", {"x": {1.0: 2.0, 2.0: 3.0}})
+    encoded = encode(numbers, [1.0, 2.0, 3.0])
+    assert encoded[1] == encoded[2] > encoded[0]
+
+
 def test_integers_and_an_absent_column_are_accepted() -> None:
     numbers = Numbers(["x", "y"], torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64), "standard")
     encoded = numbers({"x": torch.tensor([1, 3])}, 2)

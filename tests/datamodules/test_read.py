@@ -178,7 +178,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a\n1\n")
     assert refused(f"{tmp_path}/row.csv") == f"no such file: {tmp_path}/row.csv; did you mean {tmp_path}/rows.csv?"
     assert refused(f"{tmp_path}/no/x.csv") == (
-        f"no such file: {tmp_path}/no/x.csv; there is no folder {tmp_path}/no either"
+        f"no such file: {tmp_path}/no/x.csv; there is no folder {tmp_path}/no either (for a ready table, its file in"
+        " conf/data says where to get it)"
     )
     assert refused(f"{tmp_path}/*.parquet") == f"no file matches {tmp_path}/*.parquet"
     assert refused(tmp_path) == f"{tmp_path} is a folder: name its files, as with '{tmp_path}/*.csv'"

@@ -246,6 +246,12 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
         ),
         (
             plain(),
+            {"replace": {"x": [["unknown", None]]}},
+            "data.replace: x holds numbers, and one of [('unknown', None)] is none; text that stands for missing goes"
+            " to data.missing",
+        ),
+        (
+            plain(),
             {"replace": {"x": [["1", "2", "3"]]}},
             'data.replace: x has ["1", "2", "3"]; each rule is a pair [value, replacement], where null as the'
             " replacement is missing",

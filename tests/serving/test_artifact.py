@@ -160,7 +160,7 @@ def saved(path: Path, **changes: Any) -> Path:
     }
     selftest = {"numbers": {"x": [1.0, 2.0]}, "strings": {}, "answers": {"value": changes.pop("value", [1.0, 2.0])}}
     extra = {"spec.json": json.dumps(spec | changes), "selftest.json": json.dumps(selftest)}
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.save(torch.jit.script(Constant()), path, _extra_files=extra)
     return path
 
@@ -226,7 +226,7 @@ def test_another_zip_and_another_torchscript(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "x")
     assert refused(path) == whole
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.save(torch.jit.script(Constant()), path)
     assert refused(path) == whole
     torch.save({"weight": torch.ones(3)}, path)

@@ -132,14 +132,14 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             ],
         ),
         (
-            ["optimizer._target_=torch.optim.swa_utils.SWALR", "scheduler=none"],
+            ["optimizer._target_=models.schedules.step", "scheduler=none"],
             [
-                "command line: optimizer.optimizer: must be given.",
-                "command line: optimizer.swa_lr: must be given, a number.",
-                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are anneal_epochs,"
-                " anneal_strategy, last_epoch, optimizer, swa_lr.",
-                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are anneal_epochs,"
-                " anneal_strategy, last_epoch, optimizer, swa_lr.",
+                "command line: optimizer.optimizer: must be given, a node of Optimizer.",
+                "command line: optimizer.total_steps: must be given, an integer.",
+                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are gamma, milestones, optimizer, total_steps,"
+                " warmup.",
+                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are gamma, milestones, optimizer,"
+                " total_steps, warmup.",
             ],
         ),
         (
