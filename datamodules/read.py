@@ -95,8 +95,8 @@ def find(path: str | Path | Sequence[str]) -> list[str]:
     folder = Path(text).parent
     if not folder.is_dir():
         raise DataError(
-            f"no such file: {text}; there is no folder {folder} either (for a ready table, its file in conf/data says where"
-            " to get it)"
+            f"no such file: {text}; there is no folder {folder} either (for a ready table, its file in conf/data says"
+            " where to get it)"
         )
     near = get_close_matches(Path(text).name, [file.name for file in folder.iterdir()], n=1)
     raise DataError(f"no such file: {text}" + (f"; did you mean {folder / near[0]}?" if near else ""))

@@ -136,10 +136,10 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             [
                 "command line: optimizer.optimizer: must be given, a node of Optimizer.",
                 "command line: optimizer.total_steps: must be given, an integer.",
-                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are gamma, milestones, optimizer, total_steps,"
-                " warmup.",
-                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are gamma, milestones, optimizer,"
+                "conf/optimizer/adamw.yaml: optimizer.lr: unknown key. Known are gamma, milestones, optimizer,"
                 " total_steps, warmup.",
+                "conf/optimizer/adamw.yaml: optimizer.weight_decay: unknown key. Known are gamma, milestones,"
+                " optimizer, total_steps, warmup.",
             ],
         ),
         (
