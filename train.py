@@ -16,7 +16,7 @@ log = logging.getLogger("train")
 def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
     try:
-        # Imported here so that help and mistaken settings need not wait for torch.
+        # Imported here so that help need not wait for torch.
         from trainer.run import run
 
         return run(config)
