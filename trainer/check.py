@@ -119,6 +119,9 @@ class Checker:
         if not isinstance(path, str) or path == MISSING:
             return
         package = path.partition(".")[0]
+        if "." not in path:
+            self._report(_join(key, "_target_"), f"must be a module and a name in it; it is {show(path)}.")
+            return
         if not self._allowed(path):
             allowed = f"Allowed are {', '.join(self.allowed)}; allowed_targets=[{package}] adds to them."
             near = did_you_mean(package, self.allowed)

@@ -23,10 +23,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.problems import ConfigError, Problem, did_you_mean
+from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "command line"
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, yaml.YAMLError)
+"""What composing raises where the settings are to blame."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Composer:
     def parse(self, setting: Setting) -> Override | None:
         """None where it cannot be read, which composing reports."""
         try:
-            return OverridesParser.create(self.hydra.config_loader).parse_override(setting.line)
+            return OverridesParser.create(self.hydra.config_loader).parse_overrides([setting.line])[0]
         except HydraException:
             return None
 
@@ -94,7 +96,7 @@ class Composer:
         kept = [self.spelled(setting) for setting in settings]
         try:
             return Composition(self, kept, self._compose(kept))
-        except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError):
+        except REFUSALS:
             pass
         kept, config = [], self._compose_files()
         for setting in settings:
@@ -102,7 +104,7 @@ class Composer:
             for attempt in attempts[: 1 if setting.line.startswith("~") else 2]:
                 try:
                     config = self._compose([*kept, attempt])
-                except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+                except REFUSALS as error:
                     if attempt is setting:
                         problem = self._problem(error, setting)
                 else:
@@ -126,7 +128,7 @@ class Composer:
     def _compose_files(self) -> DictConfig:
         try:
             return self._compose([])
-        except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        except REFUSALS as error:
             raise ConfigError(f"A setting is wrong:\n  {self._problem(error, None)}") from error
 
     def _problem(self, error: Exception, setting: Setting | None) -> Problem:
@@ -282,6 +284,8 @@ def composer(arguments: argparse.Namespace) -> Iterator[Composer]:
     folder = ROOT / (arguments.config_path or "conf")
     path = create_config_search_path(str(folder))
     if arguments.config_dir is not None:
+        if not Path(arguments.config_dir).is_dir():
+            raise_all([Problem(COMMAND, "--config-dir", f"there is no folder {arguments.config_dir}.")])
         path.prepend(provider="command-line", path=f"file://{Path(arguments.config_dir).absolute()}")
     hydra = Hydra.create_main_hydra2("train", path)
     try:

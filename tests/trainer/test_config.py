@@ -68,6 +68,8 @@ def refused(*arguments: str) -> str:
             "model._target_=models.mpl.MLP",
             "model._target_: cannot import models.mpl: ModuleNotFoundError: No module named 'models.mpl'",
         ),
+        ("model._target_=MLP", 'model._target_: must be a module and a name in it; it is "MLP".'),
+        ("+hydra.sweeper.params.sead=1", "hydra.sweeper.params.sead: Unexpected type for root: NoneType."),
         (
             "optimizer._target_=torch.optim.Adm",
             "optimizer._target_: torch.optim has no class or function Adm. Did you mean Adam?",
@@ -155,6 +157,8 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             ["search=seeds", "hydra.sweeper.params.seed='0,x'"],
             ['command line: seed: must be an integer; it is "x".'],
         ),
+        (["-m", "model=glob(*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
+        (["--config-dir", "nowhere"], ["command line: --config-dir: there is no folder nowhere."]),
         (
             ["-cn", "trian"],
             ["command line: --config-name: there is no choice trian. Did you mean train? The choices are train."],
