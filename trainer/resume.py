@@ -103,7 +103,7 @@ def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
     lines = sorted(setting.line.lstrip("+") for setting in settings if not setting.key.startswith(("hydra.", "hydra/")))
     for checkpoint in sorted(output.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime, reverse=True):
         folder = checkpoint.parents[1]
-        unfinished = (folder / SAVED).exists() 
+        unfinished = (folder / SAVED).exists() and not (folder / "metrics.json").exists()
         if unfinished and sorted(line.lstrip("+") for line in saved_overrides(folder)) == lines:
             return folder
     return None
