@@ -94,6 +94,12 @@ def test_metrics_of_numbers_are_scikit_learns_in_any_unit(seed: int, rows: int, 
     )
 
 
+def test_sums_of_large_values_are_exact() -> None:
+    truth = torch.tensor([2.0**24 + 2, 2.0**24 + 2, 2.0**24, 2.0**24])
+    ours = measure(target("regression"), truth + 2, truth)
+    assert (ours["mae"], ours["rmse"], ours["r2"]) == (2.0, 2.0, pytest.approx(-3.0))
+
+
 def test_r2_of_a_constant_target_is_not_a_number() -> None:
     ours = measure(target("regression"), torch.tensor([1.0, 2.0, 3.0]), torch.full((3,), 2.0))
     assert math.isnan(ours["r2"])

@@ -197,6 +197,14 @@ def test_a_network_learns_a_known_function(task: Task, metric: str, least: float
     assert float(trainer.callback_metrics[f"val/{metric}"]) > least
 
 
+def test_the_training_loss_is_the_mean_over_the_rows_of_its_epoch() -> None:
+    seen = Losses()
+    module = build("binary")
+    trainer = fit(module, rows("binary", 50), epochs=2, batch_size=32, callbacks=[seen])
+    mean = (32 * seen.seen[2] + 18 * seen.seen[3]) / 50
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(mean, rel=1e-6)
+
+
 def test_measured_losses_are_means_over_rows_and_numbers_are_in_the_targets_unit() -> None:
     module = build("regression", network=fixed_network("regression"))
     test = rows("regression", 50)
