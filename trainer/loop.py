@@ -10,6 +10,9 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
+Precision = Literal[
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16
+]
 SMALL_STEP = 100_000_000
 """Multiplications of one step below which threads gain little, and lose much where another process is busy."""
 
@@ -23,7 +26,7 @@ class Trainer(pytorch_lightning.Trainer):
     def __init__(
         self,
         *,
-        precision: str | int = "auto",
+        precision: Precision = "auto",
         threads: int | Literal["auto"] = "auto",
         compile: bool = False,
         **settings: Any,
@@ -59,7 +62,7 @@ class Trainer(pytorch_lightning.Trainer):
         return f"{threads} of {cores} ({cost / 1e6:,.1f} million multiplications a step: {size})"
 
 
-def choose_precision(precision: str | int, accelerator: Any) -> tuple[Any, str]:
+def choose_precision(precision: Precision, accelerator: Any) -> tuple[Any, str]:
     """The precision for Lightning and the reason: bfloat16 where the GPU computes it fast, else float32."""
     if precision != "auto":
         return precision, "given"

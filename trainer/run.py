@@ -32,6 +32,7 @@ def run(config: DictConfig) -> float:
 def _run(config: DictConfig, folder: Path) -> float:
     started = time.perf_counter()
     quiet_lightning()
+    (folder / "metrics.json").unlink(missing_ok=True)  # says of a run that it is finished
     run_folder.write_config(folder, config)
     run_folder.write_environment(folder)
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)

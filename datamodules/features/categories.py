@@ -11,9 +11,8 @@ BLANKS = " \t\n\r\f\v"
 class Categories(nn.Module):
     """Encodes category columns: 0 is an unknown level, then the levels of the training rows, the commonest first.
 
-    The lookup holds the spellings of missing and the replaced values as well, so that most raw cells take one lookup;
-    only a cell that is not found is cleaned and looked up again. Missing is a level of its own where training had it,
-    and unknown where it had not.
+    The lookup holds the spellings of missing and the replaced values as well; each spelling of a cell is cleaned once
+    a call. Missing is a level of its own where training had it, and unknown where it had not.
     """
 
     # TorchScript cannot tell the type of an empty list by itself.
@@ -53,11 +52,13 @@ class Categories(nn.Module):
             lookup = self.levels[i]
             if name in strings:
                 codes: list[int] = []
+                seen: dict[str, int] = {}
                 for cell in strings[name]:
-                    if cell in lookup:
-                        codes.append(lookup[cell])
-                    else:
-                        codes.append(lookup.get(clean(cell, self.blanks), 0))
+                    code = seen.get(cell, -1)
+                    if code < 0:
+                        code = lookup.get(clean(cell, self.blanks), 0)
+                        seen[cell] = code
+                    codes.append(code)
                 columns.append(torch.tensor(codes, dtype=torch.int32))
             else:
                 columns.append(torch.full((rows,), lookup[""], dtype=torch.int32))
