@@ -54,11 +54,9 @@ class Categories(nn.Module):
                 codes: list[int] = []
                 seen: dict[str, int] = {}
                 for cell in strings[name]:
-                    code = seen.get(cell, -1)
-                    if code < 0:
-                        code = lookup.get(clean(cell, self.blanks), 0)
-                        seen[cell] = code
-                    codes.append(code)
+                    if cell not in seen:
+                        seen[cell] = lookup.get(clean(cell, self.blanks), 0)
+                    codes.append(seen[cell])
                 columns.append(torch.tensor(codes, dtype=torch.int32))
             else:
                 columns.append(torch.full((rows,), lookup[""], dtype=torch.int32))
