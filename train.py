@@ -10,6 +10,7 @@ from serving.errors import EXIT_CODE, InputError
 from trainer.config import prepare
 
 log = logging.getLogger("train")
+failures: list[Exception] = []
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -23,13 +24,11 @@ def main(config: DictConfig) -> float | None:
     except InputError as error:
         log.error("%s", error)
         failures.append(error)
-    except Exception:
+    except Exception as error:
         log.exception("The run stopped at an error that is not a setting's.")
-        raise
+        failures.append(error)
     return None
 
-
-failures: list[InputError] = []
 
 if __name__ == "__main__":
     try:
@@ -38,10 +37,11 @@ if __name__ == "__main__":
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as ending:
+    except (KeyboardInterrupt, SystemExit) as ending:
         # Lightning ends an interrupted fit by an exit of its own.
-        sys.exit(130 if isinstance(ending.__context__, KeyboardInterrupt) else ending.code)
+        if isinstance(ending, SystemExit) and not isinstance(ending.__context__, KeyboardInterrupt):
+            raise
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
     if failures:
-        sys.exit(EXIT_CODE)
+        sys.exit(EXIT_CODE if all(isinstance(failure, InputError) for failure in failures) else 1)

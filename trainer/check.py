@@ -9,7 +9,19 @@ from typing import Any, Literal
 
 from models.metric_names import HIGHER_IS_BETTER, NAMES
 from trainer.problems import did_you_mean
-from trainer.signatures import MISSING, Arguments, Node, describe, fits, is_node, item_hint, literals, options, show
+from trainer.signatures import (
+    MISSING,
+    Arguments,
+    Node,
+    describe,
+    fits,
+    holds,
+    is_node,
+    item_hint,
+    literals,
+    options,
+    show,
+)
 
 
 @dataclass
@@ -54,7 +66,7 @@ FILLED: dict[str, frozenset[str]] = {
 OFFERED: dict[str, frozenset[str]] = {"scheduler": frozenset({"total_steps", "mode"})}
 """Arguments that the run gives where the settings do not."""
 PARTIAL = frozenset({"optimizer", "scheduler", "export"})
-"""Nodes that the run calls itself."""
+"""Nodes that the run calls itself; it takes the others as they are built."""
 DIRECTIVES = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str}
 
 
@@ -62,7 +74,7 @@ def check(config: dict[str, Any]) -> list[tuple[str, str]]:
     """All problems of a plain config: the full key of each, and what is wrong."""
     checker = Checker(config)
     checker.fields(config, Arguments.of_dataclass(Root), "")
-    return [*checker.problems, *contradictions(config, checker.takes)]
+    return [*checker.problems, *out_of_range(config), *contradictions(config, checker.takes)]
 
 
 class Checker:
@@ -101,7 +113,7 @@ class Checker:
         elif isinstance(value, dict) and value and Node in options(hint):
             for name in value:
                 self._report(_join(key, name), f"nothing takes it: {key} has no _target_. Choose one by {key}=NAME.")
-        elif isinstance(value, dict | list) and fits(type(value)(), hint):
+        elif isinstance(value, dict | list) and holds(value, hint):
             for name, child in value.items() if isinstance(value, dict) else enumerate(value):
                 self.value(child, item_hint(hint, value, name), _join(key, name))
         elif not fits(value, hint):
@@ -114,8 +126,12 @@ class Checker:
         for name, hint in DIRECTIVES.items():
             if name in node:
                 self.value(node[name], hint, _join(key, name))
-        if key in PARTIAL and node.get("_partial_") is not True:
-            self._report(_join(key, "_partial_"), "must be true: the run itself calls it.")
+        partial = node.get("_partial_") is True
+        if key in PARTIAL:
+            if not partial:
+                self._report(_join(key, "_partial_"), "must be true: the run itself calls it.")
+        elif partial and ("." not in key or key.rpartition(".")[0] in ("callbacks", "logger")):
+            self._report(_join(key, "_partial_"), "must be false: the run takes it built.")
         if not isinstance(path, str) or path == MISSING:
             return
         package = path.partition(".")[0]
@@ -158,6 +174,17 @@ def locate(path: str) -> Any:
     return found
 
 
+def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Numbers at the root that no run can use."""
+    for key, highest, words in (
+        ("seed", 2**32 - 1, "from 0 to 4294967295"),
+        ("l1", sys.float_info.max, "finite, 0 or more"),
+    ):
+        value = config.get(key)
+        if isinstance(value, int | float) and not 0 <= value <= highest:
+            yield key, f"must be {words}; it is {show(value)}."
+
+
 def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> Iterator[tuple[str, str]]:
     """Settings that are each right, but not together."""
     trainer = config.get("trainer")
@@ -168,6 +195,11 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
     if isinstance(trainer, dict):
         if trainer.get("accelerator") == "cpu" and trainer.get("precision") in ("16-mixed", "16", 16):
             yield "trainer.precision", "16-mixed is for GPUs, but trainer.accelerator=cpu: take bf16-mixed or 32-true."
+        if trainer.get("limit_val_batches") == 0 and str(config.get("monitor")).startswith("val/"):
+            yield (
+                "trainer.limit_val_batches",
+                f"0 leaves nothing to measure monitor={config['monitor']} on: take 1 or more, or monitor=train/loss.",
+            )
         endless = trainer.get("max_epochs") == -1 and trainer.get("max_steps", -1) == -1
         needs = "scheduler" in takes and "total_steps" in takes["scheduler"].required
         if endless and needs and "total_steps" not in config["scheduler"]:
@@ -176,8 +208,6 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
                 f"{config['scheduler']['_target_']} needs the length of the run, but trainer.max_epochs and"
                 " trainer.max_steps are both -1: set one, or take scheduler=none.",
             )
-    if config.get("resume") is not None and not config.get("callbacks"):
-        yield "resume", "there are no checkpoints to go on from with callbacks=none: take callbacks=default."
 
 
 def _monitor(key: str, monitor: Any, mode: Any) -> Iterator[tuple[str, str]]:

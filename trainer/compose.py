@@ -140,10 +140,13 @@ class Composer:
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, choice = error.missing_cfg_file.rpartition("/")
             parent = re.match("In '([^']*)'", str(error))
-            if parent and parent[1] != self.name:
+            given = setting.line.partition("=")[2] if setting else ""
+            if (group, choice) == (key, given):
+                pass  # The setting itself names it.
+            elif parent and parent[1] != self.name:
                 where, key = self.file(parent[1]), group
             elif group != key and setting:
-                where, key = self.file(f"{key}/{setting.line.partition('=')[2]}"), group
+                where, key = self.file(f"{key}/{given}"), group
             if not group:
                 where, key = COMMAND, "--config-name"
             known = self.hydra.config_loader.get_group_options(group)
@@ -216,13 +219,12 @@ class Composition:
         found: list[ResultDefault] = loader.compute_defaults_list(self.composer.name, lines, RunMode.RUN).defaults
         return found
 
-    def refers_to(self, key: str) -> str | None:
-        """The key whose value a key repeats, as `${monitor}` does."""
+    def references(self, key: str) -> set[str]:
+        """The keys whose values stand in the value of a key, as `${monitor}` does."""
         value: Any = OmegaConf.to_container(self.config)
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-        return reference[1] if reference else None
+        return set(re.findall(r"\$\{([\w.]+)\}", value)) if isinstance(value, str) else set()
 
     def unknown_to_hydra(self) -> Iterator[tuple[str, str]]:
         """Keys below `hydra` that it does not read, and what is wrong with them."""
@@ -231,7 +233,7 @@ class Composition:
             fields = getattr(OmegaConf.get_type(node), "__dataclass_fields__", {})
             for name, child in node.items_ex(resolve=False):
                 full = f"{key}.{name}"
-                if fields and name not in fields and not self.where(full).startswith("pkg:"):
+                if fields and name not in fields:
                     yield full, "unknown key." + did_you_mean(name, fields)
                 elif isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
                     nodes.append((full, child))
@@ -261,13 +263,12 @@ class Composition:
         """The plain config of a run in `folder`, "???" where nothing is given; and by key what could not be resolved,
         which is null in it."""
         unresolved: dict[str, str] = {}
-        with self._in_run(folder):
-            config = self.config.copy()
-            with open_dict(config):
-                del config["hydra"]
+        with self._in_run(folder) as typed:
+            config = OmegaConf.create(OmegaConf.to_container(typed))  # Any key of it may be null.
             while True:
                 try:
                     plain: Any = OmegaConf.to_container(config, resolve=True)
+                    del plain["hydra"]
                     return plain, unresolved
                 except OmegaConfBaseException as error:
                     key = error.full_key or ""
@@ -282,10 +283,10 @@ def composer(arguments: argparse.Namespace) -> Iterator[Composer]:
     """A composer on the files that the command names; Hydra's global state is as before when it ends."""
     version.setbase("1.3")
     folder = ROOT / (arguments.config_path or "conf")
+    folders = {"--config-path": folder, "--config-dir": Path(arguments.config_dir or ROOT)}
+    raise_all(Problem(COMMAND, key, f"there is no folder {at}.") for key, at in folders.items() if not at.is_dir())
     path = create_config_search_path(str(folder))
     if arguments.config_dir is not None:
-        if not Path(arguments.config_dir).is_dir():
-            raise_all([Problem(COMMAND, "--config-dir", f"there is no folder {arguments.config_dir}.")])
         path.prepend(provider="command-line", path=f"file://{Path(arguments.config_dir).absolute()}")
     hydra = Hydra.create_main_hydra2("train", path)
     try:

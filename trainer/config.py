@@ -50,10 +50,11 @@ def problems_of(composition: Composition) -> set[Problem]:
     config, unresolved = composition.resolved("RUN")
     found = [(key, what) for key, what in check(config) if key not in unresolved]
     found += [*unresolved.items(), *composition.unknown_to_hydra()]
-    wrong = {key for key, _ in found}
-    return {
-        Problem(composition.where(key), key, what) for key, what in found if composition.refers_to(key) not in wrong
-    }
+    # What Hydra's own files hold only repeats.
+    places = {key: where for key, _ in found if "://" not in (where := composition.where(key))}
+    found = [(key, what) for key, what in found if key in places]
+    causes = [(key, what) for key, what in found if not (composition.references(key) - {key}) & places.keys()]
+    return {Problem(places[key], key, what) for key, what in causes or found}  # A ring has no first.
 
 
 def check_monitor(monitor: str, target: TargetSpec) -> None:

@@ -57,6 +57,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
                 "hydra.run.dir", f"{run} holds a run already: go on with it by resume={run}, or choose another folder."
             )
         return found
+    if not base.config.callbacks:
+        return refuse("resume", "there are no checkpoints to go on from with callbacks=none: take callbacks=default.")
     if wanted == "auto":
         folder = run if given else newest_unfinished(output, rest)
         if folder is None or not (folder / LAST).exists():

@@ -100,11 +100,26 @@ def _fits_one(value: Any, hint: Any) -> bool:
         return type(value) is kind
     if issubclass(kind, os.PathLike):
         return isinstance(value, str)
-    if isinstance(value, dict):
-        return _takes_dict(hint) and all(fits(child, item_hint(hint, value, name)) for name, child in value.items())
-    if isinstance(value, list):
-        return _takes_list(hint) and all(fits(child, item_hint(hint, value, at)) for at, child in enumerate(value))
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return holds(value, hint) and all(fits(child, item_hint(hint, value, at)) for at, child in items)
     return False
+
+
+def holds(value: dict[str, Any] | list[Any], hint: Any) -> bool:
+    """Whether a mapping, or a list of this length, is of the type, whatever is in it."""
+    if isinstance(value, dict):
+        return any(each is Any or each is object or _takes_dict(each) for each in options(hint))
+    return any(
+        each is Any or each is object or (_takes_list(each) and _length(each) in (None, len(value)))
+        for each in options(hint)
+    )
+
+
+def _length(hint: Any) -> int | None:
+    """Of a tuple with a hint a place."""
+    arguments = typing.get_args(hint)
+    return len(arguments) if typing.get_origin(hint) is tuple and ... not in arguments else None
 
 
 def item_hint(hint: Any, value: dict[str, Any] | list[Any], at: str | int) -> Any:
@@ -114,8 +129,7 @@ def item_hint(hint: Any, value: dict[str, Any] | list[Any], at: str | int) -> An
     for each in options(hint):
         arguments = [argument for argument in typing.get_args(each) if argument is not ...]
         if takes(each) and arguments:
-            one_a_place = typing.get_origin(each) is tuple and ... not in typing.get_args(each)
-            found.append(arguments[min(int(at), len(arguments) - 1)] if one_a_place else arguments[-1])
+            found.append(arguments[int(at)] if _length(each) == len(value) else arguments[-1])
     return functools.reduce(operator.or_, found) if found else Any
 
 
@@ -173,7 +187,7 @@ def describe(hint: Any) -> str:
         ):
             words.append(NOUNS[str])
         elif _takes_list(each) or _takes_dict(each):
-            kind = "a mapping" if _takes_dict(each) else "a list"
+            kind = "a mapping" if _takes_dict(each) else f"a list of {_length(each)}" if _length(each) else "a list"
             words.append(f"{kind} (each {describe(arguments[-1])})" if arguments else kind)
         else:
             words.append(NOUNS.get(each) or f"a node of {getattr(each, '__name__', each)}")

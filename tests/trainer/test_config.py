@@ -87,6 +87,28 @@ def refused(*arguments: str) -> str:
         ("mode=max", "mode: max contradicts monitor=val/loss, of which min is better: mode=min."),
         ("seed=1,2", "seed: 1,2 is a sweep: add -m. A list is written seed=[1,2]."),
         ("l1=${nope}", "l1: Interpolation key 'nope' not found."),
+        ("hydra.run.dir=${nope}/x", "hydra.run.dir: Interpolation key 'nope' not found."),
+        ("paths.output=${nope}", "paths.output: Interpolation key 'nope' not found."),
+        ("seed=${seed}", "seed: Recursive interpolation detected."),
+        ("hydra/launcher=joblib", "hydra/launcher: there is no choice joblib. The choices are basic."),
+        ("seed=-1", "seed: must be from 0 to 4294967295; it is -1."),
+        ("l1=nan", "l1: must be finite, 0 or more; it is NaN."),
+        (
+            "optimizer.betas=[0.9]",
+            "optimizer.betas: must be a list of 2 (each a number or a node of Tensor); it is [0.9].",
+        ),
+        (
+            "optimizer.betas=[{_target_: os.system}, 0.9]",
+            f"optimizer.betas.0._target_: os.system is outside the allowed packages. {ALLOWED}"
+            " allowed_targets=[os] adds to them.",
+        ),
+        ("model._partial_=true", "model._partial_: must be false: the run takes it built."),
+        ("callbacks.progress._partial_=true", "callbacks.progress._partial_: must be false: the run takes it built."),
+        (
+            "trainer.limit_val_batches=0",
+            "trainer.limit_val_batches: 0 leaves nothing to measure monitor=val/loss on: take 1 or more, or"
+            " monitor=train/loss.",
+        ),
         ("~model.hiden", "model.hiden: Could not delete from config. 'model.hiden' does not exist."),
         (
             "a b",
@@ -159,6 +181,7 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
         ),
         (["-m", "model=glob(*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
         (["--config-dir", "nowhere"], ["command line: --config-dir: there is no folder nowhere."]),
+        (["--config-path", "/nowhere"], ["command line: --config-path: there is no folder /nowhere."]),
         (
             ["-cn", "trian"],
             ["command line: --config-name: there is no choice trian. Did you mean train? The choices are train."],
