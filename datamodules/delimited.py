@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import GzipFile
@@ -16,10 +17,11 @@ from datamodules.schema import DataError
 if TYPE_CHECKING:
     import _csv
 
-BLOCK = 1 << 24
+BLOCK = 1 << 22
 """Bytes read at a time."""
-LONGEST = 1 << 26
+LONGEST = 1 << 23
 """Bytes after which a quote that no other closes is taken for a character."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SEPARATORS = ",\t;|"
 SHOWN = 200
 """Characters of a row of another length that are kept."""
@@ -46,23 +48,33 @@ def read_delimited(
     characters like any other.
     """
     blocks = _blocks(file)
-    first = next(blocks, b"").removeprefix(b"\xef\xbb\xbf")
+    first = next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
     if not first.strip():
         raise DataError(f"{name}: the file is empty")
-    text = _decode(first, name, 1)
-    separator = separator or max(SEPARATORS, key=text.lstrip().partition("\n")[0].count)
-    reader = _reader(text, separator)
-    header = [cell.strip() for cell in next(row for row in reader if row)]
+    text = decode(first, name, 1)
+    if "\n" not in text and "\r" in text:
+        raise DataError(
+            f"{name}: its lines end in carriage returns alone; convert the file, as with: tr '\\r' '\\n' < OLD > NEW"
+        )
+    separator = separator or _commonest_separator(text)
+    source = io.StringIO(text, newline="")
+    header = [cell.strip() for cell in next(row for row in _reader(source, separator) if row)]
     line = 1
     if names is None:
         names = _checked(header, name)
-        line += reader.line_num
-        first = first.split(b"\n", reader.line_num)[-1] if first.count(b"\n") >= reader.line_num else b""
+        line += text.count("\n", 0, source.tell())
+        first = text[source.tell() :].encode()
     elif len(names) != len(header):
         raise DataError(f"{name}, line 1: {len(header)} fields, but data.names gives {len(names)}: {', '.join(names)}")
     for block in chain([first], blocks):
         yield _parse(block, name, line, separator, names)
         line += block.count(b"\n")
+
+
+def _commonest_separator(text: str) -> str:
+    """Of the first line, what is in quotes left out."""
+    header = re.sub('"[^"]*"', "", text[: 1 << 16]).lstrip().partition("\n")[0]
+    return max(SEPARATORS, key=header.count)
 
 
 def _blocks(file: BinaryIO | GzipFile) -> Iterator[bytes]:
@@ -122,7 +134,7 @@ def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[s
                 empty_string_is_null=False,
             )
         except pl.exceptions.ComputeError:
-            _decode(block, name, line)  # says where, if this is why
+            decode(block, name, line)  # says where, if this is why
             raise
     if len(cells) != good.sum():
         return _parse_exactly(block, name, line, separator, names)
@@ -137,51 +149,56 @@ def _well_formed(data: np.ndarray, quotes: np.ndarray, separator: int) -> bool:
     """Whether every quote opens a field, closes one, or is doubled inside one."""
     if len(quotes) % 2:
         return False
-    around = np.concatenate([[ord("\n")], data, [ord("\n")]])
-    opened_after, closed_before = around[quotes[::2]], around[quotes[1::2] + 2]
-    return bool(
-        np.isin(opened_after, [separator, ord("\n"), ord('"')]).all()
-        and np.isin(closed_before, [separator, ord("\n"), ord("\r"), ord('"')]).all()
-    )
+    # At the ends of the block the quote itself is looked at, which passes.
+    before_opening = data[np.maximum(quotes[::2] - 1, 0)]
+    after_closing = data[np.minimum(quotes[1::2] + 1, len(data) - 1)]
+    borders = [separator, ord("\n"), ord('"')]
+    return _all_in(before_opening, borders) and _all_in(after_closing, [*borders, ord("\r")])
+
+
+def _all_in(data: np.ndarray, allowed: Sequence[int]) -> bool:
+    table = np.zeros(256, bool)
+    table[allowed] = True
+    return bool(table[data].all())
 
 
 def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
     """The slow way, for quotes where none should be: Python's reader takes them as they stand."""
-    text = _decode(block, name, line)
-    reader = _reader(text, separator)
+    text = decode(block, name, line)
+    source = io.StringIO(text, newline="")
     rows: list[list[str]] = []
     lines: list[int] = []
     ragged: list[tuple[int, int, str]] = []
-    begin = 0
-    for row in reader:
+    begin = end = 0
+    for row in _reader(source, separator):
+        line += text.count("\n", begin, end)
+        begin, end = end, source.tell()
         if len(row) == len(names):
             rows.append(row)
-            lines.append(line + begin)
+            lines.append(line)
         elif row:
-            ragged.append((line + begin, len(row), separator.join(row)[:SHOWN]))
-        last, begin = begin, reader.line_num
-    tail = text.split("\n")[last:]
-    if len(tail) > 2 and "\n".join(tail).count('"') % 2:
-        raise DataError(
-            f"{name}, line {line + last}: a quote opens a cell here that no other quote closes; mend the line"
-        )
+            ragged.append((line, len(row), separator.join(row)[:SHOWN]))
+    if text.count("\n", begin) > 1 and text.count('"', begin) % 2:
+        raise DataError(f"{name}, line {line}: a quote opens a cell here that no other quote closes; mend the line")
     cells = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
     return Rows(cells, pl.Series(lines, dtype=pl.Int64), ragged)
 
 
-def _reader(text: str, separator: str) -> "_csv.Reader":
-    csv.field_size_limit(len(text) + 1)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+def _reader(source: io.StringIO, separator: str) -> "_csv.Reader":
+    csv.field_size_limit(1 << 30)
+    return csv.reader(source, delimiter=separator)
 
 
-def _decode(block: bytes, name: str, line: int) -> str:
+def decode(block: bytes, name: str, line: int) -> str:
+    """The text of a block that begins at the line. Raises DataError, with line and byte, where it is not UTF-8."""
     try:
         return block.decode()
     except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line == 1 and block.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
         line += block.count(b"\n", 0, error.start)
         raise DataError(
             f"{name}, line {line}: byte 0x{block[error.start]:02x} is not UTF-8;"
-            " convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+            f" convert the file, as with: iconv -f {encoding} -t UTF-8 OLD > NEW"
         ) from error
 
 

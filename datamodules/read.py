@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import polars as pl
 
-from datamodules.delimited import SHOWN, read_delimited
+from datamodules.delimited import BYTE_ORDER_MARK, SHOWN, decode, read_delimited
 from datamodules.schema import DataError
 from serving.cells import as_text
 
@@ -28,6 +28,8 @@ DELIMITED = {".csv": None, ".tsv": "\t", ".tab": "\t", ".txt": None, ".data": No
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
+"""How such a file begins."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ def read(path: str | Path | Sequence[str], *, separator: str | None = None, name
     """All rows of all files; a column whose type differs between them becomes text."""
     chunks = list(read_chunks(path, separator=separator, names=names))
     frames = [chunk.frame for chunk in chunks]
-    for name in frames[0].columns:
-        if len({frame.schema[name] for frame in frames} - {pl.Null}) > 1:
-            frames = [frame.with_columns(as_text(frame[name])) for frame in frames]
-    return Raw(pl.concat(frames, how="vertical_relaxed"), pl.concat([chunk.bad for chunk in chunks]))
+    for name in dict.fromkeys(name for frame in frames for name in frame.columns):
+        if len({frame.schema.get(name, pl.Null) for frame in frames} - {pl.Null}) > 1:
+            frames = [frame.with_columns(as_text(frame[name])) if name in frame.columns else frame for frame in frames]
+    frame = pl.concat(frames, how="diagonal_relaxed")
+    return Raw(frame.select(pl.exclude(FILE, LINE), FILE, LINE), pl.concat([chunk.bad for chunk in chunks]))
 
 
 def read_chunks(
@@ -60,7 +63,8 @@ def read_chunks(
     """At most `rows` rows at a time, in memory that does not grow with the files.
 
     CSV and the like (.csv .tsv .tab .txt .data) and JSON lines (.jsonl .ndjson .json), also as .gz or .zst; Parquet;
-    Arrow. `path`: a file, several, a glob, or "-" for CSV from standard input. Raises DataError, with file and line.
+    Arrow. `path`: a file, several, a glob, or "-" for CSV from standard input. All files have the same columns; only
+    JSON lines may leave keys out, and then so may chunks. Raises DataError, with file and line.
     """
     columns: list[str] = []
     first = ""
@@ -70,19 +74,20 @@ def read_chunks(
             _check_cells(raw.frame, file)
             if not columns:
                 columns, first = raw.frame.columns, file
-            elif raw.frame.columns != columns:
+            elif raw.frame.columns != columns and _format(file) not in JSON_LINES:
                 raw = Raw(_as_columns(raw.frame, columns, file, first), raw.bad)
             found += len(raw.frame)
             yield raw
     if not found:
-        raise DataError(f"{path}: there is a header, but no row below it has its {len(columns) - 2} fields")
+        header = f"there is a header, but no row below it has its {len(columns) - 2} fields"
+        raise DataError(f"{path}: {header if columns else 'there is no row in it'}")
 
 
 def find(path: str | Path | Sequence[str]) -> list[str]:
     """The files that the path means, a glob's in order of their names."""
     if not isinstance(path, str | Path):
         return [file for one in path for file in find(one)]
-    text = str(path)
+    text = str(Path(path).expanduser())
     if text == STANDARD_INPUT or Path(text).is_file():
         return [text]
     files = sorted(file for file in glob.glob(text, recursive=True) if Path(file).is_file())
@@ -102,30 +107,59 @@ def find(path: str | Path | Sequence[str]) -> list[str]:
     raise DataError(f"no such file: {text}" + (f"; did you mean {folder / near[0]}?" if near else ""))
 
 
-def _read_file(file: str, separator: str | None, names: Sequence[str] | None, rows: int) -> Iterator[Raw]:
+def _format(file: str) -> str:
+    """The ending that tells the format, in small letters."""
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     if suffixes[-1:] in ([".gz"], [".zst"]):
         suffixes.pop()
-    kind = ".csv" if file == STANDARD_INPUT else suffixes[-1] if suffixes else ""
+    return ".csv" if file == STANDARD_INPUT else suffixes[-1] if suffixes else ""
+
+
+def _read_file(file: str, separator: str | None, names: Sequence[str] | None, rows: int) -> Iterator[Raw]:
+    kind = _format(file)
     try:
-        if kind in PARQUET:
-            yield from _read_typed(pl.scan_parquet(file, glob=False), file, rows)
-        elif kind in ARROW:
-            yield from _read_typed(pl.scan_ipc(file), file, rows)
+        if kind in DELIMITED:
+            with _open(file) as stream:
+                yield from _read_delimited(stream, file, separator or DELIMITED[kind], names, rows)
         elif kind in JSON_LINES:
             with _open(file) as stream:
                 yield from _read_json_lines(stream, file, rows)
-        elif kind in DELIMITED:
-            with _open(file) as stream:
-                yield from _read_delimited(stream, file, separator or DELIMITED[kind], names, rows)
+        elif kind in PARQUET:
+            yield from _read_typed(pl.scan_parquet(file, glob=False), file, rows)
+        elif kind in ARROW:
+            yield from _read_typed(pl.scan_ipc(file, glob=False), file, rows)
         else:
             known = " ".join([*DELIMITED, *JSON_LINES, *PARQUET, *ARROW])
             raise DataError(f"{file}: its ending tells no format; known are {known}, and text also as .gz and .zst")
     except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{file}: the file is damaged, or not what its ending says: {reason}") from error
-    except PermissionError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a .zst file, which Python reads from 3.14 on; polars unpacks it, some lines at a time.
+
+    A carriage return before a line break inside a quoted cell is lost.
+    """
+
+    def __init__(self, file: str) -> None:
+        with open(file, "rb") as stream:
+            if stream.read(4) != ZSTANDARD:
+                raise EOFError("it is no Zstandard file")
+        self.parts = iter(pl.scan_lines(file, glob=False).collect_batches(chunk_size=10_000))
+        self.rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self.rest and (part := next(self.parts, None)) is not None:
+            self.rest = memoryview("".join(line + "\n" for line in part.to_series()).encode())
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
 
 
 def _open(file: str) -> BinaryIO | gzip.GzipFile:
@@ -133,9 +167,8 @@ def _open(file: str) -> BinaryIO | gzip.GzipFile:
         return cast(BinaryIO, sys.stdin.buffer)
     if file.lower().endswith(".gz"):
         return gzip.open(file)
-    if file.lower().endswith(".zst"):  # Python reads it from 3.14 on; polars does, whole
-        lines = pl.read_lines(file).to_series()
-        return io.BytesIO("\n".join(lines).encode())
+    if file.lower().endswith(".zst"):
+        return io.BufferedReader(_Unpacked(file))
     return open(file, "rb")
 
 
@@ -157,30 +190,44 @@ def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
 
 
 def _read_json_lines(stream: BinaryIO | gzip.GzipFile, file: str, rows: int) -> Iterator[Raw]:
-    begin = 1
-    while block := list(islice(stream, rows)):
-        lines = range(begin, begin + len(block))
-        begin += len(block)
-        texts = [(line, text) for line, text in zip(lines, block, strict=True) if text.strip()]
+    numbered = ((line, text.removeprefix(BYTE_ORDER_MARK)) for line, text in enumerate(stream, 1) if text.strip())
+    while texts := list(islice(numbered, rows)):
         bad: list[tuple[str, int, str, str, str]] = []
         try:
-            frame = pl.read_ndjson(io.BytesIO(b"".join(text for _, text in texts)), infer_schema_length=None)
+            frame = _parse_json_lines(texts)
         except pl.exceptions.ComputeError:
-            bad = [(file, line, "", "no JSON object", _shown(text)) for line, text in texts if not _is_object(text)]
-            if len(bad) in (0, len(texts)):
+            for line, text in texts:
+                decode(text, file, line)  # says where, if this is why
+                if not _is_object(text):
+                    bad.append((file, line, "", "no JSON object", _shown(text)))
+            if not bad:
                 raise
+            if len(bad) == len(texts):
+                raise DataError(
+                    f"{file}, line {bad[0][1]}: {bad[0][4]!r} is no JSON object; each line must be one, as with:"
+                    " jq -c '.[]' OLD > NEW"
+                ) from None
             wrong = {line for _, line, *_ in bad}
             texts = [(line, text) for line, text in texts if line not in wrong]
-            frame = pl.read_ndjson(io.BytesIO(b"".join(text for _, text in texts)), infer_schema_length=None)
+            frame = _parse_json_lines(texts)
         numbers = pl.Series(LINE, [line for line, _ in texts], pl.Int64)
         yield Raw(frame.with_columns(pl.lit(file).alias(FILE), numbers), pl.DataFrame(bad, schema=BAD, orient="row"))
 
 
+def _parse_json_lines(texts: Sequence[tuple[int, bytes]]) -> pl.DataFrame:
+    return pl.read_ndjson(io.BytesIO(b"".join(text for _, text in texts)), infer_schema_length=None)
+
+
 def _is_object(text: bytes) -> bool:
+    """Whether it is one by the standard, which has no NaN."""
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text, parse_constant=_refuse), dict)
     except ValueError:
         return False
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def _shown(text: bytes) -> str:
