@@ -139,7 +139,7 @@ def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[s
     if len(cells) != good.sum():
         return _parse_exactly(block, name, line, separator, names)
     ragged = [
-        (int(lines[row]), int(fields[row]), block[starts[row] : ends[row]].decode(errors="replace")[:SHOWN])
+        (int(lines[row]), int(fields[row]), _shown(block[starts[row] : ends[row]].decode(errors="replace")))
         for row in np.flatnonzero(~good & ~blank)
     ]
     return Rows(cells, pl.Series(lines[good], dtype=pl.Int64), ragged)
@@ -177,7 +177,7 @@ def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Se
             rows.append(row)
             lines.append(line)
         elif row:
-            ragged.append((line, len(row), separator.join(row)[:SHOWN]))
+            ragged.append((line, len(row), _shown(text[begin:end])))
     if text.count("\n", begin) > 1 and text.count('"', begin) % 2:
         raise DataError(f"{name}, line {line}: a quote opens a cell here that no other quote closes; mend the line")
     cells = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
@@ -187,6 +187,10 @@ def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Se
 def _reader(source: io.StringIO, separator: str) -> "_csv.Reader":
     csv.field_size_limit(1 << 30)
     return csv.reader(source, delimiter=separator)
+
+
+def _shown(row: str) -> str:
+    return row.rstrip("\r\n")[:SHOWN]
 
 
 def decode(block: bytes, name: str, line: int) -> str:
