@@ -239,13 +239,13 @@ class Composition:
                     nodes.append((full, child))
 
     @contextmanager
-    def _in_run(self, folder: str) -> Iterator[DictConfig]:
+    def _in_run(self, folder: str, number: int = 0) -> Iterator[DictConfig]:
         """A copy of the config, while `${hydra:...}` stands for what it does in a run in `folder`."""
         config = self.config.copy()
         with open_dict(config):
             config.hydra.runtime.output_dir = folder
-            config.hydra.job.num = 0
-            config.hydra.job.id = "0"
+            config.hydra.job.num = number
+            config.hydra.job.id = str(number)
         instance = HydraConfig.instance()
         before = instance.cfg
         instance.set_config(config)
@@ -258,6 +258,11 @@ class Composition:
         """Where Hydra will write: the folder of a run, the folder of a sweep; and where runs are looked for."""
         with self._in_run("") as config:
             return config.hydra.run.dir, config.hydra.sweep.dir, config.paths.output
+
+    def subfolder(self, number: int) -> str:
+        """Of the job of this number, in the folder of the sweep."""
+        with self._in_run("", number) as config:
+            return str(config.hydra.sweep.subdir)
 
     def resolved(self, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The plain config of a run in `folder`, "???" where nothing is given; and by key what could not be resolved,

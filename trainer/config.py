@@ -32,13 +32,13 @@ def prepare(arguments: list[str]) -> list[str]:
         runs = not (options.cfg or options.info)
         found = resume.plan(command, base, multirun=multirun) if runs else resume.Plan(command)
         jobs = composing.jobs(base, command) if multirun else [found.settings]
-        problems = set(found.problems)
-        for job in jobs:
-            composition = composing.compose(job)
-            problems |= problems_of(composition)
+        compositions = [composing.compose(job) for job in jobs]
+        problems = found.problems.union(*map(problems_of, compositions))
+        if multirun and not problems:
+            problems |= set(resume.shared_folders(compositions))
         raise_all(problems | composing.problems)
         if found.folder is not None:
-            found.messages += resume.differences(found.folder, composition)
+            found.messages += resume.differences(found.folder, compositions[0])
     for message in found.messages:
         print(message)
     flags = [argument for argument in arguments if argument not in options.overrides]

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import pytorch_lightning
 import torch
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from torch import nn
 
 log = logging.getLogger(__name__)
 
-Precision = Literal[
-    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16
-]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
 SMALL_STEP = 100_000_000
 """Multiplications of one step below which threads gain little, and lose much where another process is busy."""
 
@@ -33,6 +32,10 @@ class Trainer(pytorch_lightning.Trainer):
     ) -> None:
         self.threads = threads
         self.compile_network = compile
+        # Lightning would put its own where none is given.
+        given = settings.get("callbacks") or ()
+        settings.setdefault("enable_checkpointing", any(isinstance(each, Checkpoint) for each in given))
+        settings.setdefault("enable_progress_bar", any(isinstance(each, ProgressBar) for each in given))
         chosen, self.precision_reason = choose_precision(precision, settings.get("accelerator", "auto"))
         super().__init__(precision=chosen, **settings)
 

@@ -87,6 +87,14 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     return found
 
 
+def shared_folders(jobs: list[Composition]) -> Iterator[Problem]:
+    """That jobs of a sweep would write into one folder."""
+    folders = [job.subfolder(number) for number, job in enumerate(jobs)]
+    key = "hydra.sweep.subdir"
+    for folder in {folder for folder in folders if folders.count(folder) > 1}:
+        yield Problem(jobs[0].where(key), key, f"several jobs would share {folder}: put ${{hydra.job.num}} in it.")
+
+
 def find(path: Path) -> tuple[Path, Path]:
     """The run folder and the checkpoint that a path means. Raises InputError where there are none."""
     if not path.exists():

@@ -181,6 +181,10 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
         ),
         (["-m", "model=glob(*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
         (["--config-dir", "nowhere"], ["command line: --config-dir: there is no folder nowhere."]),
+        (
+            ["-m", "seed=1,2", "model=linear,mlp", "hydra.sweep.subdir=s${seed}"],
+            ["command line: hydra.sweep.subdir: several jobs would share s1: put ${hydra.job.num} in it."],
+        ),
         (["--config-path", "/nowhere"], ["command line: --config-path: there is no folder /nowhere."]),
         (
             ["-cn", "trian"],
