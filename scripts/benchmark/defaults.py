@@ -96,7 +96,7 @@ def main() -> None:
         "model.pt, MB",
     ]
     body = f"{markdown(headings, rows)}\n\nSeeds {arguments.seeds}, the split of seed 0; median seconds (range)."
-    publish("Shipped defaults", "python scripts/benchmark/defaults.py", body, figures, arguments.json)
+    publish("Shipped defaults", "python scripts/benchmark/defaults.py --data DIR", body, figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.benchmark.page import ROOT, markdown, publish
 
 
+COMMAND = "python scripts/benchmark/predict.py --artifact model.pt --rows-of adult.csv.gz"
+
+
 def measure(command: list[str]) -> tuple[float, float]:
     """Seconds of a process from launch to end, and its peak resident memory in GB (Linux).
 
@@ -65,7 +68,7 @@ def main() -> None:
     row += [f"{arguments.rows / middle:,.0f}", f"{peak:.2f}"]
     figures = {"rows": arguments.rows, "answered": answered, "seconds": seconds, "peak_gigabytes": peak}
     body = f"{markdown(headings, [row])}\n\nMedian of {arguments.repeats} runs (range), start-up included."
-    publish("Scoring a file", "python scripts/benchmark/predict.py", body, figures, arguments.json)
+    publish("Scoring a file", COMMAND, body, figures, arguments.json)
 
 
 if __name__ == "__main__":
