@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from scripts.benchmark.page import ROOT, markdown, publish
 
-
 COMMAND = "python scripts/benchmark/predict.py --artifact model.pt --rows-of adult.csv.gz"
 
 
