@@ -37,6 +37,13 @@ def _run(config: DictConfig, folder: Path) -> float:
     run_folder.write_environment(folder)
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
 
+    # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
+    trainer = instantiate(
+        config.trainer,
+        callbacks=list((instantiate(config.callbacks) or {}).values()),
+        logger=list((instantiate(config.logger) or {}).values()),
+        default_root_dir=str(folder),
+    )
     datamodule: TableDataModule = instantiate(config.data)
     try:
         datamodule.setup()
@@ -55,12 +62,6 @@ def _run(config: DictConfig, folder: Path) -> float:
         monitor=config.monitor,
         mode=config.mode,
         l1=config.l1,
-    )
-    trainer = instantiate(
-        config.trainer,
-        callbacks=list((instantiate(config.callbacks) or {}).values()),
-        logger=list((instantiate(config.logger) or {}).values()),
-        default_root_dir=str(folder),
     )
     metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]

@@ -268,6 +268,30 @@ def test_the_front_door_prints_all_mistakes_without_a_traceback() -> None:
     )
 
 
+def test_what_lightning_refuses_is_said_before_the_data_are_read(tmp_path: Path) -> None:
+    done = run_script("train.py", "data.path=nowhere", "trainer.accelerator=tpuu", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stdout.startswith("trainer: You selected an invalid accelerator name: `accelerator='tpuu'`.")
+    assert done.stderr == ""
+
+
+def test_a_job_that_cannot_be_carried_out_leaves_the_others_to_go_on(tmp_path: Path) -> None:
+    done = run_script(
+        "train.py",
+        "-m",
+        "data=iris",
+        "trainer.max_epochs=1",
+        "model.dropout=2,0.1",
+        "export=none",
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    )
+    assert done.returncode == 2
+    assert "model: dropout probability has to be between 0 and 1, but got 2\n" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert [path.parent.name for path in tmp_path.glob("*/metrics.json")] == ["1"]
+
+
 def test_help_and_the_config_can_be_seen() -> None:
     assert prepare(["--help"]) == ["--help"]
     assert prepare(["--cfg", "job", "seed=1"]) == ["--cfg", "job", "seed=1"]
