@@ -36,18 +36,20 @@ class Cleaned:
     """`frame`: numbers as Float64, categories as raw String, null where missing; the target as String (classes) or
     Float64; and what was in the raw frame for Lathe's own use (FILE, LINE, ...), with COPY.
 
-    `quarantine`: file, line, column, rule and raw value of each bad cell; `set_aside` rows have one and were left out.
+    `quarantine`: file, line, column, rule and raw value of each bad cell; `set_aside` of the `rows` read have one and
+    were left out.
     """
 
     frame: pl.DataFrame
     quarantine: pl.DataFrame
     set_aside: int
+    rows: int
 
 
 def clean(
     frame: pl.DataFrame,
     columns: Sequence[Column],
-    target: str,
+    labels: pl.Series,
     task: Task,
     *,
     bad: pl.DataFrame,
@@ -56,11 +58,12 @@ def clean(
     ranges: Mapping[str, Sequence[float | None]],
     duplicates: Literal["keep", "drop"],
 ) -> Cleaned:
-    """Cleans the columns that are used; `bad` are rows that could not be read, as in the quarantine.
+    """Cleans the columns that are used; `labels` is the clean target, `bad` are rows that could not be read, as in the
+    quarantine.
 
-    Replaced values stay as they are in the frame: the features replace them, in training and in the artefact. Raises
-    DataError where the target cannot be learnt.
+    Replaced values stay as they are in the frame: the features replace them, in training and in the artefact.
     """
+    target = labels.name
     features = {column.name: column.kind for column in columns if column.name != target}
     numbers = [name for name, kind in features.items() if kind == "number"]
     check_names("data.ranges", ranges, numbers)
@@ -75,7 +78,6 @@ def clean(
             broken += [(name, "not a number", wrong), (name, "outside range", outside)]
         elif kind == "category":
             cleaned[name] = as_text(frame[name])
-    labels = clean_target(frame[target], missing, replace.get(target, {}))
     if task == "regression":
         labels, wrong = as_number(labels, missing)
         broken += [(target, "not a number", wrong), (target, "no target", labels.is_null() & ~wrong)]
@@ -91,20 +93,19 @@ def clean(
         _copies(frame, columns, cleaned, missing),
     )
     result = result.filter(kept)
-    if len(result) == 0:
-        raise DataError(f"no row is left: {_commonest(quarantine)}")
-    if task != "regression":
-        _check_classes(result[target])
     copies = len(result) - result[COPY].n_unique()
     if copies and duplicates == "drop":
         result = result.unique(COPY, keep="first", maintain_order=True)
         log.info("%s were exact copies of others and are left out", count(copies, "row"))
     elif copies:
         log.info("%s with an exact copy before: kept, on one side of the split", count(copies, "row"))
-    return Cleaned(result, quarantine, len(bad) + len(frame) - int(kept.sum()))
+    rows = len(bad) + len(frame)
+    return Cleaned(result, quarantine, rows - int(kept.sum()), rows)
 
 
-def as_rules(column: str, pairs: Sequence[Sequence[str | float | None]]) -> dict[str | float, str | float | None]:
+def as_rules(
+    column: str, pairs: Sequence[Sequence[str | float | None]], missing: Sequence[str]
+) -> dict[str | float, str | float | None]:
     """Pairs of a value and its replacement. Raises DataError where something else is among them."""
     rules: dict[str | float, str | float | None] = {}
     for pair in pairs:
@@ -113,8 +114,28 @@ def as_rules(column: str, pairs: Sequence[Sequence[str | float | None]]) -> dict
                 f"data.replace: {column} has {json.dumps(pair)}; each rule is a pair [value, replacement], where null"
                 " as the replacement is missing"
             )
+        if _as_cell(pair[0]) in missing:
+            raise DataError(
+                f"data.replace: {column} has {json.dumps(pair)}, but {json.dumps(pair[0])} counts as missing; leave it"
+                " out of data.missing to replace it"
+            )
         rules[pair[0]] = pair[1]
     return rules
+
+
+def text_rules(rules: Rules) -> dict[str, str | None]:
+    """The rules of a column of text, for cells that are clean."""
+    return {_as_cell(old): None if new is None else _as_cell(new) for old, new in rules.items()}
+
+
+def as_range(column: str, bounds: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Lowest and highest. Raises DataError where they are not two numbers in order, or null."""
+    known = [bound for bound in bounds if bound is not None]
+    if len(bounds) != 2 or any(isinstance(bound, str) for bound in known) or known != sorted(known):
+        raise DataError(
+            f"data.ranges: {column} has {json.dumps(bounds)}; give [lowest, highest], where null is no bound"
+        )
+    return bounds[0], bounds[1]
 
 
 def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
@@ -129,30 +150,49 @@ def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
 
 
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
-    """The target as clean text, values replaced, null where missing.
-
-    Raises DataError for values that look like one class in several spellings, unless `rules` names them.
-    """
-    text = clean_text(as_text(series), missing)
-    named = {str(old): None if new is None else str(new) for old, new in rules.items()}
-    text = text.replace(named)
+    """The target as clean text, values replaced, null where missing. Raises DataError where all are."""
+    text = clean_text(as_text(series), missing).replace(text_rules(rules))
     if text.null_count() == len(text):
         raise DataError(
             f"data.target={series.name}: no row has a value. Cells that count as missing are"
             f" {', '.join(repr(spelling) for spelling in missing)} (data.missing)."
         )
-    counts = text.drop_nulls().value_counts(sort=True).rows()
-    if len(counts) <= MAX_SPELLINGS:
-        _check_spellings(series.name, [(name, rows) for name, rows in counts if named.get(name) != name])
     return text
 
 
-def refuse_if_too_many(cleaned: Cleaned, most: float) -> None:
-    """Raises DataError where more than the share `most` of the rows was set aside."""
-    rows = cleaned.set_aside + len(cleaned.frame)
-    if cleaned.set_aside > most * rows:
+def check_target(target: pl.Series, task: Task, rules: Rules) -> None:
+    """Raises DataError where nothing can be learnt, or where values look like one class in several spellings that
+    `rules` does not name.
+    """
+    counts = target.value_counts(sort=True).rows()
+    if len(counts) == 1:
+        raise DataError(f"data.target={target.name}: every row has {counts[0][0]!r}; there is nothing to learn.")
+    if task == "regression":
+        return
+    if len(counts) <= MAX_SPELLINGS:
+        named = text_rules(rules)
+        _check_spellings(target.name, [(name, rows) for name, rows in counts if named.get(name) != name])
+    if task == "binary" and len(counts) > 2:
         raise DataError(
-            f"{cleaned.set_aside:,} of {rows:,} rows would be set aside, more than data.max_bad_fraction={most:g}:"
+            f"data.task=binary, but data.target={target.name} has {len(counts):,} classes, such as"
+            f" {', '.join(repr(name) for name, _ in counts[:3])}: set data.task=multiclass, or join some with"
+            " data.replace"
+        )
+    single = sorted(name for name, rows in counts if rows == 1)
+    if single:
+        raise DataError(
+            f"data.target={target.name}: {len(single):,} of {len(counts):,} classes have a single row, such as"
+            f" {single[0]!r}; it cannot be both learnt and tested. Give more rows, join it with another class, or"
+            f" leave it out: data.replace='{{{target.name}: [[{json.dumps(single[0])}, null]]}}'"
+        )
+
+
+def refuse_if_too_many(cleaned: Cleaned, most: float) -> None:
+    """Raises DataError where more than the share `most` of the rows was set aside, or all."""
+    if cleaned.set_aside > most * cleaned.rows or len(cleaned.frame) == 0:
+        limit = f"more than data.max_bad_fraction={most:g}" if len(cleaned.frame) else "and none is left"
+        raise DataError(
+            f"{cleaned.set_aside:,} of {cleaned.rows:,} rows would be set aside, {limit}:"
             f" {_commonest(cleaned.quarantine)}. All are in quarantine.parquet; mend the rows, or change data.columns,"
             " data.missing, data.ranges or data.max_bad_fraction."
         )
@@ -161,6 +201,11 @@ def refuse_if_too_many(cleaned: Cleaned, most: float) -> None:
 def count(number: int, what: str) -> str:
     """ "1 row", "2,000 rows"."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _as_cell(value: str | float) -> str:
+    text: str = clean_text(as_text(pl.Series([value])), ())[0]
+    return text
 
 
 def _outside(values: pl.Series, rules: Rules, low: float | None, high: float | None) -> pl.Series:
@@ -208,21 +253,6 @@ def _commonest(quarantine: pl.DataFrame) -> str:
         for row in rules.head(3).iter_rows(named=True)
     ]
     return "; ".join(texts)
-
-
-def _check_classes(target: pl.Series) -> None:
-    counts = target.value_counts(sort=True).rows()
-    if len(counts) == 1:
-        raise DataError(
-            f"data.target={target.name}: every row is of the class {counts[0][0]!r}; there is nothing to tell apart."
-        )
-    single = sorted(name for name, rows in counts if rows == 1)
-    if single:
-        raise DataError(
-            f"data.target={target.name}: {len(single):,} of {len(counts):,} classes have a single row, such as"
-            f" {single[0]!r}; it cannot be both learnt and tested. Give more rows, join it with another class, or"
-            f" leave it out: data.replace='{{{target.name}: [[{json.dumps(single[0])}, null]]}}'"
-        )
 
 
 def _check_spellings(target: str, counts: Sequence[tuple[str, int]]) -> None:

@@ -81,13 +81,16 @@ def _infer(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
         return _number(numbers, int(bad.sum()), rows)
     if text.str.contains(_DATE).sum() >= (1 - MAX_BAD_NUMBERS) * present:
         return "date", f"dates such as {example}"
+    hint = ""
+    if 0 < bad.sum() < present / 2:
+        hint = f"; {bad.sum():,} cells such as {text.filter(bad)[0]} are no numbers, the others are"
     many = different > MAX_DIFFERENT * present and present > 20
     words = text.str.count_matches(r"\S+").mean()
     if many and isinstance(words, float) and words >= TEXT_WORDS:
         return "text", f"{words:.0f} words a cell, {different:,} different texts"
     if many:
-        return "identifier", f"{different:,} different values in {present:,} rows"
-    return "category", f"{different:,} level{'s' if different > 1 else ''} in {rows:,} rows"
+        return "identifier", f"{different:,} different values in {present:,} rows{hint}"
+    return "category", f"{different:,} level{'s' if different > 1 else ''} in {rows:,} rows{hint}"
 
 
 def _number(numbers: pl.Series, bad: int, rows: int) -> tuple[Kind, str]:

@@ -32,8 +32,7 @@ def split_rows(
     or a row learnt by heart would be counted as a success. Raises DataError where a split would be empty.
     """
     if by == "column":
-        if column is None:
-            raise DataError("data.split_by=column needs data.split_column: the column that says train, val or test")
+        assert column is not None
         return _given(column)
     if first_copy is not None and by != "time":
         first = first_copy.unique(maintain_order=True)
@@ -50,7 +49,7 @@ def split_rows(
     elif by == "random":
         _assign(split, generator.permutation(rows), fractions)
     else:
-        order = np.arange(rows) if column is None else _sortable(column).arg_sort(nulls_last=True).to_numpy()
+        order = np.arange(rows) if column is None else np.argsort(_sortable(column).to_numpy(), kind="stable")
         _assign(split, order, fractions)
     for code, name in enumerate(SPLITS):
         if not (split == code).any():
@@ -93,9 +92,15 @@ def _given(column: pl.Series) -> np.ndarray:
 
 def _sortable(column: pl.Series) -> pl.Series:
     """The column as numbers or times, so that "10" comes after "9" and dates in their order."""
+    text = column.cast(pl.String).str.strip_chars()
+    missing = int((text.is_null() | (text == "")).sum())
+    if missing:
+        raise DataError(
+            f"column '{column.name}' orders the rows by time, but is missing in {missing:,} of {len(column):,}; leave"
+            " those out of the file, or choose another data.split_column"
+        )
     if column.dtype != pl.String:
         return column
-    text = column.str.strip_chars()
     numbers = text.cast(pl.Float64, strict=False)
     if numbers.null_count() == text.null_count():
         return numbers

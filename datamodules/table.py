@@ -9,7 +9,18 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
-from datamodules.clean import COPY, OWN, as_rules, clean, clean_target, number_rules, refuse_if_too_many
+from datamodules.clean import (
+    COPY,
+    OWN,
+    as_range,
+    as_rules,
+    check_target,
+    clean,
+    clean_target,
+    number_rules,
+    refuse_if_too_many,
+    text_rules,
+)
 from datamodules.features import Categories, Features, Numbers
 from datamodules.features.numbers import Scaling, bin_edges, quantiles
 from datamodules.infer import check_names, infer_columns, infer_task
@@ -65,7 +76,10 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         eval_batch_size: int = 8192,
         seed: int = 0,
     ) -> None:
-        """`path`: a file, several, or a glob. `seed`: the order of the batches; the split has a seed of its own."""
+        """`path`: a file, several, or a glob. `seed`: the order of the batches; the split has a seed of its own.
+
+        Raises DataError for settings that no table could be read with.
+        """
         super().__init__()
         self.path = path
         self.target_name = target
@@ -74,8 +88,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.names = names
         self.separator = separator
         self.missing = tuple(missing)
-        self.replace = {name: as_rules(name, pairs) for name, pairs in (replace or {}).items()}
-        self.ranges = {name: tuple(bounds) for name, bounds in (ranges or {}).items()}
+        self.replace = {name: as_rules(name, pairs, missing) for name, pairs in (replace or {}).items()}
+        self.ranges = {name: as_range(name, bounds) for name, bounds in (ranges or {}).items()}
         self.duplicates = duplicates
         self.max_bad_fraction = max_bad_fraction
         self.split_by = split_by
@@ -89,6 +103,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.seed = seed
         self.frames: dict[str, pl.DataFrame] = {}
         self.rows: dict[str, dict[str, Tensor]] = {}
+        self._check_settings()
 
     def read(self) -> Raw:
         """The raw rows, and those that could not be read as rows of the table."""
@@ -103,6 +118,11 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         labels = clean_target(raw.frame[self.target_name], self.missing, self.replace.get(self.target_name, {}))
         task, reason = infer_task(labels, self.task)
         log.info("task: %s (%s)", task, reason)
+        if self.split_by == "column":
+            self.columns = [
+                Column(column.name, "drop", "says which rows train") if column.name == self.split_column else column
+                for column in self.columns
+            ]
         if not self._of_kind("number") and not self._of_kind("category"):
             kinds = ", ".join(f"{column.name} ({column.kind})" for column in self.columns)
             raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
@@ -113,7 +133,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         cleaned = clean(
             frame,
             self.columns,
-            self.target_name,
+            labels,
             task,
             bad=raw.bad,
             missing=self.missing,
@@ -123,6 +143,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         )
         self.quarantine = cleaned.quarantine
         refuse_if_too_many(cleaned, self.max_bad_fraction)
+        check_target(cleaned.frame[self.target_name], task, self.replace.get(self.target_name, {}))
         self._split(cleaned.frame, task)
         self._fit_target(task)
         self._fit_features()
@@ -180,14 +201,30 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             "classes": list(self.target.classes),
             "mean": self.target.mean,
             "scale": self.target.scale,
-            "replace": {
-                str(old): None if new is None else str(new)
-                for old, new in self.replace.get(self.target_name, {}).items()
-            },
+            "replace": text_rules(self.replace.get(self.target_name, {})),
         }
         ordered = [{"name": column.name} | columns[column.name] for column in self.columns if column.name in columns]
         unused = [column.name for column in self.columns if column.name not in {*columns, self.target_name}]
         return {"columns": ordered, "unused": unused, "target": target, "reference": reference}
+
+    def _check_settings(self) -> None:
+        if self.separator is not None and len(self.separator.encode()) != 1:
+            raise DataError(f"data.separator={self.separator!r}: must be one character; a tab is found without it")
+        if len(self.split_fractions) != 3 or min(self.split_fractions) <= 0:
+            raise DataError(
+                f"data.split_fractions={list(self.split_fractions)}: must be three shares above 0: train, val, test"
+            )
+        needless = self.split_column is not None and self.split_by not in ("time", "column")
+        if needless or (self.split_column is None and self.split_by == "column"):
+            raise DataError(
+                f"data.split_by={self.split_by} with data.split_column={self.split_column}: the column orders the rows"
+                " with data.split_by=time, or says train, val or test with data.split_by=column"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise DataError(f"data.max_bad_fraction={self.max_bad_fraction}: must be from 0 to 1")
+        for setting in ("batch_size", "eval_batch_size", "max_levels"):
+            if getattr(self, setting) < 1:
+                raise DataError(f"data.{setting}={getattr(self, setting)}: must be 1 or more")
 
     def _of_kind(self, kind: Kind) -> list[str]:
         return [column.name for column in self.columns if column.kind == kind and column.name != self.target_name]
@@ -251,11 +288,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
 
     def _text_rules(self) -> dict[str, dict[str, str | None]]:
         categories = self._of_kind("category")
-        return {
-            name: {str(old): None if new is None else str(new) for old, new in rules.items()}
-            for name, rules in self.replace.items()
-            if name in categories
-        }
+        return {name: text_rules(rules) for name, rules in self.replace.items() if name in categories}
 
     def _encode(self, frame: pl.DataFrame) -> dict[str, Tensor]:
         numbers, strings = raw_columns(frame, self._of_kind("number"), self._of_kind("category"))

@@ -38,6 +38,12 @@ def test_time_puts_the_latest_rows_in_test_and_reads_numbers_as_numbers() -> Non
     assert split.tolist() == [2, 2, 0, 0, 0, 0, 0, 0, 1, 1]
 
 
+def test_rows_of_one_time_keep_their_order() -> None:
+    column = pl.Series("when", [1] * 600 + [0] * 400)
+    split = split_rows(pl.Series(range(1000)), by="time", fractions=FRACTIONS, seed=0, column=column)
+    assert np.flatnonzero(split == 2).tolist() == list(range(400, 600))
+
+
 def test_time_without_a_column_is_the_order_of_the_file() -> None:
     split = split_rows(pl.Series(range(5)), by="time", fractions=(0.6, 0.2, 0.2), seed=0)
     assert split.tolist() == [0, 0, 0, 1, 2]
@@ -72,6 +78,12 @@ def test_a_column_can_give_the_split() -> None:
             ["soon", "late", "never", "now"],
             "column 'part' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31 "
             "(its first value is 'soon'); choose another data.split_column",
+        ),
+        (
+            "time",
+            ["1", " ", "3", "4"],
+            "column 'part' orders the rows by time, but is missing in 1 of 4; leave those out of the file, or choose"
+            " another data.split_column",
         ),
     ],
 )

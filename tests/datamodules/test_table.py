@@ -165,6 +165,39 @@ def test_too_many_bad_rows_stop_the_run_and_leave_the_quarantine(tmp_path: Path)
     assert datamodule.quarantine["value"].to_list() == ["a", "b", "c"]
 
 
+def test_rows_set_aside_are_said_before_what_they_leave(tmp_path: Path) -> None:
+    table = plain().with_columns(y=pl.when(pl.int_range(100) < 98).then(pl.lit("?")).otherwise("y"))
+    rest = (
+        f": y: no target in {{}} rows, as in {tmp_path}/rows.csv, line 2: '?'. All are in quarantine.parquet; mend the"
+        " rows, or change data.columns, data.missing, data.ranges or data.max_bad_fraction."
+    )
+    limit = "98 of 100 rows would be set aside, more than data.max_bad_fraction=0.05"
+    assert refused(tmp_path, table) == limit + rest.format(98)
+    words = plain().rename({"x": "y", "y": "x"}).with_columns(y=pl.lit("?") + pl.col("x"))
+    assert refused(tmp_path, words, task="regression", max_bad_fraction=1) == (
+        "100 of 100 rows would be set aside, and none is left"
+        + rest.format(100).replace("no target", "not a number").replace("'?'", "'?a'")
+    )
+
+
+def test_a_column_that_is_nearly_numbers_says_what_is_not(tmp_path: Path) -> None:
+    table = plain(300, amount=[str(row % 50) if row % 10 else " unknown" for row in range(300)])
+    assert kinds(table)["amount"] == (
+        "category",
+        "46 levels in 300 rows; 30 cells such as unknown are no numbers, the others are",
+    )
+
+
+def test_values_are_replaced_as_they_are_once_clean(tmp_path: Path) -> None:
+    table = plain(90, c=[" 1", "1.0", "two"] * 30).with_columns(y=pl.Series(["1", "1.00", "zero"] * 30))
+    rules = {"y": [[1.0, "one"]], "c": [["1.0", " two "]]}
+    datamodule = set_up(tmp_path, table, columns={"c": "category"}, replace=rules)
+    assert datamodule.target.classes == ("one", "zero")
+    assert datamodule.inputs.categories == (("c", 2),)
+    codes = datamodule.features({}, {"c": ["1", " 1.0", "two", "three"]})["codes"]
+    assert codes.flatten().tolist() == [1, 1, 1, 0]
+
+
 def test_copies_are_dropped_on_request_whatever_their_spelling(tmp_path: Path) -> None:
     table = plain(40, id=[f"k{row}" for row in range(40)], z=[str(row) for row in range(40)])
     copies = table.head(3).with_columns(x=" " + pl.col("x") + ".0", id=pl.Series(["c1", "c2", "c3"]))
@@ -205,13 +238,15 @@ def test_time_and_given_splits_use_their_column(tmp_path: Path) -> None:
     assert last_lines["train"] == list(range(38, 102))
 
     parts = ["train", "train", "val", "test"] * 25
-    datamodule = set_up(tmp_path, plain(part=parts), split_by="column", split_column="part", columns={"part": "drop"})
+    datamodule = set_up(tmp_path, plain(part=parts), split_by="column", split_column="part")
     assert [len(datamodule.frames[split]) for split in ("train", "val", "test")] == [50, 25, 25]
+    assert datamodule.describe()["unused"] == ["part"]
+    assert datamodule.columns[-1].reason == "says which rows train"
 
 
 def test_what_is_fitted_sees_training_rows_only(tmp_path: Path) -> None:
     table = plain(part=["train"] * 60 + ["val", "test"] * 20, z=[str(row * 7 % 30) for row in range(100)])
-    settings: dict[str, Any] = {"split_by": "column", "split_column": "part", "columns": {"part": "drop"}}
+    settings: dict[str, Any] = {"split_by": "column", "split_column": "part"}
     before = set_up(tmp_path, table, **settings)
     late = pl.int_range(100) >= 60
     changed = table.with_columns(
@@ -271,7 +306,18 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
         (
             plain().with_columns(y=pl.lit("a")),
             {},
-            "data.target=y: every row is of the class 'a'; there is nothing to tell apart.",
+            "data.target=y: every row has 'a'; there is nothing to learn.",
+        ),
+        (
+            plain().with_columns(y=pl.lit("5.5")),
+            {"task": "regression"},
+            "data.target=y: every row has 5.5; there is nothing to learn.",
+        ),
+        (
+            plain(y=["a", "b", "c", "a"] * 25),
+            {"task": "binary"},
+            "data.task=binary, but data.target=y has 3 classes, such as 'a', 'b', 'c': set data.task=multiclass, or"
+            " join some with data.replace",
         ),
         (
             plain().with_columns(y=pl.when(pl.int_range(100) == 7).then(pl.lit("odd")).otherwise("y")),
@@ -296,6 +342,36 @@ def test_what_cannot_be_learnt_is_refused(
     tmp_path: Path, table: pl.DataFrame, settings: dict[str, Any], message: str
 ) -> None:
     assert refused(tmp_path, table, **settings) == message
+
+
+RULE = "the column orders the rows with data.split_by=time, or says train, val or test with data.split_by=column"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ranges": {"x": [0]}}, "data.ranges: x has [0]; give [lowest, highest], where null is no bound"),
+        ({"ranges": {"x": [5, 1]}}, "data.ranges: x has [5, 1]; give [lowest, highest], where null is no bound"),
+        (
+            {"replace": {"x": [[" ?", "none"]]}},
+            'data.replace: x has [" ?", "none"], but " ?" counts as missing; leave it out of data.missing to replace'
+            " it",
+        ),
+        (
+            {"split_fractions": [0.8, 0.2]},
+            "data.split_fractions=[0.8, 0.2]: must be three shares above 0: train, val, test",
+        ),
+        ({"split_column": "x"}, f"data.split_by=stratified with data.split_column=x: {RULE}"),
+        ({"split_by": "column"}, f"data.split_by=column with data.split_column=None: {RULE}"),
+        ({"separator": "||"}, "data.separator='||': must be one character; a tab is found without it"),
+        ({"max_bad_fraction": 5}, "data.max_bad_fraction=5: must be from 0 to 1"),
+        ({"batch_size": 0}, "data.batch_size=0: must be 1 or more"),
+    ],
+)
+def test_settings_that_fit_no_table_are_refused_before_it_is_read(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        TableDataModule("no such file", "y", **settings)
+    assert str(error.value) == message
 
 
 def test_no_such_target(tmp_path: Path) -> None:
