@@ -294,6 +294,13 @@ def test_a_job_that_cannot_be_carried_out_leaves_the_others_to_go_on(tmp_path: P
 
 def test_help_and_the_config_can_be_seen() -> None:
     assert prepare(["--help"]) == ["--help"]
+    shown = run_script("train.py", "--help").stdout
+    assert "\nmodel: linear, mlp\n" in shown
+    examples = [line.split("#")[0].split()[2:] for line in shown.splitlines() if line.startswith("  python train.py")]
+    assert len(examples) == 6
+    for example in examples:
+        if "resume=outputs/RUN" not in example:
+            assert prepare(example) == example
     assert prepare(["--cfg", "job", "seed=1"]) == ["--cfg", "job", "seed=1"]
     assert refused("--cfg", "job", "sead=1").endswith("sead: unknown key. Did you mean seed?")
 
