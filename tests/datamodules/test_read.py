@@ -22,8 +22,8 @@ def rows(frame: pl.DataFrame) -> list[tuple[str, ...]]:
     return frame.drop(FILE, LINE).rows()
 
 
-cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=6) | st.sampled_from(
-    ['"', '""', "a,b", "x\ny", '5" wide', ",", "\n", " "]
+cell = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
+    ['"', '""', "a,b", "x\ny", '5" wide', ",", "\n", " ", "x\ry", "\r\n"]
 )
 
 
@@ -46,6 +46,8 @@ def test_what_python_writes_as_csv_is_read_back_with_its_lines(
     path = tmp_path_factory.getbasetemp() / "random.csv"
     names = [f"c{index}" for index in range(len(table[0]))]
     text = io.StringIO(newline="")
+    if any("\r" in cell for row in table for cell in row):  # which Python's writer does not quote by itself
+        quoting = csv.QUOTE_ALL
     writer = csv.writer(text, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
     lines = []
     for row in [names, *table]:
@@ -59,6 +61,31 @@ def test_what_python_writes_as_csv_is_read_back_with_its_lines(
     assert [row for chunk in chunks for row in rows(chunk.frame)] == [tuple(row) for row in table]
     assert [line for chunk in chunks for line in chunk.frame[LINE]] == lines[1:]
     assert all(len(chunk.bad) == 0 and len(chunk.frame) <= rows_at_once for chunk in chunks)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(st.sampled_from(["a", ",", ",", '"', '"', '""', "\n", "\n", "\r\n", " ", '"b"', "é"]), max_size=25),
+    block=st.sampled_from([1, 9, 1 << 20]),
+)
+def test_polars_and_the_exact_reader_agree_on_any_text(
+    tmp_path_factory: pytest.TempPathFactory, text: list[str], block: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_text("1,2\n" + "".join(text), encoding="utf-8", newline="")
+
+    def outcome() -> object:
+        try:
+            raw = read(path, separator=",", names=["a", "b"])
+        except DataError as error:
+            return str(error)
+        return raw.frame.rows(), raw.bad.rows()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "BLOCK", block)
+        quick = outcome()
+        patch.setattr(delimited, "_well_formed", lambda *_: False)
+        assert quick == outcome()
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
@@ -116,6 +143,11 @@ def test_a_byte_order_mark_blank_lines_and_an_index_without_a_name(tmp_path: Pat
     assert raw.frame[LINE].to_list() == [2, 4]
 
 
+def test_a_separator_is_not_looked_for_in_quotes(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('"a,b,c,d";e\n"1,5";2\n')
+    assert rows(read(tmp_path / "rows.csv").frame) == [("1,5", "2")]
+
+
 def test_rows_of_another_length_are_set_apart_with_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('a,b\n1,2\n3\n"x\ny",4\n5,6,7\n8,9\n')
@@ -135,13 +167,38 @@ def test_stray_quotes_are_characters(tmp_path: Path) -> None:
     assert rows(read(tmp_path / "rows.tsv").frame) == [('"open', "1"), ("2", "x")]
 
 
+def test_a_quote_that_nothing_closes_costs_little_of_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n" + '5" wide,1\n' + "x,2\n" * 5000)
+    monkeypatch.setattr(delimited, "BLOCK", 100)
+    monkeypatch.setattr(delimited, "LONGEST", 200)
+    table = pl.concat([chunk.frame for chunk in read_chunks(path)])
+    assert rows(table)[:2] == [('5" wide', "1"), ("x", "2")]
+    assert table[LINE].to_list() == list(range(2, 5003))
+    assert max(len(chunk.frame) for chunk in read_chunks(path)) < 100
+
+
 def test_lines_that_are_no_json_objects_are_set_apart(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\nnope\n\n{"a": 2, "b": "x"}\n')
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\nnope\n\n{"a": NaN}\n{"a": 2, "b": "x"}\n')
     raw = read(path)
     assert rows(raw.frame) == [(1, None), (2, "x")]
-    assert raw.frame[LINE].to_list() == [1, 4]
-    assert raw.bad.rows() == [(str(path), 2, "", "no JSON object", "nope")]
+    assert raw.frame[LINE].to_list() == [1, 5]
+    assert raw.bad.rows() == [
+        (str(path), 2, "", "no JSON object", "nope"),
+        (str(path), 4, "", "no JSON object", '{"a": NaN}'),
+    ]
+
+
+def test_json_lines_may_leave_keys_out_and_change_types(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"b": "x", "a": 2}\n{"a": "many"}\n')
+    (tmp_path / "b.jsonl").write_text('{"c": true}\n')
+    expected = [("1", None, None), ("2", "x", None), ("many", None, None), (None, None, True)]
+    assert read(f"{tmp_path}/*.jsonl").frame.select("a", "b", "c").rows() == expected
+    one_by_one = [row for chunk in read_chunks(f"{tmp_path}/*.jsonl", rows=1) for row in rows(chunk.frame)]
+    assert one_by_one == [(1,), ("x", 2), ("many",), (True,)]
 
 
 REAL = {
@@ -200,6 +257,33 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         ),
         (
             "rows.csv",
+            "a,b\n1,2\n".encode("utf-16"),
+            "{path}, line 1: byte 0xff is not UTF-8; convert the file, as with: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+        ),
+        (
+            "rows.csv",
+            b"a,b\r1,2\r",
+            "{path}: its lines end in carriage returns alone; convert the file, as with: tr '\\r' '\\n' < OLD > NEW",
+        ),
+        (
+            "rows.jsonl",
+            b'{"a": "b"}\n{"a": "caf\xe9"}\n',
+            "{path}, line 2: byte 0xe9 is not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8 OLD"
+            " > NEW",
+        ),
+        ("rows.jsonl", b"\n", "{path}: there is no row in it"),
+        (
+            "rows.json",
+            b'[{"a": 1},\n{"a": 2}]\n',
+            "{path}, line 1: '[{{\"a\": 1}},' is no JSON object; each line must be one, as with: jq -c '.[]' OLD > NEW",
+        ),
+        (
+            "rows.csv.zst",
+            b"a,b\n1,2\n",
+            "{path}: the file is damaged, or not what its ending says: it is no Zstandard file",
+        ),
+        (
+            "rows.csv",
             b"a,b,a\n1,2,3\n",
             "{path}, line 1: 2 columns are named 'a'; rename one, or give all names with data.names",
         ),
@@ -227,12 +311,14 @@ def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, mes
     assert refused(f"{tmp_path}/{name}") == message.format(path=f"{tmp_path}/{name}")
 
 
-def test_a_damaged_parquet_file(tmp_path: Path) -> None:
+def test_damaged_typed_files(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     TABLE.write_parquet(path)
     path.write_bytes(path.read_bytes()[:-30])
-    message = f"{path}: the file is damaged, or not what its ending says: parquet: "
-    assert refused(path).startswith(message)
+    assert refused(path).startswith(f"{path}: the file is damaged, or not what its ending says: parquet: ")
+    path = tmp_path / "rows.arrow"
+    path.write_bytes(b"hello")
+    assert refused(path).startswith(f"{path}: cannot be read: ")
 
 
 def test_columns_that_do_not_fit(tmp_path: Path) -> None:
