@@ -1,0 +1,93 @@
+"""The ready tables as their configs have them, against counts that were made without Lathe."""
+
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+
+from datamodules.table import TableDataModule
+from serving.cells import clean_text
+from trainer.config import instantiate
+
+CONF = Path(__file__).parents[2] / "conf"
+
+READY: dict[str, tuple[str, tuple[int, int, int], list[str]]] = {
+    "adult": ("binary", (31259, 7817, 9766), ["fnlwgt"]),
+    "bike_sharing": ("regression", (11122, 2781, 3476), ["instant", "dteday", "casual", "registered"]),
+    "breast_cancer": ("binary", (364, 91, 114), []),
+    "california_housing": ("regression", (13209, 3303, 4128), []),
+    "diabetes": ("regression", (282, 71, 89), []),
+    "diamonds": ("regression", (34522, 8630, 10788), []),
+    "electricity": ("binary", (28999, 7250, 9063), []),
+    "iris": ("multiclass", (96, 24, 30), []),
+    "telco_churn": ("binary", (4508, 1126, 1409), ["customerID"]),
+    "titanic": ("binary", (570, 143, 178), ["PassengerId", "Name", "Ticket", "Cabin"]),
+    "wine": ("multiclass", (114, 28, 36), []),
+}
+"""Task, rows of the splits (64, 16 and 20 % but for rounding and copies), and columns that are not used."""
+
+
+@cache
+def ready(name: str, data_dir: Path) -> TableDataModule:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"data={name}", f"paths.data={data_dir}"])
+    datamodule: TableDataModule = instantiate(config.data)
+    datamodule.setup()
+    return datamodule
+
+
+def test_all_ready_tables_are_tested() -> None:
+    assert {path.stem for path in (CONF / "data").iterdir()} - {"table"} == READY.keys()
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_tables(data_dir: Path, name: str) -> None:
+    task, rows, unused = READY[name]
+    datamodule = ready(name, data_dir)
+    found = [len(datamodule.frames[split]) for split in ("train", "val", "test")]
+    assert datamodule.target.task == task
+    assert sum(found) == sum(rows)
+    assert found == pytest.approx(rows, rel=0.01, abs=2)
+    assert datamodule.describe()["unused"] == unused
+    assert datamodule.quarantine is not None
+    assert len(datamodule.quarantine) == 0
+    batch = datamodule.rows["train"]
+    assert len(batch["target"]) == found[0]
+    assert batch["numbers"].isfinite().all()
+
+
+MISSING_CELLS = {
+    "adult": {"workclass": 2799, "occupation": 2809, "native-country": 857, "age": 0},
+    "california_housing": {"total_bedrooms": 207, "total_rooms": 0},
+    "telco_churn": {"TotalCharges": 11, "MonthlyCharges": 0},
+    "titanic": {"Age": 177, "Embarked": 2, "Fare": 0},
+}
+
+
+@pytest.mark.parametrize("name", MISSING_CELLS)
+def test_cells_that_count_as_missing(data_dir: Path, name: str) -> None:
+    datamodule = ready(name, data_dir)
+    table = pl.concat(datamodule.frames.values())
+
+    def missing(column: str) -> int:
+        cells = table[column]
+        return (clean_text(cells, datamodule.missing) if cells.dtype == pl.String else cells).null_count()
+
+    assert {column: missing(column) for column in MISSING_CELLS[name]} == MISSING_CELLS[name]
+
+
+def test_copies_stay_on_one_side(data_dir: Path) -> None:
+    datamodule = ready("diamonds", data_dir)
+    splits = [frame.drop("lathe.file", "lathe.line", "lathe.copy").unique() for frame in datamodule.frames.values()]
+    different = pl.concat(splits)
+    assert len(different) == 53_940 - 146
+    assert different.is_duplicated().sum() == 0
+
+
+@pytest.mark.parametrize("name", ["bike_sharing", "electricity"])
+def test_the_latest_rows_are_the_test(data_dir: Path, name: str) -> None:
+    frames = ready(name, data_dir).frames
+    lines = pl.concat([frames["train"], frames["val"], frames["test"]])["lathe.line"]
+    assert lines.to_list() == list(range(2, len(lines) + 2))
