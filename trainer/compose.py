@@ -74,7 +74,7 @@ class Composer:
             for key, value in swept.items()
             if key not in keys
         ]
-        values = [self._values(setting) for setting in [*of_files, *command]]
+        values = [each for setting in [*of_files, *command] if (each := self._values(setting))]
         first = [each[0] for each in values]
         others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
         return [first, *others]
@@ -89,6 +89,8 @@ class Composer:
             values = [str(interval.start), str(interval.end)]
         else:
             values = list(override.sweep_string_iterator())
+        if not values:
+            self.problems.add(Problem(setting.where, setting.key, "sweeps over nothing: no value is left."))
         return [Setting(f"{override.get_key_element()}={value}", setting.where) for value in values]
 
     def compose(self, settings: list[Setting]) -> "Composition":

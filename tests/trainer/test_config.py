@@ -180,6 +180,7 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             ['command line: seed: must be an integer; it is "x".'],
         ),
         (["-m", "model=glob(*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
+        (["-m", "model=glob(q*)"], ["command line: model: sweeps over nothing: no value is left."]),
         (["--config-dir", "nowhere"], ["command line: --config-dir: there is no folder nowhere."]),
         (
             ["-m", "seed=1,2", "model=linear,mlp", "hydra.sweep.subdir=s${seed}"],

@@ -128,6 +128,12 @@ def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunH
     assert weights(compiled).keys() == weights(eager).keys()
 
 
+def test_a_checkpoint_left_out_leaves_none(run_here: RunHere) -> None:
+    folder = run_here("data=iris", "callbacks.checkpoint=null", "callbacks.progress=null", *QUICK)
+    assert list(folder.rglob("*.ckpt")) == []
+    assert "fit/best_epoch" not in metrics(folder)
+
+
 @pytest.mark.parametrize("debug", ["fast", "overfit", "limit", "profiler"])
 def test_debug_choices_run(run_here: RunHere, debug: str) -> None:
     folder = run_here(f"debug={debug}", "data=iris", "logger=none")
