@@ -17,7 +17,8 @@ SMALL_STEP = 100_000_000
 
 
 class Trainer(pytorch_lightning.Trainer):
-    """`precision` and `threads` may be "auto"; `compile` runs the network through `torch.compile`, in place.
+    """`accelerator` ("auto": CUDA where there is a device, else the CPU), `precision` and `threads` may be "auto";
+    `compile` runs the network through `torch.compile`, in place.
 
     Every other setting is Lightning's own.
     """
@@ -25,19 +26,27 @@ class Trainer(pytorch_lightning.Trainer):
     def __init__(
         self,
         *,
+        accelerator: str = "auto",
         precision: Precision = "auto",
         threads: int | Literal["auto"] = "auto",
         compile: bool = False,
         **settings: Any,
     ) -> None:
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        elif accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError(
+                f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no CUDA device here; take"
+                " trainer=cpu, or see to the driver and to a torch with CUDA"
+            )
         self.threads = threads
         self.compile_network = compile
         # Lightning would put its own where none is given.
         given = settings.get("callbacks") or ()
         settings.setdefault("enable_checkpointing", any(isinstance(each, Checkpoint) for each in given))
         settings.setdefault("enable_progress_bar", any(isinstance(each, ProgressBar) for each in given))
-        chosen, self.precision_reason = choose_precision(precision, settings.get("accelerator", "auto"))
-        super().__init__(precision=chosen, **settings)
+        chosen, self.precision_reason = choose_precision(precision, accelerator)
+        super().__init__(accelerator=accelerator, precision=chosen, **settings)
 
     def prepare(self, network: nn.Module, batch_size: int) -> None:
         """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`."""
@@ -65,11 +74,11 @@ class Trainer(pytorch_lightning.Trainer):
         return f"{threads} of {cores} ({cost / 1e6:,.1f} million multiplications a step: {size})"
 
 
-def choose_precision(precision: Precision, accelerator: Any) -> tuple[Any, str]:
+def choose_precision(precision: Precision, accelerator: str) -> tuple[Any, str]:
     """The precision for Lightning and the reason: bfloat16 where the GPU computes it fast, else float32."""
     if precision != "auto":
         return precision, "given"
-    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+    if accelerator not in ("gpu", "cuda"):
         return "32-true", "a CPU"
     if torch.cuda.get_device_capability()[0] >= 8:
         return "bf16-mixed", "the GPU computes bfloat16 fast"

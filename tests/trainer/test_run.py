@@ -172,3 +172,13 @@ def test_bad_data_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
     assert "c" in done.stderr + done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_gpu_that_is_not_there_is_said_before_the_data_are_read(tmp_path: Path) -> None:
+    done = run_script("train.py", "trainer=gpu", "data.path=nowhere", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 2
+    assert done.stdout == (
+        f"trainer.accelerator=gpu: torch {torch.__version__} finds no CUDA device here; take trainer=cpu, or see to the"
+        " driver and to a torch with CUDA\n"
+    )
