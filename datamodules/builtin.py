@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from datamodules.read import FILE, LINE, Raw
+from datamodules.read import BAD, FILE, LINE, Raw
 from datamodules.schema import DataError
 from datamodules.table import TableDataModule
 
@@ -26,5 +26,5 @@ class BuiltinDataModule(TableDataModule):
                 pl.lit(f"scikit-learn:{self.path}").alias(FILE),
                 pl.Series(LINE, range(1, len(frame) + 1), dtype=pl.Int64),
             ),
-            pl.DataFrame(),
+            pl.DataFrame(schema=BAD),
         )

@@ -10,15 +10,12 @@ from typing import Literal
 import polars as pl
 
 from datamodules.infer import check_names
-from datamodules.read import FILE, LINE
+from datamodules.read import BAD, FILE, LINE
 from datamodules.schema import Column, DataError, Task
 from serving.cells import as_number, as_text, between, clean_text
 
 log = logging.getLogger(__name__)
 
-QUARANTINE = pl.Schema(
-    {"file": pl.String, "line": pl.Int64, "column": pl.String, "rule": pl.String, "value": pl.String}
-)
 SEPARATING = r"[\s.,;:!?'\"`_-]+"
 """Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
 OWN = "lathe."
@@ -84,7 +81,7 @@ def clean(
     else:
         broken += [(target, "no target", labels.is_null())]
     cleaned[target] = labels
-    quarantine = pl.concat([_readable(bad), *(_cells(frame, *rule) for rule in broken)])
+    quarantine = pl.concat([bad, *(_cells(frame, *rule) for rule in broken)])
     kept = ~pl.select(pl.any_horizontal([rows for _, _, rows in broken])).to_series()
 
     own = [name for name in frame.columns if name.startswith(OWN)]
@@ -223,12 +220,8 @@ def _cells(frame: pl.DataFrame, column: str, rule: str, rows: pl.Series) -> pl.D
             pl.repeat(rule, len(wrong), dtype=pl.String, eager=True).alias("rule"),
             as_text(wrong[column]).alias("value"),
         ],
-        schema=QUARANTINE,
+        schema=BAD,
     )
-
-
-def _readable(bad: pl.DataFrame) -> pl.DataFrame:
-    return bad if len(bad) else pl.DataFrame(schema=QUARANTINE)
 
 
 def _copies(
