@@ -59,6 +59,7 @@ def refused(*arguments: str) -> str:
             'data.columns.zip: must be "number", "category", "text", "date", "identifier", "constant", "image" or'
             ' "drop"; it is "categry". Did you mean category?',
         ),
+        ("data.ranges={a: [0]}", "data.ranges.a: must be a list of 2 (each a number or null); it is [0]."),
         ("loss.class_weights=3", 'loss.class_weights: must be "balanced", a list (each a number) or null; it is 3.'),
         ("callbacks.checkpoint=3", "callbacks.checkpoint: must be a node with _target_ or null; it is 3."),
         ("trainer.logger=false", "trainer.logger: is filled in by the run: leave it out."),
