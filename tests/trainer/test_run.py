@@ -34,6 +34,9 @@ def test_the_default_run_leaves_what_the_readme_says(default_run: tuple[Path, st
     for name in ("model.pt", "metrics.json", "config.yaml", "environment.json", "train.log", ".hydra/overrides.yaml"):
         assert (folder / name).is_file(), name
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    last, best = (torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    assert last["epoch"] + 1 == metrics(folder)["fit/epochs"]
+    assert best["epoch"] + 1 == metrics(folder)["fit/best_epoch"] < metrics(folder)["fit/epochs"]
     names = metrics(folder).keys()
     for metric in ("accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "log_loss", "loss"):
         assert {f"val/{metric}", f"test/{metric}"} <= names
