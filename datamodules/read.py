@@ -175,11 +175,20 @@ def _open(file: str) -> BinaryIO | gzip.GzipFile:
 def _read_delimited(
     stream: BinaryIO | gzip.GzipFile, file: str, separator: str | None, names: Sequence[str] | None, rows: int
 ) -> Iterator[Raw]:
+    """Cuts the blocks into chunks of `rows` rows: where they end may not hang on bytes, as rounding hangs on them."""
+    rest: pl.DataFrame | None = None
+    bad = pl.DataFrame(schema=BAD)
     for part in read_delimited(stream, file, separator=separator, names=names):
         width = part.cells.width
-        bad = [(file, line, "", f"{fields} fields instead of {width}", text) for line, fields, text in part.ragged]
+        ragged = [(file, line, "", f"{fields} fields instead of {width}", text) for line, fields, text in part.ragged]
+        bad = bad.vstack(pl.DataFrame(ragged, schema=BAD, orient="row"))
         frame = part.cells.with_columns(pl.lit(file).alias(FILE), part.lines.alias(LINE))
-        yield from _sliced(frame, pl.DataFrame(bad, schema=BAD, orient="row"), rows)
+        rest = frame if rest is None else rest.vstack(frame)
+        while len(rest) > rows:
+            yield Raw(rest.head(rows), bad)
+            rest, bad = rest.slice(rows), bad.clear()
+    if rest is not None:
+        yield Raw(rest, bad)
 
 
 def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
@@ -232,12 +241,6 @@ def _refuse(constant: str) -> None:
 
 def _shown(text: bytes) -> str:
     return text.decode(errors="replace").strip()[:SHOWN]
-
-
-def _sliced(frame: pl.DataFrame, bad: pl.DataFrame, rows: int) -> Iterator[Raw]:
-    yield Raw(frame.head(rows), bad)
-    for start in range(rows, len(frame), rows):
-        yield Raw(frame.slice(start, rows), bad.clear())
 
 
 def _check_cells(frame: pl.DataFrame, file: str) -> None:

@@ -174,10 +174,23 @@ def test_a_quote_that_nothing_closes_costs_little_of_a_large_file(
     path.write_text("a,b\n" + '5" wide,1\n' + "x,2\n" * 5000)
     monkeypatch.setattr(delimited, "BLOCK", 100)
     monkeypatch.setattr(delimited, "LONGEST", 200)
-    table = pl.concat([chunk.frame for chunk in read_chunks(path)])
+    table = read(path).frame
     assert rows(table)[:2] == [('5" wide', "1"), ("x", "2")]
     assert table[LINE].to_list() == list(range(2, 5003))
-    assert max(len(chunk.frame) for chunk in read_chunks(path)) < 100
+    with path.open("rb") as file:
+        parts = list(delimited.read_delimited(file, "rows.csv", separator=None, names=None))
+    assert max(len(part.cells) for part in parts) < 100
+
+
+def test_chunks_have_as_many_rows_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "BLOCK", 50)
+    table = pl.DataFrame({"a": [str(row) for row in range(100)]})
+    table.write_csv(tmp_path / "rows.csv")
+    table.write_parquet(tmp_path / "rows.parquet")
+    table.write_ndjson(tmp_path / "rows.jsonl")
+    for name in ("rows.csv", "rows.parquet", "rows.jsonl"):
+        assert [len(chunk.frame) for chunk in read_chunks(tmp_path / name, rows=40)] == [40, 40, 20]
+        assert [len(chunk.frame) for chunk in read_chunks(tmp_path / name, rows=50)] == [50, 50]
 
 
 def test_lines_that_are_no_json_objects_are_set_apart(tmp_path: Path) -> None:
