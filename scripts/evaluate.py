@@ -58,10 +58,10 @@ def evaluate(artifact: Artifact, source: str) -> dict[str, float]:
 def true_answers(artifact: Artifact, cells: pl.Series) -> pl.Series:
     """The target read as in training: class index or value, null where it is missing or no class of the artefact."""
     facts = artifact.spec["target"]
-    if facts["task"] == "regression":
-        return as_number(cells, artifact.missing)[0]
-    classes = facts["classes"]
     names = clean_text(as_text(cells), artifact.missing).replace(facts["replace"])
+    if facts["task"] == "regression":
+        return as_number(names, artifact.missing)[0]
+    classes = facts["classes"]
     return names.replace_strict(classes, range(len(classes)), default=None, return_dtype=pl.Int64)
 
 
