@@ -161,7 +161,7 @@ def check_target(target: pl.Series, task: Task, rules: Rules) -> None:
     """Raises DataError where nothing can be learnt, or where values look like one class in several spellings that
     `rules` does not name.
     """
-    counts = target.value_counts(sort=True).rows()
+    counts = sorted(target.value_counts().rows(), key=lambda row: (-row[1], row[0]))
     if len(counts) == 1:
         raise DataError(f"data.target={target.name}: every row has {counts[0][0]!r}; there is nothing to learn.")
     if task == "regression":

@@ -28,14 +28,16 @@ DELIMITED = {".csv": None, ".tsv": "\t", ".tab": "\t", ".txt": None, ".data": No
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
+KNOWN = (*DELIMITED, *JSON_LINES, *PARQUET, *ARROW)
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 """How such a file begins."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """`frame`: raw cells as the file has them, delimited text as String, with FILE and LINE (the line where the row
-    begins, from 1; the number of the row in Parquet and Arrow). `bad`: what is no row of the table, as BAD.
+    """`frame`: raw cells as the file has them, with FILE and LINE (the line where the row begins, from 1; the number of
+    the row in Parquet and Arrow). Cells of delimited text are String, an empty one "", quoted or not. `bad`: what is no
+    row of the table, as BAD.
     """
 
     frame: pl.DataFrame
@@ -43,11 +45,12 @@ class Raw:
 
 
 def read(path: str | Path | Sequence[str], *, separator: str | None = None, names: Sequence[str] | None = None) -> Raw:
-    """All rows of all files; a column whose type differs between them becomes text."""
+    """All rows of all files; a column of more than one type becomes numbers if all are, and text otherwise."""
     chunks = list(read_chunks(path, separator=separator, names=names))
     frames = [chunk.frame for chunk in chunks]
     for name in dict.fromkeys(name for frame in frames for name in frame.columns):
-        if len({frame.schema.get(name, pl.Null) for frame in frames} - {pl.Null}) > 1:
+        kinds = {frame.schema.get(name, pl.Null) for frame in frames} - {pl.Null}
+        if len(kinds) > 1 and not all(kind.is_numeric() for kind in kinds):
             frames = [frame.with_columns(as_text(frame[name])) if name in frame.columns else frame for frame in frames]
     frame = pl.concat(frames, how="diagonal_relaxed")
     return Raw(frame.select(pl.exclude(FILE, LINE), FILE, LINE), pl.concat([chunk.bad for chunk in chunks]))
@@ -63,38 +66,52 @@ def read_chunks(
     """At most `rows` rows at a time, in memory that does not grow with the files.
 
     CSV and the like (.csv .tsv .tab .txt .data) and JSON lines (.jsonl .ndjson .json), also as .gz or .zst; Parquet;
-    Arrow. `path`: a file, several, a glob, or "-" for CSV from standard input. All files have the same columns; only
-    JSON lines may leave keys out, and then so may chunks. Raises DataError, with file and line.
+    Arrow. `path`: a file, several, a glob, a folder, or "-" for CSV from standard input. All files have the same
+    columns; only JSON lines may leave keys out, and then so may chunks. `names`: of the columns of delimited text
+    without a header. Raises DataError, with file and line.
     """
+    _check_given(names or ())
     columns: list[str] = []
     first = ""
     found = 0
-    for file in find(path):
+    bad: tuple[str, int, str, str, str] | None = None
+    files = find(path)
+    for file in files:
         for raw in _read_file(file, separator, names, rows):
-            _check_cells(raw.frame, file)
+            bad = bad or next(raw.bad.iter_rows(), None)
             if not columns:
                 columns, first = raw.frame.columns, file
             elif raw.frame.columns != columns and _format(file) not in JSON_LINES:
                 raw = Raw(_as_columns(raw.frame, columns, file, first), raw.bad)
             found += len(raw.frame)
             yield raw
-    if not found:
-        header = f"there is a header, but no row below it has its {len(columns) - 2} fields"
-        raise DataError(f"{path}: {header if columns else 'there is no row in it'}")
+    if found:
+        return
+    if bad:
+        raise DataError(
+            f"{bad[0]}, line {bad[1]}: {bad[3]}, and no other row is better; give the separator with data.separator,"
+            " or mend the file"
+        )
+    raise DataError(f"{', '.join(files)}: {'there is a header, but' if columns else 'there is'} no row in it")
 
 
 def find(path: str | Path | Sequence[str]) -> list[str]:
-    """The files that the path means, a glob's in order of their names."""
+    """The files that the path means; those of a glob or a folder in order of their names."""
+    if not path:
+        raise DataError("data.path is empty: name a file, several, a glob or a folder")
     if not isinstance(path, str | Path):
         return [file for one in path for file in find(one)]
     text = str(Path(path).expanduser())
     if text == STANDARD_INPUT or Path(text).is_file():
         return [text]
+    if Path(text).is_dir():
+        files = [file for file in find(f"{glob.escape(text)}/*") if _format(file) in KNOWN]
+        if not files:
+            raise DataError(f"{text}: no file in this folder is a table; known are {_known()}")
+        return files
     files = sorted(file for file in glob.glob(text, recursive=True) if Path(file).is_file())
     if files:
         return files
-    if Path(text).is_dir():
-        raise DataError(f"{text} is a folder: name its files, as with '{text}/*.csv'")
     if glob.has_magic(text):
         raise DataError(f"no file matches {text}")
     folder = Path(text).parent
@@ -117,6 +134,10 @@ def _format(file: str) -> str:
 
 def _read_file(file: str, separator: str | None, names: Sequence[str] | None, rows: int) -> Iterator[Raw]:
     kind = _format(file)
+    if kind not in KNOWN:
+        raise DataError(f"{file}: its ending tells no format; known are {_known()}")
+    if names and kind not in DELIMITED:
+        raise DataError(f"{file}: data.names is for text without a header, {kind} has names of its own; leave it out")
     try:
         if kind in DELIMITED:
             with _open(file) as stream:
@@ -126,11 +147,8 @@ def _read_file(file: str, separator: str | None, names: Sequence[str] | None, ro
                 yield from _read_json_lines(stream, file, rows)
         elif kind in PARQUET:
             yield from _read_typed(pl.scan_parquet(file, glob=False), file, rows)
-        elif kind in ARROW:
-            yield from _read_typed(pl.scan_ipc(file, glob=False), file, rows)
         else:
-            known = " ".join([*DELIMITED, *JSON_LINES, *PARQUET, *ARROW])
-            raise DataError(f"{file}: its ending tells no format; known are {known}, and text also as .gz and .zst")
+            yield from _read_typed(pl.scan_ipc(file, glob=False), file, rows)
     except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{file}: the file is damaged, or not what its ending says: {reason}") from error
@@ -179,6 +197,7 @@ def _read_delimited(
     rest: pl.DataFrame | None = None
     bad = pl.DataFrame(schema=BAD)
     for part in read_delimited(stream, file, separator=separator, names=names):
+        _check_columns(part.cells.schema, file)
         width = part.cells.width
         ragged = [(file, line, "", f"{fields} fields instead of {width}", text) for line, fields, text in part.ragged]
         bad = bad.vstack(pl.DataFrame(ragged, schema=BAD, orient="row"))
@@ -192,6 +211,7 @@ def _read_delimited(
 
 
 def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
+    _check_columns(table.collect_schema(), file)
     table = table.with_row_index(LINE, offset=1).with_columns(pl.col(LINE).cast(pl.Int64), pl.lit(file).alias(FILE))
     table = table.select(pl.exclude(FILE, LINE), FILE, LINE)
     for frame in table.collect_batches(chunk_size=rows):
@@ -200,6 +220,7 @@ def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
 
 def _read_json_lines(stream: BinaryIO | gzip.GzipFile, file: str, rows: int) -> Iterator[Raw]:
     numbered = ((line, text.removeprefix(BYTE_ORDER_MARK)) for line, text in enumerate(stream, 1) if text.strip())
+    frame: pl.DataFrame | None = None
     while texts := list(islice(numbered, rows)):
         bad: list[tuple[str, int, str, str, str]] = []
         try:
@@ -211,14 +232,15 @@ def _read_json_lines(stream: BinaryIO | gzip.GzipFile, file: str, rows: int) -> 
                     bad.append((file, line, "", "no JSON object", _shown(text)))
             if not bad:
                 raise
-            if len(bad) == len(texts):
+            if len(bad) == len(texts) and frame is None:
                 raise DataError(
                     f"{file}, line {bad[0][1]}: {bad[0][4]!r} is no JSON object; each line must be one, as with:"
                     " jq -c '.[]' OLD > NEW"
                 ) from None
             wrong = {line for _, line, *_ in bad}
             texts = [(line, text) for line, text in texts if line not in wrong]
-            frame = _parse_json_lines(texts)
+            frame = _parse_json_lines(texts) if texts else pl.DataFrame()
+        _check_columns(frame.schema, file)
         numbers = pl.Series(LINE, [line for line, _ in texts], pl.Int64)
         yield Raw(frame.with_columns(pl.lit(file).alias(FILE), numbers), pl.DataFrame(bad, schema=BAD, orient="row"))
 
@@ -243,10 +265,25 @@ def _shown(text: bytes) -> str:
     return text.decode(errors="replace").strip()[:SHOWN]
 
 
-def _check_cells(frame: pl.DataFrame, file: str) -> None:
-    for name, kind in frame.schema.items():
+def _check_columns(schema: pl.Schema, file: str) -> None:
+    for name, kind in schema.items():
         if kind.is_nested() or kind in (pl.Binary, pl.Object):
             raise DataError(f"{file}: column {name!r} holds {kind}; a cell is one value: spread it over columns first")
+        if name in (FILE, LINE):
+            raise DataError(f"{file}: the name of column {name!r} is kept for the place of the row; rename the column")
+
+
+def _check_given(names: Sequence[str]) -> None:
+    for position, name in enumerate(names):
+        if not name or name in names[:position]:
+            raise DataError(
+                f"data.names: name {position + 1}, {name!r}, is {'given before' if name else 'empty'}; each column needs"
+                " a name of its own"
+            )
+
+
+def _known() -> str:
+    return f"{' '.join(KNOWN)}, and text also as .gz and .zst"
 
 
 def _as_columns(frame: pl.DataFrame, columns: Sequence[str], file: str, first: str) -> pl.DataFrame:

@@ -78,6 +78,13 @@ def test_cells_that_count_as_missing(data_dir: Path, name: str) -> None:
     assert {column: missing(column) for column in MISSING_CELLS[name]} == MISSING_CELLS[name]
 
 
+def test_zeros_that_are_missing(data_dir: Path) -> None:
+    datamodule = ready("diamonds", data_dir)
+    table = pl.concat(datamodule.frames.values())
+    assert [(table[name] == 0).sum() for name in "xyz"] == [8, 7, 20]
+    assert datamodule.inputs.indicators == ("x", "y", "z")
+
+
 def test_copies_stay_on_one_side(data_dir: Path) -> None:
     datamodule = ready("diamonds", data_dir)
     splits = [frame.drop("lathe.file", "lathe.line", "lathe.copy").unique() for frame in datamodule.frames.values()]

@@ -198,6 +198,18 @@ def test_values_are_replaced_as_they_are_once_clean(tmp_path: Path) -> None:
     assert codes.flatten().tolist() == [1, 1, 1, 0]
 
 
+def test_spellings_that_are_said_to_differ_are_classes_and_numbers_are_none(tmp_path: Path) -> None:
+    table = plain().with_columns(y=pl.Series(["c", "C"] * 50))
+    assert refused(tmp_path, table) == (
+        "data.target=y: classes that differ only by blanks, case or punctuation: 'C' (50 rows) and 'c' (50 rows). Where"
+        """ they are the same, write data.replace='{y: [["c", "C"]]}'; where they are not,"""
+        """ data.replace='{y: [["c", "c"]]}'"""
+    )
+    assert set_up(tmp_path, table, replace={"y": [["c", "c"]]}).target.classes == ("C", "c")
+    amounts = plain().with_columns(y=pl.Series(["1000", "1,000", *(str(row) for row in range(18))] * 5))
+    assert set_up(tmp_path, amounts).target.task == "regression"
+
+
 def test_copies_are_dropped_on_request_whatever_their_spelling(tmp_path: Path) -> None:
     table = plain(40, id=[f"k{row}" for row in range(40)], z=[str(row) for row in range(40)])
     copies = table.head(3).with_columns(x=" " + pl.col("x") + ".0", id=pl.Series(["c1", "c2", "c3"]))
