@@ -29,6 +29,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
 KNOWN = (*DELIMITED, *JSON_LINES, *PARQUET, *ARROW)
+ENDINGS = f"{' '.join(KNOWN)}, and text also as .gz and .zst"
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 """How such a file begins."""
 
@@ -98,7 +99,7 @@ def read_chunks(
 def find(path: str | Path | Sequence[str]) -> list[str]:
     """The files that the path means; those of a glob or a folder in order of their names."""
     if not path:
-        raise DataError("data.path is empty: name a file, several, a glob or a folder")
+        raise DataError("no file is named: give a file, several, a glob or a folder")
     if not isinstance(path, str | Path):
         return [file for one in path for file in find(one)]
     text = str(Path(path).expanduser())
@@ -107,7 +108,7 @@ def find(path: str | Path | Sequence[str]) -> list[str]:
     if Path(text).is_dir():
         files = [file for file in find(f"{glob.escape(text)}/*") if _format(file) in KNOWN]
         if not files:
-            raise DataError(f"{text}: no file in this folder is a table; known are {_known()}")
+            raise DataError(f"{text}: no file in this folder is a table; known are {ENDINGS}")
         return files
     files = sorted(file for file in glob.glob(text, recursive=True) if Path(file).is_file())
     if files:
@@ -135,7 +136,7 @@ def _format(file: str) -> str:
 def _read_file(file: str, separator: str | None, names: Sequence[str] | None, rows: int) -> Iterator[Raw]:
     kind = _format(file)
     if kind not in KNOWN:
-        raise DataError(f"{file}: its ending tells no format; known are {_known()}")
+        raise DataError(f"{file}: its ending tells no format; known are {ENDINGS}")
     if names and kind not in DELIMITED:
         raise DataError(f"{file}: data.names is for text without a header, {kind} has names of its own; leave it out")
     try:
@@ -232,14 +233,17 @@ def _read_json_lines(stream: BinaryIO | gzip.GzipFile, file: str, rows: int) -> 
                     bad.append((file, line, "", "no JSON object", _shown(text)))
             if not bad:
                 raise
-            if len(bad) == len(texts) and frame is None:
+            wrong = {line for _, line, *_ in bad}
+            texts = [(line, text) for line, text in texts if line not in wrong]
+            if texts:
+                frame = _parse_json_lines(texts)
+            elif frame is not None:
+                frame = frame.clear()
+            else:
                 raise DataError(
                     f"{file}, line {bad[0][1]}: {bad[0][4]!r} is no JSON object; each line must be one, as with:"
                     " jq -c '.[]' OLD > NEW"
                 ) from None
-            wrong = {line for _, line, *_ in bad}
-            texts = [(line, text) for line, text in texts if line not in wrong]
-            frame = _parse_json_lines(texts) if texts else pl.DataFrame()
         _check_columns(frame.schema, file)
         numbers = pl.Series(LINE, [line for line, _ in texts], pl.Int64)
         yield Raw(frame.with_columns(pl.lit(file).alias(FILE), numbers), pl.DataFrame(bad, schema=BAD, orient="row"))
@@ -276,21 +280,15 @@ def _check_columns(schema: pl.Schema, file: str) -> None:
 def _check_given(names: Sequence[str]) -> None:
     for position, name in enumerate(names):
         if not name or name in names[:position]:
-            raise DataError(
-                f"data.names: name {position + 1}, {name!r}, is {'given before' if name else 'empty'}; each column needs"
-                " a name of its own"
-            )
-
-
-def _known() -> str:
-    return f"{' '.join(KNOWN)}, and text also as .gz and .zst"
+            wrong = f"{name!r} is given twice" if name else f"name {position + 1} is empty"
+            raise DataError(f"data.names: {wrong}; each column needs a name of its own")
 
 
 def _as_columns(frame: pl.DataFrame, columns: Sequence[str], file: str, first: str) -> pl.DataFrame:
-    """The columns in the order of the first rows; a key that JSON lines leave out is null."""
+    """The columns in the order of the first file."""
     extra = [name for name in frame.columns if name not in columns]
     lacking = [name for name in columns if name not in frame.columns]
-    if extra or (lacking and file != first):
+    if extra or lacking:
         what = [f"{word} {', '.join(names)}" for word, names in (("lacks", lacking), ("has also", extra)) if names]
-        raise DataError(f"{file}: not the columns of {first}: it {' and '.join(what)}")
-    return frame.with_columns(pl.lit(None).alias(name) for name in lacking).select(columns)
+        raise DataError(f"{file}: not the columns of {first}: it {' and '.join(what)}; give files of one table")
+    return frame.select(columns)

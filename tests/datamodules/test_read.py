@@ -114,12 +114,15 @@ def test_typed_files_keep_their_types(tmp_path: Path, ending: str) -> None:
         assert [line for chunk in chunks for line in chunk.frame[LINE]] == [1, 2, 3]
 
 
-def test_several_files_and_a_glob_are_one_table(tmp_path: Path) -> None:
+def test_several_files_a_glob_and_a_folder_are_one_table(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.csv").write_text(f"x,y\n{name},1\n")
     (tmp_path / "c.csv").write_text("y,x\n2,c\n")
     assert rows(read(f"{tmp_path}/*.csv").frame) == [("a", "1"), ("b", "1"), ("c", "2")]
     assert rows(read([f"{tmp_path}/c.csv", f"{tmp_path}/a.csv"]).frame) == [("2", "c"), ("1", "a")]
+    (tmp_path / "README.md").write_text("no table")
+    (tmp_path / "inner").mkdir()
+    assert read(tmp_path).frame.equals(read(f"{tmp_path}/*.csv").frame)
 
 
 def test_a_file_without_a_header_takes_given_names(tmp_path: Path) -> None:
@@ -214,6 +217,20 @@ def test_json_lines_may_leave_keys_out_and_change_types(tmp_path: Path) -> None:
     assert one_by_one == [(1,), ("x", 2), ("many",), (True,)]
 
 
+def test_whole_and_broken_numbers_of_different_files_stay_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"a": 2.5}\n')
+    assert rows(read(f"{tmp_path}/*.jsonl").frame) == [(1.0,), (2.5,)]
+
+
+def test_a_last_chunk_without_a_json_object_is_set_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
+    *_, last = read_chunks(path, rows=2)
+    assert (last.frame.columns, len(last.frame)) == (["a", FILE, LINE], 0)
+    assert last.bad.rows() == [(str(path), 3, "", "no JSON object", '{"a":')]
+
+
 REAL = {
     "adult/adult.csv.gz": (48_842, 15),
     "california_housing/housing.csv": (20_640, 10),
@@ -252,7 +269,13 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         " conf/data says where to get it)"
     )
     assert refused(f"{tmp_path}/*.parquet") == f"no file matches {tmp_path}/*.parquet"
-    assert refused(tmp_path) == f"{tmp_path} is a folder: name its files, as with '{tmp_path}/*.csv'"
+    assert refused("") == refused([]) == "no file is named: give a file, several, a glob or a folder"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("no table")
+    assert refused(tmp_path / "empty") == (
+        f"{tmp_path}/empty: no file in this folder is a table; known are .csv .tsv .tab .txt .data .jsonl .ndjson .json"
+        " .parquet .pq .arrow .feather .ipc, and text also as .gz and .zst"
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,8 +283,18 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     [
         ("rows.csv", b"", "{path}: the file is empty"),
         ("rows.csv", b" \n", "{path}: the file is empty"),
-        ("rows.csv", b"a,b\n", "{path}: there is a header, but no row below it has its 2 fields"),
-        ("rows.csv", b"a,b\n1\n2\n", "{path}: there is a header, but no row below it has its 2 fields"),
+        ("rows.csv", b"a,b\n", "{path}: there is a header, but no row in it"),
+        (
+            "rows.csv",
+            b"a,b\n1\n2\n",
+            "{path}, line 2: 1 fields instead of 2, and no other row is better; give the separator with data.separator,"
+            " or mend the file",
+        ),
+        (
+            "rows.csv",
+            b"a,lathe.line\n1,2\n",
+            "{path}: the name of column 'lathe.line' is kept for the place of the row; rename the column",
+        ),
         (
             "rows.csv",
             b"a,b\n1,2\n3,caf\xe9\n",
@@ -339,12 +372,21 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("x,z\n1,2\n")
     assert (
         refused(f"{tmp_path}/*.csv")
-        == f"{tmp_path}/b.csv: not the columns of {tmp_path}/a.csv: it lacks y and has also z"
+        == f"{tmp_path}/b.csv: not the columns of {tmp_path}/a.csv: it lacks y and has also z; give files of one table"
     )
     assert refused(f"{tmp_path}/a.csv", names=["only"]) == (
         f"{tmp_path}/a.csv, line 1: 2 fields, but data.names gives 1: only"
     )
+    assert refused(f"{tmp_path}/a.csv", names=["a", "a"]) == (
+        "data.names: 'a' is given twice; each column needs a name of its own"
+    )
+    assert refused(f"{tmp_path}/a.csv", names=["a", ""]) == (
+        "data.names: name 2 is empty; each column needs a name of its own"
+    )
     pl.DataFrame({"a": [[1, 2]], "b": [1]}).write_parquet(tmp_path / "rows.parquet")
     assert refused(f"{tmp_path}/rows.parquet") == (
         f"{tmp_path}/rows.parquet: column 'a' holds List(Int64); a cell is one value: spread it over columns first"
+    )
+    assert refused(f"{tmp_path}/rows.parquet", names=["a", "b"]) == (
+        f"{tmp_path}/rows.parquet: data.names is for text without a header, .parquet has names of its own; leave it out"
     )
