@@ -250,9 +250,12 @@ def test_real_tables_have_their_rows(data_dir: Path, name: str) -> None:
     assert raw.frame[LINE].to_list() == list(range(2, len(raw.frame) + 2))
 
 
-def test_a_real_table_without_a_header_and_with_stray_quotes(data_dir: Path) -> None:
+def test_real_tables_without_a_header_and_with_quotes(data_dir: Path) -> None:
     raw = read(data_dir / "sms_spam" / "sms.tsv", names=["label", "message"])
     assert raw.frame["label"].value_counts(sort=True).rows() == [("ham", 4827), ("spam", 747)]
+    raw = read(data_dir / "ag_news" / "ag_news_test.csv", names=["class", "title", "description"])
+    assert sorted(raw.frame["class"].value_counts().rows()) == [(str(number), 1900) for number in range(1, 5)]
+    assert len(raw.bad) == 0
 
 
 def refused(path: object, **settings: object) -> str:
