@@ -132,7 +132,9 @@ def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunH
 
 
 def test_a_checkpoint_left_out_leaves_none(run_here: RunHere) -> None:
-    folder = run_here("data=iris", "callbacks.checkpoint=null", "callbacks.progress=null", *QUICK)
+    folder = run_here(
+        "data=iris", "callbacks.checkpoint=null", "callbacks.last_checkpoint=null", "callbacks.progress=null", *QUICK
+    )
     assert list(folder.rglob("*.ckpt")) == []
     assert "fit/best_epoch" not in metrics(folder)
 
