@@ -91,6 +91,12 @@ def main() -> None:
     parser.add_argument("--rejects", help="where the rows go that cannot be answered")
     parser.add_argument("--batch", type=int, default=65_536, help="rows in memory at a time")
     given = parser.parse_args()
+    if given.batch < 1:
+        parser.error(f"--batch {given.batch}: must be at least 1")
+    named = [given.artifact, given.input, given.output, given.rejects or beside(given.output)]
+    files = [Path(name).resolve() for name in named if name != STANDARD]
+    if len(set(files)) < len(files):
+        parser.error(f"--artifact, --input, --output and --rejects must be different files: {', '.join(named)}")
     try:
         artifact = Artifact.load(given.artifact)
         artifact.check()

@@ -227,3 +227,20 @@ print(ours, answers["probabilities"][:, 1].tolist())
     modules, _, values = done.stdout.partition(" ")
     assert modules == "[]"
     assert [float(value) for value in values.strip()[1:-1].split(",")] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rejects", "rows.csv"), "must be different files: model.pt, rows.csv, out.csv, rows.csv"),
+        (("--output", "rows.csv"), "must be different files: model.pt, rows.csv, rows.csv, rows.rejects.csv"),
+        (("--batch", "-1"), "--batch -1: must be at least 1"),
+    ],
+)
+def test_no_file_is_written_over_another(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    command = ("--artifact", "model.pt", "--input", "rows.csv", "--output", "out.csv", *arguments)
+    done = run_script("scripts/predict.py", *command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"{message}\n")
+    assert (tmp_path / "rows.csv").read_text() == "a\n1\n"
