@@ -29,13 +29,13 @@ SHOWN = 200
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file: their cells, String; the line each begins at, Int64; and of rows that have not as many
-    fields as the table the line, the number of fields and the text.
+    """Some rows of a file: their cells, String; the line each begins at, Int64; and of rows that are no rows of the
+    table the line, the rule they break and the text.
     """
 
     cells: pl.DataFrame
     lines: pl.Series
-    ragged: list[tuple[int, int, str]]
+    ragged: list[tuple[int, str, str]]
 
 
 def read_delimited(
@@ -139,7 +139,11 @@ def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[s
     if len(cells) != good.sum():
         return _parse_exactly(block, name, line, separator, names)
     ragged = [
-        (int(lines[row]), int(fields[row]), _shown(block[starts[row] : ends[row]].decode(errors="replace")))
+        (
+            int(lines[row]),
+            _length(int(fields[row]), names),
+            _shown(block[starts[row] : ends[row]].decode(errors="replace")),
+        )
         for row in np.flatnonzero(~good & ~blank)
     ]
     return Rows(cells, pl.Series(lines[good], dtype=pl.Int64), ragged)
@@ -168,20 +172,35 @@ def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Se
     source = io.StringIO(text, newline="")
     rows: list[list[str]] = []
     lines: list[int] = []
-    ragged: list[tuple[int, int, str]] = []
+    ragged: list[tuple[int, str, str]] = []
     begin = end = 0
     for row in _reader(source, separator):
         line += text.count("\n", begin, end)
         begin, end = end, source.tell()
-        if len(row) == len(names):
+        if row and len(row) != len(names):
+            ragged.append((line, _length(len(row), names), _shown(text[begin:end])))
+        elif "\n" in text[begin:end].rstrip() and not _is_strict(text[begin:end], separator):
+            ragged.append((line, "a quote that does not end its cell", _shown(text[begin:end])))
+        elif row:
             rows.append(row)
             lines.append(line)
-        elif row:
-            ragged.append((line, len(row), _shown(text[begin:end])))
     if text.count("\n", begin) > 1 and text.count('"', begin) % 2:
         raise DataError(f"{name}, line {line}: a quote opens a cell here that no other quote closes; mend the line")
     cells = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
     return Rows(cells, pl.Series(lines, dtype=pl.Int64), ragged)
+
+
+def _length(fields: int, names: Sequence[str]) -> str:
+    return f"{fields} fields instead of {len(names)}"
+
+
+def _is_strict(row: str, separator: str) -> bool:
+    """Whether its quotes keep the rules: a stray one may have swallowed the lines up to the next quote."""
+    try:
+        list(csv.reader(io.StringIO(row, newline=""), delimiter=separator, strict=True))
+    except csv.Error:
+        return False
+    return True
 
 
 def _reader(source: io.StringIO, separator: str) -> "_csv.Reader":

@@ -199,8 +199,7 @@ def _read_delimited(
     bad = pl.DataFrame(schema=BAD)
     for part in read_delimited(stream, file, separator=separator, names=names):
         _check_columns(part.cells.schema, file)
-        width = part.cells.width
-        ragged = [(file, line, "", f"{fields} fields instead of {width}", text) for line, fields, text in part.ragged]
+        ragged = [(file, line, "", rule, text) for line, rule, text in part.ragged]
         bad = bad.vstack(pl.DataFrame(ragged, schema=BAD, orient="row"))
         frame = part.cells.with_columns(pl.lit(file).alias(FILE), part.lines.alias(LINE))
         rest = frame if rest is None else rest.vstack(frame)

@@ -168,6 +168,10 @@ def test_stray_quotes_are_characters(tmp_path: Path) -> None:
     assert rows(read(tmp_path / "rows.csv").frame) == [('5" wide', "1"), ("q", "2"), ("3", 'an inch "')]
     (tmp_path / "rows.tsv").write_text('a\tb\n"open\t1\n2\tx\n')
     assert rows(read(tmp_path / "rows.tsv").frame) == [('"open', "1"), ("2", "x")]
+    (tmp_path / "rows.csv").write_text('a,b\n1,"x\n2,"y"\n3,z\n4,"he said "hi" there"\n')  # a line is swallowed
+    raw = read(tmp_path / "rows.csv")
+    assert rows(raw.frame) == [("3", "z"), ("4", 'he said hi" there"')]
+    assert raw.bad.drop("file").rows() == [(2, "", "a quote that does not end its cell", '1,"x\n2,"y"')]
 
 
 def test_a_quote_that_nothing_closes_costs_little_of_a_large_file(
