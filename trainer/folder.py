@@ -73,6 +73,16 @@ def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     (folder / "metrics.json").write_text(json.dumps(plain, indent=2))
 
 
+def take_metrics(folder: Path) -> dict[str, float]:
+    """The metrics that a run ended with before, and their file away: it says of a run that it is finished."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    metrics = {name: math.nan if value is None else value for name, value in json.loads(path.read_text()).items()}
+    path.unlink()
+    return metrics
+
+
 def _git(*arguments: str) -> str:
     root = Path(__file__).parents[1]
     try:

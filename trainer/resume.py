@@ -52,7 +52,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
             return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: choose another folder.")
         return found
     if not isinstance(wanted, str):
-        if (run / "config.yaml").exists():
+        # A run that ended before its first checkpoint, at bad data for one, leaves nothing to lose.
+        if (run / LAST).exists() or (run / "metrics.json").exists():
             return refuse(
                 "hydra.run.dir", f"{run} holds a run already: go on with it by resume={run}, or choose another folder."
             )

@@ -18,6 +18,7 @@ from trainer import report
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
 from trainer.loop import Trainer
+from trainer.problems import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def run(config: DictConfig) -> float:
 def _run(config: DictConfig, folder: Path) -> float:
     started = time.perf_counter()
     quiet_lightning()
-    (folder / "metrics.json").unlink(missing_ok=True)  # says of a run that it is finished
+    before = run_folder.take_metrics(folder)
     run_folder.write_config(folder, config)
     run_folder.write_environment(folder)
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -64,6 +65,9 @@ def _run(config: DictConfig, folder: Path) -> float:
         l1=config.l1,
     )
     metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
+    if module.samples == 0:
+        log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
+        metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     log_hyperparameters(trainer, plain, metrics)
     run_folder.write_metrics(folder, metrics)
@@ -93,8 +97,19 @@ def train(
     """
     trainer.prepare(module.network, datamodule.batch_size)
     started = time.perf_counter()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except RuntimeError as error:
+        if checkpoint is None or "Error(s) in loading state_dict" not in str(error):
+            raise
+        raise ConfigError(
+            f"resume: {checkpoint} holds another network than this one: leave the settings of data and model as"
+            " they were."
+        ) from error
     seconds = time.perf_counter() - started
+    for callback in trainer.early_stopping_callbacks:
+        if callback.stopped_epoch:
+            log.info("stopped early: %s was no better for %d epochs", callback.monitor, callback.patience)
     metrics = {
         "train/loss": float(trainer.callback_metrics.get("train/loss", torch.nan)),
         "fit/seconds": seconds,

@@ -179,6 +179,30 @@ def test_bad_data_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
     assert "c" in done.stderr + done.stdout
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_figures_and_refuses_another_network(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert run_script("train.py", "data=iris", *QUICK, f"hydra.run.dir={run}").returncode == 0
+    before, kept = metrics(run), weights(run)
+    again = run_script("train.py", f"resume={run}")
+    assert again.returncode == 0, again.stderr
+    assert "nothing was left to train: the run had ended after 2 epochs" in again.stdout
+    assert metrics(run) == before
+    assert equal(weights(run), kept)
+    other = run_script("train.py", f"resume={run}", "model=linear", "trainer.max_epochs=3")
+    assert (other.returncode, other.stderr) == (2, "")
+    assert other.stdout.endswith(
+        f"resume: {run}/checkpoints/last.ckpt holds another network than this one: leave the settings of data and model"
+        " as they were.\n"
+    )
+    assert equal(weights(run), kept)
+
+
+def test_a_folder_of_a_run_that_never_began_is_free(tmp_path: Path) -> None:
+    run = f"hydra.run.dir={tmp_path}/run"
+    assert run_script("train.py", "data=table", "data.path=nowhere.csv", "data.target=y", run).returncode == 2
+    assert run_script("train.py", "data=iris", *QUICK, run).returncode == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_gpu_that_is_not_there_is_said_before_the_data_are_read(tmp_path: Path) -> None:
     done = run_script("train.py", "trainer=gpu", "data.path=nowhere", f"hydra.run.dir={tmp_path}/run")
