@@ -104,7 +104,7 @@ def _must_be_classes(target: TargetSpec, loss: nn.Module) -> None:
     if target.task == "regression":
         raise ValueError(
             f"The loss {type(loss).__name__} needs classes, but the target {target.name!r} is a number:"
-            " choose MSE, MAE or Huber."
+            " choose loss=mse, mae or huber."
         )
 
 
@@ -112,7 +112,7 @@ def _must_be_number(target: TargetSpec, loss: nn.Module) -> None:
     if target.task != "regression":
         raise ValueError(
             f"The loss {type(loss).__name__} needs a number, but the target {target.name!r} has"
-            f" {len(target.classes)} classes: choose CrossEntropy or Focal."
+            f" {len(target.classes)} classes: choose loss=cross_entropy or focal."
         )
 
 

@@ -114,9 +114,6 @@ class SupervisedModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_measured("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.predict(self.network(batch))
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_loss"] = {"total": self.fitted.total.item(), "rows": self.fitted.rows}
 

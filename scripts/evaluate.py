@@ -23,6 +23,7 @@ from scripts.predict import tell_columns
 from serving.artifact import ROW, Artifact
 from serving.cells import as_number, as_text, clean_text
 from serving.errors import EXIT_CODE, InputError
+from serving.write import blame
 
 
 def evaluate(artifact: Artifact, source: str) -> dict[str, float]:
@@ -75,15 +76,16 @@ def main() -> None:
         artifact = Artifact.load(given.artifact)
         artifact.check()
         values = evaluate(artifact, given.input)
+        if given.output is not None:
+            plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            with blame(str(given.output)):
+                given.output.write_text(json.dumps(plain, indent=2))
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:<{width}}  {value:,.6g}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")
-    if given.output is not None:
-        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        given.output.write_text(json.dumps(plain, indent=2))
 
 
 if __name__ == "__main__":

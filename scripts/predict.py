@@ -10,6 +10,7 @@ answers.rejects.parquet beside answers.parquet, is there only where rows were re
 """
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +105,8 @@ def main() -> None:
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
+    except BrokenPipeError:  # who reads has seen enough; what Python would still flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from serving.cells import as_number, as_text, between, clean_text
 from serving.errors import ArtifactError
 
 FORMAT = 1
-"""The newest format of `spec.json` that is understood here."""
+"""Version of `spec.json`, written and understood; raised when an old reader could misread a new file."""
 TOLERANCE = 1e-5
-"""Largest difference of the self-test: of a probability, or of a value in deviations of the target."""
+"""Largest difference of an answer, at export and in the self-test: of a probability, or in deviations of the target."""
 FAR = 0.5
 """A number is far when it lies outside the training range by more than this part of its spread."""
 

@@ -34,18 +34,18 @@ def writing(path: str) -> Iterator[Append]:
     target = Path(path)
     if target.suffix not in SINKS:
         raise InputError(f"{path}: rows cannot be written as '{target.suffix}'. End the name with {', '.join(SINKS)}.")
-    with _blame(path):
+    with blame(path):
         folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
     with folder as name:
         parts: list[Path] = []
 
         def append(frame: pl.DataFrame) -> None:
             parts.append(Path(name) / f"{len(parts)}.part")
-            with _blame(path):
+            with blame(path):
                 frame.write_parquet(parts[-1])
 
         yield append
-        with _blame(path):
+        with blame(path):
             whole = Path(name) / target.name
             SINKS[target.suffix](pl.scan_parquet(parts), whole)
             whole.replace(target)
@@ -64,7 +64,8 @@ def _to_standard_output() -> Append:
 
 
 @contextmanager
-def _blame(path: str) -> Iterator[None]:
+def blame(path: str) -> Iterator[None]:
+    """What the system refuses of a file to be written, as an InputError that names it."""
     try:
         yield
     except (OSError, pl.exceptions.ComputeError) as error:  # polars gives a full disk the one name or the other

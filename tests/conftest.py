@@ -6,10 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+
+from serving.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +69,17 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def adult_run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """The folder of a short run on adult."""
     return _short_run("adult", tmp_path_factory.mktemp("adult") / "run", data_dir)
+
+
+@pytest.fixture(scope="session")
+def adult(adult_run: Path) -> Artifact:
+    return Artifact.load(adult_run / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def rows(data_dir: Path) -> pl.DataFrame:
+    """Raw adult, every cell as it is written; its column fnlwgt is none of the model's."""
+    return pl.read_csv(data_dir / "adult" / "adult.csv.gz", infer_schema=False)
 
 
 @pytest.fixture(scope="session")

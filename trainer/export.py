@@ -23,16 +23,13 @@ from datamodules.schema import TargetSpec
 from datamodules.table import TableDataModule
 from models.answers import answer
 from models.supervised import SupervisedModule
+from serving.artifact import FORMAT, TOLERANCE
 from serving.errors import InputError
 from trainer.card import model_card
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of the artefact's description; raised when an old reader could misread a new file."""
 PARITY_ROWS = 1024
-TOLERANCE = 1e-5
-"""Largest difference of a probability, or of a value in deviations of the target, between live model and artefact."""
 SELFTEST_ROWS = 64
 
 

@@ -39,6 +39,8 @@ class Trainer(pytorch_lightning.Trainer):
                 f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no CUDA device here; take"
                 " trainer=cpu, or see to the driver and to a torch with CUDA"
             )
+        if threads != "auto" and threads < 1:
+            raise ValueError(f"trainer.threads={threads}: must be at least 1, or auto")
         self.threads = threads
         self.compile_network = compile
         # Lightning would put its own where none is given.

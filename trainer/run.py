@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning
 import torch
@@ -68,7 +68,7 @@ def _run(config: DictConfig, folder: Path) -> float:
     if module.samples == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     log_hyperparameters(trainer, plain, metrics)
     run_folder.write_metrics(folder, metrics)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-BLANKS = " \t\n\r\f\v"
+from serving.cells import BLANKS
 
 
 class Categories(nn.Module):

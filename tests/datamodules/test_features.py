@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.features import Categories, Features, Numbers
-from datamodules.features.categories import BLANKS, clean
+from datamodules.features.categories import clean
 from datamodules.features.numbers import quantiles
 from serving import cells
 
@@ -119,9 +119,9 @@ cell_text = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(cell_text, min_size=1, max_size=20))
 def test_a_cell_is_cleaned_alike_by_the_artefact_and_by_the_reading_rules(texts: list[str]) -> None:
-    ours = [clean(text, BLANKS) for text in texts]
+    ours = [clean(text, cells.BLANKS) for text in texts]
     scripted = torch.jit.script(clean)
-    assert [scripted(text, BLANKS) for text in texts] == ours
+    assert [scripted(text, cells.BLANKS) for text in texts] == ours
     theirs = cells.clean_text(pl.Series(texts, dtype=pl.String), MISSING).fill_null("")
     assert ["" if text in MISSING else text for text in ours] == theirs.to_list()
 

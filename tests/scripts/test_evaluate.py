@@ -12,16 +12,6 @@ from serving.errors import InputError
 from tests.conftest import run_script
 
 
-@pytest.fixture(scope="session")
-def adult(adult_run: Path) -> Artifact:
-    return Artifact.load(adult_run / "model.pt")
-
-
-@pytest.fixture(scope="session")
-def rows(data_dir: Path) -> pl.DataFrame:
-    return pl.read_csv(data_dir / "adult" / "adult.csv.gz", infer_schema=False)
-
-
 @pytest.mark.parametrize(
     ("run", "file"), [("adult_run", "adult/adult.csv.gz"), ("housing_run", "california_housing/housing.csv")]
 )
@@ -86,3 +76,11 @@ def test_no_row_to_measure(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) 
     with pytest.raises(InputError) as error:
         evaluate(adult, str(source))
     assert str(error.value) == (f"{source}: no row could be answered and has a known 'income'. Nothing is measured.")
+
+
+def test_a_file_that_cannot_be_written(adult_run: Path, data_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "none" / "metrics.json"
+    command = ["--artifact", f"{adult_run}/model.pt", "--input", f"{data_dir}/adult/adult.csv.gz"]
+    ended = run_script("scripts/evaluate.py", *command, "--output", str(output))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"{output}: cannot be written: No such file or directory.\n"

@@ -14,20 +14,9 @@ from scripts.predict import predict
 from serving.artifact import Artifact
 from serving.errors import InputError
 from serving.write import writing
-from tests.conftest import run_script
+from tests.conftest import ROOT, run_script
 
 NUMBERS = ["age", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
-
-
-@pytest.fixture(scope="session")
-def adult(adult_run: Path) -> Artifact:
-    return Artifact.load(adult_run / "model.pt")
-
-
-@pytest.fixture(scope="session")
-def rows(data_dir: Path) -> pl.DataFrame:
-    """Raw adult, every cell as it is written; its column fnlwgt is none of the model's."""
-    return pl.read_csv(data_dir / "adult" / "adult.csv.gz", infer_schema=False)
 
 
 def answers(artifact: Artifact, source: Path, batch: int = 65_536) -> pl.DataFrame:
@@ -244,3 +233,14 @@ def test_no_file_is_written_over_another(tmp_path: Path, arguments: tuple[str, .
     assert done.returncode == 2
     assert done.stderr.endswith(f"{message}\n")
     assert (tmp_path / "rows.csv").read_text() == "a\n1\n"
+
+
+def test_who_reads_the_answers_may_stop(adult_run: Path, data_dir: Path) -> None:
+    command = f"{sys.executable} scripts/predict.py --artifact {adult_run}/model.pt"
+    source = data_dir / "adult" / "adult.csv.gz"
+    pipe = f"set -o pipefail; {command} --input {source} --output - | head -n 2"
+    ended = subprocess.run(["bash", "-c", pipe], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("line,label,")
+    assert len(ended.stdout.splitlines()) == 2
+    assert "Error" not in ended.stderr

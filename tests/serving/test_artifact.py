@@ -17,16 +17,6 @@ from serving.artifact import Artifact, Scored
 from serving.errors import ArtifactError
 
 
-@pytest.fixture(scope="session")
-def adult(adult_run: Path) -> Artifact:
-    return Artifact.load(adult_run / "model.pt")
-
-
-@pytest.fixture(scope="session")
-def rows(data_dir: Path) -> pl.DataFrame:
-    return pl.read_csv(data_dir / "adult" / "adult.csv.gz", infer_schema=False)
-
-
 def with_cells(rows: pl.DataFrame, **cells: list[str | None]) -> pl.DataFrame:
     length = len(next(iter(cells.values())))
     return rows.head(length).with_columns(pl.Series(name.replace("_", "-"), column) for name, column in cells.items())
