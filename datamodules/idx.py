@@ -1,0 +1,41 @@
+"""IDX files, the format of MNIST and of the sets that follow it."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.schema import DataError
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of bytes, uint8, in an IDX file, plain or gzip. DataError for one that is absent, damaged or of other
+    numbers than bytes.
+
+    Two zero bytes, the type (8: unsigned byte), the number of dimensions, each of them as a big-endian 32-bit number,
+    then the values in C order (http://yann.lecun.com/exdb/mnist).
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged, fetch it again: {error}") from None
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise DataError(
+            f"{path} is no IDX file: it does not begin with two zero bytes, a type and a number of dimensions"
+        )
+    if content[2] != 8:
+        raise DataError(f"{path}: values of type {content[2]:#04x}; only unsigned bytes (0x08) are read")
+    start = 4 + 4 * content[3]
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        raise DataError(
+            f"{path} is damaged, fetch it again: its header means {expected:,} bytes, but it has {len(content):,}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
