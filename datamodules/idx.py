@@ -15,7 +15,7 @@ def read_idx(path: Path) -> np.ndarray:
     numbers than bytes.
 
     Two zero bytes, the type (8: unsigned byte), the number of dimensions, each of them as a big-endian 32-bit number,
-    then the values in C order (http://yann.lecun.com/exdb/mnist).
+    then the values in C order (LeCun, "The MNIST database").
     """
     try:
         content = path.read_bytes()
