@@ -1,4 +1,4 @@
-"""What a raw cell means: blanks, spellings of missing, numbers as text. The same for training and for serving."""
+"""What a raw cell means: blanks, spellings of missing, numbers and dates as text. The same for training and serving."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,17 @@ _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _THOUSANDS = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?$"
 _INFINITY = r"^[+-]?(?i:inf|infinity)$"
 _WHOLE = r"^([+-]?[0-9]+)\.0+$"
+_MOMENT = (
+    r"^(?<date>.*?)(?:[T ] *(?<time>[0-9]{1,2}:[0-9:.]+(?: ?[AaPp][Mm])?)"
+    r"(?: ?(?<zone>Z|UTC|GMT|[+-][0-9]{2}:?(?:[0-9]{2})?))?)?$"
+)
+_DATE = (
+    r"^([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{4}"
+    r"|[A-Za-z]+ [0-9]{1,2},? [0-9]{4}|[0-9]{1,2}[ -][A-Za-z]+[ -][0-9]{4})$"
+)
+_DAY_AND_MONTH = r"^\s*(?<first>[0-9]{1,2})[/-](?<second>[0-9]{1,2})[/-][0-9]{4}"
+_EPOCH = (1e8, 1e10)
+"""Seconds since 1970 that a number may mean, 1973 to 2286; a thousand times as many are milliseconds."""
 
 
 def as_text(series: pl.Series) -> pl.Series:
@@ -52,6 +63,77 @@ def as_number(series: pl.Series, missing: Sequence[str]) -> tuple[pl.Series, pl.
     values = values.zip_with(~grouped, text.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False))
     bad = (doubtful & ~grouped & ~text.str.contains(_INFINITY)).fill_null(False)
     return _finite(values.set(bad, None)), bad.alias(series.name)
+
+
+def as_date(series: pl.Series, missing: Sequence[str], day_first: bool) -> tuple[pl.Series, pl.Series]:
+    """Cells as seconds since 1970-01-01 UTC, Float64, null where missing or bad; and for each whether it is no date.
+
+    Dates are 2011-01-31, 2011/01/31, 2011.01.31, 31.01.2011, Jan 31, 2011, 31 Jan 2011, 20110131, and 31/01/2011 where
+    `day_first`, else 01/31/2011. A time may follow, 14:30, 14:30:59.5 or 2:30 PM, and a zone, Z or +02:00; without one
+    it is UTC. Numbers are seconds or milliseconds since 1970, from 1973 to 2286. A time without a date, and a duration,
+    are their seconds.
+    """
+    if series.dtype.is_temporal():
+        moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
+        unit = {"ms": 1e3, "us": 1e6, "ns": 1e9}[getattr(moments.dtype, "time_unit", "ns")]
+        return moments.to_physical() / unit, pl.repeat(False, len(series), eager=True).alias(series.name)
+    text = clean_text(as_text(series), missing)
+    seconds = _written_date(text, day_first)
+    rest = (text.is_not_null() & seconds.is_null()).arg_true()
+    if len(rest):
+        seconds = seconds.scatter(rest, _date_of_number(as_number(text.gather(rest), ())[0]))
+    return seconds.alias(series.name), (text.is_not_null() & seconds.is_null()).alias(series.name)
+
+
+def day_first(series: pl.Series) -> bool:
+    """Whether cells such as 31/01/2011 are commoner than such as 01/31/2011; days beyond 12 tell them apart."""
+    numbers = as_text(series).str.extract_groups(_DAY_AND_MONTH).struct.unnest().cast(pl.Int64)
+    days = numbers.select(pl.all().is_between(13, 31).sum()).row(0)
+    return bool(days[0] > days[1])
+
+
+def _written_date(text: pl.Series, day_first: bool) -> pl.Series:
+    """Seconds of cells that tell year, month and day apart; null for the others."""
+    slashed = ("%d/%m/%Y", "%d-%m-%Y") if day_first else ("%m/%d/%Y", "%m-%d-%Y")
+    formats = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", *slashed, "%B %d %Y", "%d %B %Y", "%d-%B-%Y")
+    parts = pl.DataFrame({"date": text})
+    if timed := bool(text.str.contains(":", literal=True).any()):  # to take cells apart takes longer than to read dates
+        parts = text.str.extract_groups(_MOMENT).struct.unnest()
+    date = parts["date"].set(~parts["date"].str.contains(_DATE), None).str.replace(",", "", literal=True)
+    seconds = _parse(date, formats, pl.Date).cast(pl.Int32).cast(pl.Float64) * 86_400.0
+    if not timed:
+        return seconds
+    clock = parts["time"].str.replace(" ", "", literal=True)
+    time = _parse(clock, ("%H:%M:%S%.f", "%H:%M", "%I:%M%p", "%I:%M:%S%p"), pl.Time).cast(pl.Int64) / 1e9
+    zone = parts["zone"].str.replace(":", "", literal=True).str.pad_end(5, "0").cast(pl.Int32, strict=False)
+    zone = zone.sign() * (zone.abs() // 100 * 60 + zone.abs() % 100) * 60
+    return seconds + time.zip_with(clock.is_not_null(), pl.Series([0.0])) - zone.fill_null(0)
+
+
+def _parse(text: pl.Series, formats: Sequence[str], dtype: type[pl.Date | pl.Time]) -> pl.Series:
+    """By the first format that fits; null where none does."""
+    parsed = pl.repeat(None, len(text), dtype=dtype, eager=True)
+    for form in formats:
+        rest = (text.is_not_null() & parsed.is_null()).arg_true()
+        if len(rest) == 0:
+            break
+        parsed = parsed.scatter(rest, text.gather(rest).str.strptime(dtype, form, strict=False))
+    return parsed
+
+
+def _date_of_number(values: pl.Series) -> pl.Series:
+    """Seconds of numbers such as 20110131 and of seconds and milliseconds since 1970; null for the others."""
+    low, high = _EPOCH
+    days = values.cast(pl.Int64, strict=False).cast(pl.String).str.strptime(pl.Date, "%Y%m%d", strict=False)
+    value = pl.lit(values)
+    return pl.select(
+        pl.when(value.is_between(1e7, 1e8, closed="left") & (value == value.floor()))
+        .then(pl.lit(days).cast(pl.Int32).cast(pl.Float64) * 86_400.0)
+        .when(value.is_between(low, high, closed="left"))
+        .then(value)
+        .when(value.is_between(low * 1000, high * 1000, closed="left"))
+        .then(value / 1000)
+    ).to_series()
 
 
 def between(values: pl.Series, low: float | None, high: float | None) -> pl.Series:
