@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.features import Categories, Features, Numbers
-from datamodules.features.categories import clean
+from datamodules.features.categories import clean, fnv1a
 from datamodules.features.numbers import quantiles
 from serving import cells
 
@@ -109,6 +109,26 @@ def test_only_the_commonest_levels_are_kept() -> None:
     assert features({"c": ["a", "b", "c"]}, 3).flatten().tolist() == [1, 2, 0]
 
 
+def test_rare_and_unseen_levels_of_a_wide_column_share_buckets_by_hash() -> None:
+    counts = [{str(level): 100 - level for level in range(100)} | {"": 1}, {"a": 1, "b": 1}]
+    features = Categories(["wide", "narrow"], counts, MISSING, {"wide": {"old": "99", "no": None}}, 10, 8)
+    assert features.sizes == [1 + 10 + 8, 3]
+    cells = ["0", "9", "99", " 99.0", "old", "never seen", "?", "no"]
+    wide, narrow = features({"wide": cells, "narrow": ["c"] * len(cells)}, len(cells)).unbind(1)
+    assert wide[:2].tolist() == [1, 10]
+    assert wide[2] == wide[3] == wide[4] == 11 + fnv1a("99") % 8
+    assert wide[5] == 11 + fnv1a("never seen") % 8
+    assert wide[6:].tolist() == [0, 0]  # missing is no level of the ten, and unknown
+    assert not narrow.any()
+    buckets = features({"wide": [f"level {index}" for index in range(4000)]}, 4000)[:, 0].bincount()[11:]
+    assert len(buckets) == 8
+    assert int(buckets.min()) > 400
+
+
+def test_the_hash_is_fnv_1a() -> None:
+    assert [fnv1a(text) for text in ("", "a", "foobar")] == [0x811C9DC5, 0xE40C292C, 0xBF9CF968]
+
+
 cell_text = st.one_of(
     st.text(max_size=8),
     st.from_regex(r"\A[ \t\u00a0]?[+-]?[0-9]{0,3}\.?0{0,2}[ \n]?\Z"),
@@ -124,6 +144,16 @@ def test_a_cell_is_cleaned_alike_by_the_artefact_and_by_the_reading_rules(texts:
     assert [scripted(text, cells.BLANKS) for text in texts] == ours
     theirs = cells.clean_text(pl.Series(texts, dtype=pl.String), MISSING).fill_null("")
     assert ["" if text in MISSING else text for text in ours] == theirs.to_list()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.none() | cell_text | st.text(), max_size=20))
+def test_cells_of_a_column_get_the_codes_that_the_scripted_features_give_them(cells: list[str | None]) -> None:
+    features = Categories(["c"], [{"a": 5, "12": 3, "é": 2, "b": 1}], MISSING, {"c": {"old": "b"}}, 2, 5)
+    encoded = features.encode("c", pl.Series(cells, dtype=pl.String))
+    assert encoded.dtype == torch.int32
+    strings = {"c": ["" if cell is None else cell for cell in cells]}
+    assert encoded.tolist() == torch.jit.script(features)(strings, len(cells)).flatten().tolist()
 
 
 @pytest.fixture(scope="module")
