@@ -53,6 +53,11 @@ class Outcome:
         sums = [np.bincount(cells, weights=self.values**power, minlength=size) for power in (1, 2)]
         return Table(rows, np.stack(sums, -1).reshape(-1, 3, 2), ordered)
 
+    def among(self, rows: np.ndarray) -> "Outcome":
+        """Of some rows, bool (rows,)."""
+        classes, values = (part[rows] if len(part) else part for part in (self.classes, self.values))
+        return Outcome(self.split[rows], classes, values)
+
     def agreement(self, groups: np.ndarray) -> float:
         """How much more than by chance two rows of one group agree in the target, 0 by chance and 1 always: as Cohen's
         kappa, or for a regression the correlation within groups. `groups`: int64 (rows,).
