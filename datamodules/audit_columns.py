@@ -12,8 +12,13 @@ from datamodules.audit_tables import SPLITS, linear_parts
 from datamodules.clean import SEPARATING
 
 LEAK, NEAR_LEAK = 0.99, 0.95
-"""R2 of a single column from which on it gives the target away, or nearly. For classes the AUROC must reach the first,
-and honest columns do: it is a leak where the second share of a constant answer's errors goes too."""
+"""R2 of a single column from which on it gives a number away, or nearly."""
+LEAK_SKILL, NEAR_LEAK_SKILL, NEAR_LEAK_AUROC = 0.95, 0.8, 0.99
+"""The share of a constant answer's errors that a single column must remove to give classes away; either of the others
+is nearly that, where ENOUGH rows are judged: honest columns of few rows may reach it."""
+ENOUGH = 100
+FEW_NUMBERS = 1000
+"""Rows below which whole numbers may all differ by chance."""
 ALMOST_ALL = 0.999
 """Share of rows with one value from which on a column is almost constant."""
 UNSEEN = 0.005
@@ -38,18 +43,23 @@ def leaks(rows: Rows) -> Iterator[Finding]:
             f"unless {'it is' if len(parts) == 1 else 'they are'} known beforehand, {_drop(parts)}",
         )
     for name, table in rows.tables.items():
-        found = table.explained() if regression else table.auroc()
-        if name in parts or found < (NEAR_LEAK if regression else LEAK):
+        if name in parts:
             continue
-        grave = found >= LEAK if regression else table.skill() >= NEAR_LEAK
-        yield Finding(
-            "leak",
-            grave,
-            name,
-            f"{name} alone gives {rows.target} away{'' if grave else ', or nearly'}"
-            f" ({'R2' if regression else 'AUROC'} {found:.3f})",
-            f"unless it is known beforehand, {_drop([name])}",
-        )
+        if regression:
+            measure, found = "R2", table.explained()
+            grave, near = found >= LEAK, found >= NEAR_LEAK
+        else:
+            measure, found, skill = "AUROC", table.auroc(), table.skill()
+            grave = skill >= LEAK_SKILL
+            near = (skill >= NEAR_LEAK_SKILL or found >= NEAR_LEAK_AUROC) and rows.judged >= ENOUGH
+        if grave or near:
+            yield Finding(
+                "leak",
+                grave,
+                name,
+                f"{name} alone gives {rows.target} away{'' if grave else ', or nearly'} ({measure} {found:.3f})",
+                f"unless it is known beforehand, {_drop([name])}",
+            )
 
 
 def _formula(rows: Rows) -> tuple[str, list[str]]:
@@ -61,7 +71,7 @@ def _formula(rows: Rows) -> tuple[str, list[str]]:
     parts = [names[index] for index in chosen]
     if np.allclose(slopes, [1.0] * len(parts) + [0.0] * (len(slopes) - len(parts)), atol=1e-3):
         return " + ".join(parts), parts
-    return f"a linear combination of {_listed(parts)}", parts
+    return f"a linear function of {_listed(parts)}", parts
 
 
 def unseen(rows: Rows) -> Iterator[Finding]:
@@ -74,12 +84,12 @@ def unseen(rows: Rows) -> Iterator[Finding]:
         if len(new) > UNSEEN * rows.judged:
             found.append((len(new), name, str(new.mode().min())))
     if found:
-        parts = [f"{name} in {count:,} rows, such as {level!r}" for count, name, level in sorted(found, reverse=True)]
+        parts = [f"{name} in {count:,} (such as {level!r})" for count, name, level in sorted(found, reverse=True)]
         yield Finding(
             "unseen",
             False,
             found[0][1] if len(found) == 1 else None,
-            f"of {rows.judged:,} validation and test rows some have levels that training lacks: {_listed(parts)}",
+            f"levels that training lacks, in {rows.judged:,} validation and test rows: {_listed(parts)}",
             "they count as unknown; data.columns='{NAME: drop}' leaves out a column that only names rows",
         )
 
@@ -142,6 +152,7 @@ def left_out(rows: Rows) -> Iterator[Finding]:
     inferred = [column for column in rows.columns if column.reason != "given" and column.name != rows.target]
     identifiers = [column.name for column in inferred if column.kind == "identifier"]
     constants = [column.name for column in inferred if column.kind == "constant"]
+    counting = [name for name in rows.of_kind("number") if _counts(rows.frame[name])]
     almost = [name for name in rows.of_kind("number", "category") if _commonest(rows.frame[name]) >= ALMOST_ALL]
     for check, names, message, advice in (
         (
@@ -150,11 +161,23 @@ def left_out(rows: Rows) -> Iterator[Finding]:
             "left out as identifiers: ",
             "data.columns='{NAME: category}' or text takes one in",
         ),
+        (
+            "identifier",
+            counting,
+            "a whole number that no other row has, as identifiers and times are: ",
+            f"{_drop(counting)}, or date where it tells the time",
+        ),
         ("constant", constants, "left out, as they have one value: ", "nothing can be learnt from them"),
         ("constant", almost, f"one value in {ALMOST_ALL:.1%} of the rows or more: ", _drop(almost)),
     ):
         if names:
             yield Finding(check, False, names[0] if len(names) == 1 else None, message + _listed(names), advice)
+
+
+def _counts(values: pl.Series) -> bool:
+    """Whether the values are whole numbers, all different, in enough rows to be no chance."""
+    whole = len(values) >= FEW_NUMBERS and (values == values.round()).all()
+    return bool(whole) and values.null_count() == 0 and values.n_unique() == len(values)
 
 
 def _commonest(values: pl.Series) -> float:

@@ -69,7 +69,7 @@ class Rows:
     @cached_property
     def train(self) -> np.ndarray:
         """bool (rows,): the training rows."""
-        return np.equal(self.split, 0)
+        return np.asarray(self.split == 0)
 
     @property
     def judged(self) -> int:
@@ -126,12 +126,13 @@ def conflicts(rows: Rows) -> Iterator[Finding]:
         return
     groups = same.group_by("inputs")
     if rows.task == "regression":
-        squares = groups.agg(pl.col("target").var(ddof=0) * pl.len())["target"].sum()
+        squares = groups.agg(pl.col("target").var(ddof=0) * pl.len())["target"].to_numpy().sum()
         floor = float(np.sqrt(squares / len(cells)))
         amount = floor * np.std(rows.frame[rows.target].to_numpy())
         best = f"the RMSE of no model can be below {amount:.3g}, {floor:.1%} of the standard deviation"
     else:
-        floor = groups.agg(pl.len() - pl.col("target").unique_counts().max())["len"].sum() / len(cells)
+        wrong = groups.agg(pl.len() - pl.col("target").unique_counts().max())["len"].to_numpy().sum()
+        floor = float(wrong / len(cells))
         best = f"no model can get more than {1 - floor:.1%} of all rows right"
     if floor < FLOOR:
         return
@@ -164,7 +165,7 @@ def times(rows: Rows) -> Iterator[Finding]:
                 "time",
                 False,
                 name,
-                f"{name} tells the time, and the split is random: the model is judged on rows before those it learns from",
+                f"{name} tells the time, and the split is random: rows before those of training judge the model",
                 f"data.split.by=time data.split.column={name} judges it on the latest rows",
             )
             return
@@ -185,13 +186,15 @@ def groups(rows: Rows) -> Iterator[Finding]:
     if not rows.at_random:
         return
     found: list[tuple[float, Finding]] = []
-    for name in rows.of_kind("category", "identifier", "number", "drop"):
+    text = rows.of_kind("category", "identifier")
+    for name in [*text, *rows.of_kind("number", "drop")]:
+        named = re.search(ENTITY, name) is not None
+        if not named and name not in text:
+            continue
         cells = rows.frame[name]
         known = cells.is_not_null()
         values, present = cells.n_unique() - int(not known.all()), int(known.sum())
-        named = re.search(ENTITY, name) is not None
-        entities = named or (name in rows.of_kind("category", "identifier") and present <= ROWS_OF_ENTITY * values)
-        if values < MANY or values == present or not entities:
+        if values < MANY or values == present or (not named and present > ROWS_OF_ENTITY * values):
             continue
         codes = cells.filter(known).rank("dense").cast(pl.Int64).to_numpy()
         outcome = Outcome.of(rows.frame[rows.target].filter(known), rows.task, rows.split[known.to_numpy()])
