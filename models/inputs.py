@@ -1,11 +1,18 @@
 """Encoded columns -> one float vector a row: the first layer of every network for tables."""
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.schema import InputSpec
+from datamodules.schema import ImageSpec, InputSpec, TextSpec
+from models.texts import TextBag
+
+BAG = functools.partial(TextBag, size=64)
+"""What becomes of a text column unless the settings say another thing."""
 
 
 class PiecewiseLinear(nn.Module):
@@ -46,15 +53,56 @@ class PiecewiseLinear(nn.Module):
         return x * self.linear + self.shift + torch.einsum("rcb,cbs->rcs", encoded, self.bend)
 
 
+class Periodic(nn.Module):
+    """Numbers -> vectors of the number itself and waves of it: `[x, mix @ cos(2 pi frequency x + phase) + shift]`.
+
+    PBLD of arXiv 2407.04491. Takes (rows, columns), gives (rows, columns, `size`).
+    """
+
+    def __init__(self, columns: int, size: int, frequencies: int = 16) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.randn(columns, frequencies) * 0.1)
+        self.phase = nn.Parameter(torch.empty(columns, frequencies).uniform_(-math.pi, math.pi))
+        self.mix = nn.Parameter(torch.empty(columns, frequencies, size - 1).uniform_(-1, 1) / frequencies**0.5)
+        self.shift = nn.Parameter(torch.empty(columns, size - 1).uniform_(-1, 1) / frequencies**0.5)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = numbers.unsqueeze(2)
+        waves = torch.cos(2 * math.pi * x * self.frequency + self.phase)
+        return torch.cat([x, torch.einsum("rcf,cfs->rcs", waves, self.mix) + self.shift], 2)
+
+
+class Pixels(nn.Module):
+    """An image column of a batch, uint8, as floats whose channels have mean 0 and deviation 1 over the training images.
+
+    Gives (rows, C, H, W).
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, spec: ImageSpec) -> None:
+        super().__init__()
+        self.name = f"images.{spec.name}"
+        for name, values in {"mean": spec.mean, "deviation": spec.deviation}.items():
+            # Not persistent: it follows from the data, not from training.
+            self.register_buffer(name, 255 * torch.tensor(values).reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch[self.name].float() - self.mean) / self.deviation
+
+
 class Inputs(nn.Module):
-    """Numbers as piecewise-linear vectors, then what is 0/1, then narrow categories, then wide ones as learned vectors.
+    """Numbers as vectors, then what is 0/1, narrow categories, wide ones as learned vectors, texts, and pixels.
 
-    A number of three values and more becomes a vector of `number_size` values, with `number_size=0` it stays a number.
-    A category of two known levels (three, unknown counted) is one column: -1, +1, and 0 for unknown. One of up to
-    `one_hot_max` levels is one-hot; a wider one is a learned embedding of `embedding_size` values. In training each
-    code becomes 0 (unknown) with probability `unknown_rate`, so that an unseen level has a trained meaning.
+    A number of three values and more becomes a vector of `number_size` values, by `number_embedding`; with
+    `number_size=0` it stays a number. A category of two known levels (three, unknown counted) is one column: -1, +1,
+    and 0 for unknown. One of up to `one_hot_max` levels is one-hot; a wider one is a learned embedding of
+    `embedding_size` values. In training each code becomes 0 (unknown) with probability `unknown_rate`, so that an
+    unseen level has a trained meaning. `text` makes of a text column a module with a `width`; of images each pixel is a
+    number.
 
-    Takes `numbers` float (rows, numbers + indicators) and `codes` int (rows, categories); gives float (rows, `width`).
+    Takes a batch of `spec`, gives float (rows, `width`). ValueError where the spec has no column.
     """
 
     numbers_bent: Tensor
@@ -70,14 +118,20 @@ class Inputs(nn.Module):
         spec: InputSpec,
         *,
         number_size: int = 16,
+        number_embedding: Literal["ple", "pbld"] = "ple",
         one_hot_max: int = 9,
         embedding_size: int = 8,
         unknown_rate: float = 0.01,
+        text: Callable[[TextSpec], TextBag] = BAG,
     ) -> None:
         super().__init__()
         bent = [index for index, edges in enumerate(spec.edges) if number_size > 0 and len(edges) > 2]
         plain = [index for index in range(len(spec.numbers) + len(spec.indicators)) if index not in bent]
-        self.bent = PiecewiseLinear([spec.edges[index] for index in bent], number_size) if bent else None
+        self.bent: PiecewiseLinear | Periodic | None = None
+        if bent and number_embedding == "pbld":
+            self.bent = Periodic(len(bent), number_size)
+        elif bent:
+            self.bent = PiecewiseLinear([spec.edges[index] for index in bent], number_size)
         self.unknown_rate = unknown_rate
         # Output j of the narrow block is (code[column] == plus) - (code[column] == minus): one-hot has no minus (-1
         # matches no code), a binary column has level 2 as plus and level 1 as minus.
@@ -108,7 +162,15 @@ class Inputs(nn.Module):
         self.embedding = nn.Embedding(rows, embedding_size) if wide else None
         self.plain = len(plain)
         self.narrow = len(narrow)
+        self.texts = nn.ModuleList(bags := [text(each) for each in spec.texts])
+        self.images = nn.ModuleList(Pixels(each) for each in spec.images)
         self.width = len(bent) * number_size + self.plain + self.narrow + len(wide) * embedding_size
+        self.width += sum(bag.width for bag in bags) + sum(math.prod(each.shape) for each in spec.images)
+        if self.width == 0:
+            raise ValueError(
+                "there is nothing to learn from: every column but the target is constant, an identifier or left out."
+                " data.columns={NAME: KIND} says what a column is."
+            )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         blocks: list[Tensor] = []
@@ -126,4 +188,8 @@ class Inputs(nn.Module):
                 blocks.append((code == self.plus).float() - (code == self.minus).float())
             if self.embedding is not None:
                 blocks.append(self.embedding(codes.index_select(1, self.wide) + self.offset).flatten(1))
+        for text in self.texts:
+            blocks += [text(batch)]
+        for image in self.images:
+            blocks += [image(batch).flatten(1)]
         return torch.cat(blocks, dim=1)

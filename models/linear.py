@@ -1,40 +1,49 @@
 """Linear and logistic regression on encoded columns: the baseline that every other network has to beat."""
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.inputs import Inputs
+from models.texts import TextBag
+
+ONE_HOT = functools.partial(Inputs, number_size=0, one_hot_max=256)
+"""One weight a number and one a level are what makes it linear."""
 
 
 class Linear(nn.Module):
     """One linear layer that starts at zero, so that it starts at even odds or at the mean.
 
-    Categories stay one-hot up to `one_hot_max` levels, far more than in a deep network: one weight a level is what
-    makes it linear. Gives (rows, outputs) logits or standardised values.
+    `encoder` makes the first layer, of all columns but texts: each word of a text has its own weight, times its TF-IDF.
+    Gives (rows, outputs) logits or standardised values.
     """
 
-    def __init__(
-        self,
-        inputs: InputSpec,
-        outputs: int,
-        *,
-        number_size: int = 0,
-        embedding_size: int = 8,
-        one_hot_max: int = 256,
-        unknown_rate: float = 0.01,
-    ) -> None:
+    def __init__(self, inputs: InputSpec, outputs: int, *, encoder: Callable[[InputSpec], Inputs] = ONE_HOT) -> None:
         super().__init__()
-        self.inputs = Inputs(
-            inputs,
-            number_size=number_size,
-            one_hot_max=one_hot_max,
-            embedding_size=embedding_size,
-            unknown_rate=unknown_rate,
-        )
-        self.layer = nn.Linear(self.inputs.width, outputs)
-        nn.init.zeros_(self.layer.weight)
-        nn.init.zeros_(self.layer.bias)
+        table = replace(inputs, texts=())
+        self.inputs: Inputs | None = None
+        self.layer: nn.Linear | None = None
+        self.bias: nn.Parameter | None = None
+        if table == InputSpec() and inputs.texts:
+            self.bias = nn.Parameter(torch.zeros(outputs))
+        else:
+            self.inputs = encoder(table)
+            self.layer = nn.Linear(self.inputs.width, outputs)
+            nn.init.zeros_(self.layer.weight)
+            nn.init.zeros_(self.layer.bias)
+        self.texts = nn.ModuleList(TextBag(text, outputs) for text in inputs.texts)
+        for weight in self.texts.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        output: Tensor = self.layer(self.inputs(batch))
+        output = self.bias
+        if self.inputs is not None and self.layer is not None:
+            output = self.layer(self.inputs(batch))
+        assert output is not None
+        for text in self.texts:
+            output = output + text(batch)
         return output

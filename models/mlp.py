@@ -1,6 +1,6 @@
 """Multilayer perceptron on encoded columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ from models.layers import Init, Norm, initialise, make_activation, make_norm
 class MLP(nn.Module):
     """Blocks of linear, normalisation, activation and dropout, one for each size in `hidden`, then a linear head.
 
-    `init` draws the hidden weights; the head keeps torch's small start, so that the first answers are near to even.
+    `encoder` makes the first layer. `init` draws the hidden weights; the head keeps torch's small start, so that the
+    first answers are near to even.
     Gives (rows, outputs) logits or standardised values.
     """
 
@@ -26,19 +27,10 @@ class MLP(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.1,
         init: Init = "he",
-        number_size: int = 16,
-        embedding_size: int = 8,
-        one_hot_max: int = 9,
-        unknown_rate: float = 0.01,
+        encoder: Callable[[InputSpec], Inputs] = Inputs,
     ) -> None:
         super().__init__()
-        self.inputs = Inputs(
-            inputs,
-            number_size=number_size,
-            one_hot_max=one_hot_max,
-            embedding_size=embedding_size,
-            unknown_rate=unknown_rate,
-        )
+        self.inputs = encoder(inputs)
         width = self.inputs.width
         layers: list[nn.Module] = []
         for size in hidden:

@@ -56,6 +56,8 @@ class Root:
 ALLOWED = ("datamodules", "models", "trainer", "torch", "torchmetrics", "torchvision", "pytorch_lightning")
 FILLED: dict[str, frozenset[str]] = {
     "model": frozenset({"inputs", "outputs"}),
+    "model.encoder": frozenset({"spec"}),
+    "model.encoder.text": frozenset({"spec"}),
     "loss": frozenset({"target"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),
@@ -65,8 +67,8 @@ FILLED: dict[str, frozenset[str]] = {
 """Arguments that the run gives."""
 OFFERED: dict[str, frozenset[str]] = {"scheduler": frozenset({"total_steps", "mode"})}
 """Arguments that the run gives where the settings do not."""
-PARTIAL = frozenset({"optimizer", "scheduler", "export"})
-"""Nodes that the run calls itself; it takes the others as they are built."""
+PARTIAL = frozenset({"optimizer", "scheduler", "export", "model.encoder", "model.encoder.text"})
+"""Nodes that are called in the course of the run; the others are built before."""
 DIRECTIVES = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str}
 
 

@@ -1,6 +1,7 @@
 """Small made-up problems of each task, and one way to train on them, for the tests of networks and callbacks."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from datamodules.loader import Batches
-from datamodules.schema import InputSpec, TargetSpec, Task
+from datamodules.schema import ImageSpec, InputSpec, TargetSpec, Task, TextSpec
 from models import losses
 from models.mlp import MLP
 from models.supervised import SupervisedModule
 
 INPUTS = InputSpec(
     numbers=("a", "b", "c"), indicators=("b",), categories=(("yes", 3), ("narrow", 5), ("wide", 21), ("wider", 13))
+)
+MIXED = InputSpec(
+    numbers=("size",),
+    texts=(TextSpec("title", ("good", "bad", "the"), (1.0, 1.5, 0.5)),),
+    images=(ImageSpec("photo", (1, 8, 8), (0.5,), (0.25,)),),
 )
 ADAMW = functools.partial(torch.optim.AdamW, lr=1e-2, weight_decay=1e-2)
 
@@ -40,6 +46,39 @@ def rows(task: Task, count: int, seed: int = 0) -> dict[str, Tensor]:
     score = numbers[:, 0] - 0.5 * numbers[:, 1].square() + 0.5 + (codes[:, 1] == 2)
     labels = {"binary": (score > 0).long(), "multiclass": (score > 0).long() + (score > 1).long()}
     return {"numbers": numbers, "codes": codes, "target": score if task == "regression" else labels[task]}
+
+
+def mixed_rows(count: int, seed: int = 0) -> dict[str, Tensor]:
+    """Rows of a number, a text and an image, each of which says as much of the binary target as the others."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(count, 1, generator=generator)
+    lengths = torch.randint(0, 5, (count,), generator=generator)
+    offsets = nn.functional.pad(lengths.cumsum(0), (1, 0))
+    good = torch.randint(0, 2, (count,), generator=generator)
+    right = torch.randint(0, 2, (count,), generator=generator)
+    tokens = torch.randint(0, 2, (int(offsets[-1]),), generator=generator) * 3  # unknown, or "the"
+    for row in range(count):
+        if lengths[row]:
+            tokens[offsets[row]] = 2 - good[row]
+    images = torch.randint(60, 120, (count, 1, 8, 8), generator=generator)
+    columns = torch.arange(8).expand(count, 1, 8, 8)
+    images[(columns >= 4) == right.bool().view(-1, 1, 1, 1)] += 80
+    score = numbers[:, 0] + 2 * right - 1 + (2 * good - 1) * (lengths > 0)
+    return {
+        "numbers": numbers,
+        "codes": torch.zeros(count, 0).int(),
+        "tokens.title": tokens.int(),
+        "offsets.title": offsets,
+        "images.photo": images.byte(),
+        "target": (score > 0).long(),
+    }
+
+
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted: torch.jit.ScriptModule = torch.jit.script(module)
+    return scripted
 
 
 def build(
