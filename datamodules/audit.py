@@ -80,4 +80,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     """Raises DataError where some are grave, for data.audit=strict."""
     grave = [f"{finding.message}; {finding.advice}" for finding in findings if finding.grave]
     if grave:
-        raise DataError("\n".join(["data.audit=strict, and the audit found:", *grave]))
+        what = (
+            "data.audit=strict, and the audit found what makes figures worthless (data.audit=on trains all the same):"
+        )
+        raise DataError("\n".join([what, *grave]))

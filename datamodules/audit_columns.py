@@ -113,7 +113,7 @@ def drift(rows: Rows) -> Iterator[Finding]:
             found[0][2] if len(found) == 1 else None,
             f"training is unlike the other splits{', as is to be expected over time' if timed else ''}, by a distance"
             f" from 0 to 1: {_listed(parts)}",
-            "test figures will be below those of a random split, and nearer to what later rows will show"
+            "figures will be below those of a random split, and nearer to those of later rows"
             if timed
             else "test figures hold for rows like those of the test split",
         )
