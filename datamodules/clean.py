@@ -1,20 +1,16 @@
 """The rules of cleaning: what becomes missing, which rows are set aside and why, what stops the run."""
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import polars as pl
+from torch import Tensor
 
-from datamodules.infer import check_names
 from datamodules.read import BAD, FILE, LINE
 from datamodules.schema import Column, DataError, Task
-from serving.cells import as_number, as_text, between, clean_text
-
-log = logging.getLogger(__name__)
+from serving.cells import as_date, as_number, as_text, between, clean_text
 
 SEPARATING = r"[\s.,;:!?'\"`_-]+"
 """Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
@@ -24,23 +20,35 @@ MAX_SPELLINGS = 1000
 """A target of more values is no set of classes."""
 COPY = OWN + "copy"
 """Equal for rows that are exact copies of each other."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was made of the cells of an image column: `pixels`, uint8 (rows, C, H, W); why a cell gave none, null where
+    it did; and a digest that tells equal pixels.
+    """
+
+    pixels: Tensor
+    reasons: pl.Series
+    digests: pl.Series
+
+
 Rules = Mapping[str | float, str | float | None]
 """Values and what they are replaced by; None is missing."""
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """`frame`: numbers as Float64, categories as raw String, null where missing; the target as String (classes) or
-    Float64; and what was in the raw frame for Lathe's own use (FILE, LINE, ...), with COPY.
+    """`frame`: numbers and dates (seconds since 1970) as Float64, all other columns as raw String, null where missing;
+    the target as String (classes) or Float64; FILE, LINE and COPY.
 
-    `quarantine`: file, line, column, rule and raw value of each bad cell; `set_aside` of the `rows` read have one and
-    were left out.
+    `quarantine`: file, line, column, rule and raw value of each bad cell; `kept`: for each row that could be read,
+    whether it has none and is in the frame.
     """
 
     frame: pl.DataFrame
     quarantine: pl.DataFrame
-    set_aside: int
-    rows: int
+    kept: pl.Series
 
 
 def clean(
@@ -53,28 +61,33 @@ def clean(
     missing: Sequence[str],
     replace: Mapping[str, Rules],
     ranges: Mapping[str, Sequence[float | None]],
-    duplicates: Literal["keep", "drop"],
+    images: Mapping[str, Images] | None = None,
 ) -> Cleaned:
-    """Cleans the columns that are used; `labels` is the clean target, `bad` are rows that could not be read, as in the
-    quarantine.
+    """Cleans all columns; `labels` is the clean target, `bad` are rows that could not be read, as in the quarantine,
+    `images` what was made of the cells of image columns.
 
     Replaced values stay as they are in the frame: the features replace them, in training and in the artefact.
     """
     target = labels.name
-    features = {column.name: column.kind for column in columns if column.name != target}
-    numbers = [name for name, kind in features.items() if kind == "number"]
-    check_names("data.ranges", ranges, numbers)
-    check_names("data.replace", replace, [*features, target])
-
     cleaned: dict[str, pl.Series] = {}
     broken: list[tuple[str, str, pl.Series]] = []  # column, rule, the rows that break it
-    for name, kind in features.items():
-        if kind == "number":
+    for column in columns:
+        name = column.name
+        if name == target:
+            continue
+        if column.kind == "number":
             cleaned[name], wrong = as_number(frame[name], missing)
             outside = _outside(cleaned[name], replace.get(name, {}), *ranges.get(name, (None, None)))
             broken += [(name, "not a number", wrong), (name, "outside range", outside)]
-        elif kind == "category":
+        elif column.kind == "date":
+            cleaned[name], wrong = as_date(frame[name], missing, column.day_first)
+            broken.append((name, "not a date", wrong))
+        else:
             cleaned[name] = as_text(frame[name])
+    for name, image in (images or {}).items():
+        broken += [
+            (name, rule, image.reasons == rule) for rule in image.reasons.drop_nulls().unique(maintain_order=True)
+        ]
     if task == "regression":
         labels, wrong = as_number(labels, missing)
         broken += [(target, "not a number", wrong), (target, "no target", labels.is_null() & ~wrong)]
@@ -82,22 +95,15 @@ def clean(
         broken += [(target, "no target", labels.is_null())]
     cleaned[target] = labels
     quarantine = pl.concat([bad, *(_cells(frame, *rule) for rule in broken)])
-    kept = ~pl.select(pl.any_horizontal([rows for _, _, rows in broken])).to_series()
-
-    own = [name for name in frame.columns if name.startswith(OWN)]
-    result = frame.select(own).with_columns(
-        *(cleaned[column.name].alias(column.name) for column in columns if column.name in cleaned),
-        _copies(frame, columns, cleaned, missing),
+    kept = ~pl.select(pl.any_horizontal([rows.fill_null(False) for _, _, rows in broken])).to_series()
+    cells = cleaned | {name: image.digests for name, image in (images or {}).items()}
+    result = frame.select(FILE, LINE).with_columns(
+        *(series.alias(name) for name, series in cleaned.items()),
+        _copies(
+            [cells[column.name] for column in columns if column.kind != "identifier" or column.name == target], missing
+        ),
     )
-    result = result.filter(kept)
-    copies = len(result) - result[COPY].n_unique()
-    if copies and duplicates == "drop":
-        result = result.unique(COPY, keep="first", maintain_order=True)
-        log.info("%s were exact copies of others and are left out", count(copies, "row"))
-    elif copies:
-        log.info("%s with an exact copy before: kept, on one side of the split", count(copies, "row"))
-    rows = len(bad) + len(frame)
-    return Cleaned(result, quarantine, rows - int(kept.sum()), rows)
+    return Cleaned(result.filter(kept), quarantine, kept)
 
 
 def as_rules(
@@ -184,13 +190,13 @@ def check_target(target: pl.Series, task: Task, rules: Rules) -> None:
         )
 
 
-def refuse_if_too_many(cleaned: Cleaned, most: float) -> None:
+def refuse_if_too_many(quarantine: pl.DataFrame, kept: int, rows: int, most: float) -> None:
     """Raises DataError where more than the share `most` of the rows was set aside, or all."""
-    if cleaned.set_aside > most * cleaned.rows or len(cleaned.frame) == 0:
-        limit = f"more than data.max_bad_fraction={most:g}" if len(cleaned.frame) else "and none is left"
+    if rows - kept > most * rows or kept == 0:
+        limit = f"more than data.max_bad_fraction={most:g}" if kept else "and none is left"
         raise DataError(
-            f"{cleaned.set_aside:,} of {cleaned.rows:,} rows would be set aside, {limit}:"
-            f" {_commonest(cleaned.quarantine)}. All are in quarantine.parquet; mend the rows, or change data.columns,"
+            f"{rows - kept:,} of {rows:,} rows would be set aside, {limit}:"
+            f" {_commonest(quarantine)}. All are in quarantine.parquet; mend the rows, or change data.columns,"
             " data.missing, data.ranges or data.max_bad_fraction."
         )
 
@@ -224,16 +230,10 @@ def _cells(frame: pl.DataFrame, column: str, rule: str, rows: pl.Series) -> pl.D
     )
 
 
-def _copies(
-    frame: pl.DataFrame, columns: Sequence[Column], cleaned: Mapping[str, pl.Series], missing: Sequence[str]
-) -> pl.Series:
-    """Equal numbers for rows whose cells are all equal, once cleaned; identifiers do not count."""
-    cells = []
-    for column in columns:
-        if column.kind != "identifier" or column.name in cleaned:
-            values = cleaned.get(column.name, frame[column.name])
-            cells.append(values if values.dtype == pl.Float64 else clean_text(as_text(values), missing))
-    return pl.DataFrame([values.alias(str(index)) for index, values in enumerate(cells)]).hash_rows().alias(COPY)
+def _copies(cells: Sequence[pl.Series], missing: Sequence[str]) -> pl.Series:
+    """Equal numbers for rows whose cells are all equal."""
+    clean = [values if values.dtype == pl.Float64 else clean_text(values, missing) for values in cells]
+    return pl.DataFrame([values.alias(str(index)) for index, values in enumerate(clean)]).hash_rows().alias(COPY)
 
 
 def _commonest(quarantine: pl.DataFrame) -> str:

@@ -8,7 +8,7 @@ import polars as pl
 
 from datamodules.read import FILE, LINE
 from datamodules.schema import Column, DataError, Kind, Task
-from serving.cells import as_number, as_text, clean_text
+from serving.cells import as_date, as_number, as_text, clean_text, day_first
 
 MAX_BAD_NUMBERS = 0.05
 """Share of cells that may be no numbers in a column of numbers; such rows are set aside."""
@@ -18,9 +18,9 @@ TEXT_WORDS = 3.0
 """Mean words a cell from which on a column of many values is text."""
 MAX_NUMBER_CLASSES = 10
 """A target of whole numbers with at most so many values is taken for classes."""
-_DATE = (
-    r"^([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{4})([ T][0-9:.]+(Z|[+-][0-9:]+)?)?$"
-)
+LOOKED_AT = 10_000
+"""Cells of a column that dates and paths are told by."""
+_IMAGE = r"(?i)\.(jpe?g|png|gif|bmp|webp|tiff?|ppm)$"
 
 
 def infer_columns(
@@ -33,10 +33,11 @@ def infer_columns(
     for name, kind in overrides.items():
         if kind not in get_args(Kind):
             raise DataError(f"data.columns: {name} is to be {kind!r}; a column is one of {', '.join(get_args(Kind))}")
-    return [
-        Column(name, overrides[name], "given") if name in overrides else Column(name, *_infer(frame[name], missing))
-        for name in names
-    ]
+    columns = []
+    for name in names:
+        kind, reason = (overrides[name], "given") if name in overrides else _infer(frame[name], missing)
+        columns.append(Column(name, kind, reason, day_first=kind == "date" and day_first(frame[name])))
+    return columns
 
 
 def infer_task(target: pl.Series, wanted: Literal["auto", "binary", "multiclass", "regression"]) -> tuple[Task, str]:
@@ -79,8 +80,11 @@ def _infer(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
         return "constant", f"one value: {example}"
     if bad.sum() <= MAX_BAD_NUMBERS * present and series.dtype != pl.Boolean:
         return _number(numbers, int(bad.sum()), rows)
-    if text.str.contains(_DATE).sum() >= (1 - MAX_BAD_NUMBERS) * present:
+    first = text.drop_nulls().head(LOOKED_AT)
+    if as_date(first, missing, day_first(first))[1].mean() <= MAX_BAD_NUMBERS:  # type: ignore[operator]
         return "date", f"dates such as {example}"
+    if first.str.contains(_IMAGE).mean() >= 1 - MAX_BAD_NUMBERS:  # type: ignore[operator]
+        return "image", f"paths of images such as {example}"
     hint = ""
     if 0 < bad.sum() < present / 2:
         hint = f"; {bad.sum():,} cells such as {text.filter(bad)[0]} are no numbers, the others are"

@@ -1,24 +1,34 @@
-"""Whole batches cut from tensors in memory, in an order that is counted, not streamed."""
+"""Whole batches cut from a store, in an order that is counted, not streamed."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from datamodules.store import MemoryStore, Rows, Store, join, take
+
+WINDOW = 128 * 10**6
+"""Bytes of rows that are mixed with each other: what is larger is shuffled part by part, then in such windows."""
+
 
 class Batches:
     """An iterable of batches for Lightning: no dataset of rows, no collating.
 
-    The order of epoch e is a permutation drawn from (seed, e) alone, so any point of a run can be found again. A last
-    batch of a single row joins the one before it, because batch normalisation needs two.
+    The order of epoch e is drawn from (seed, e) alone, so any point of a run can be found again, and it is the same
+    whatever the store. A last batch of a single row joins the one before it, because batch normalisation needs two.
+    With `balanced`, rows are drawn with replacement, so that each class comes up as often as any other.
     """
 
-    def __init__(self, rows: dict[str, Tensor], batch_size: int, *, shuffle: bool = False, seed: int = 0) -> None:
-        self.rows = rows
-        self.count = len(rows["target"])
+    def __init__(
+        self, store: Store, batch_size: int, *, shuffle: bool = False, balanced: bool = False, seed: int = 0
+    ) -> None:
+        self.store = store
+        self.count = sum(store.lengths)
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.balanced = balanced
         self.seed = seed
         self.epoch = 0
         self.start = 0
@@ -40,21 +50,68 @@ class Batches:
         whole, rest = divmod(self.count, self.batch_size)
         return max(whole + (rest > 1), 1)
 
-    def order(self) -> Tensor:
-        """The row numbers of this epoch, int64 (rows,)."""
-        if not self.shuffle:
-            return torch.arange(self.count)
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
-        return torch.randperm(self.count, generator=generator)
+    def windows(self, generator: torch.Generator) -> list[list[int]]:
+        """The parts of each window of this epoch, in their order."""
+        parts = range(len(self.store.lengths))
+        if self.store.bytes <= WINDOW:
+            return [list(parts)]
+        order = torch.randperm(len(parts), generator=generator).tolist() if self.shuffle else parts
+        most = WINDOW * self.count / self.store.bytes
+        windows: list[list[int]] = []
+        rows = most
+        for part in order:
+            if rows >= most:
+                windows.append([])
+                rows = 0
+            windows[-1].append(part)
+            rows += self.store.lengths[part]
+        return windows
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        order = self.order()
+    def __iter__(self) -> Iterator[Rows]:
         start, self.start = self.start, 0
-        for batch in range(start, len(self)):
-            end = self.count if batch == len(self) - 1 else (batch + 1) * self.batch_size
-            index = order[batch * self.batch_size : end]
-            self.position = (batch + 1) % len(self)
-            yield {name: values.index_select(0, index) for name, values in self.rows.items()}
+        batch = start
+        pieces: list[Rows] = []
+        lacking = self._size(batch)
+        for rows, index in self._walk(skip=start * self.batch_size):
+            at = 0
+            while at < len(index):
+                piece = index[at : at + lacking]
+                pieces.append(take(rows, piece))
+                at += len(piece)
+                lacking -= len(piece)
+                if lacking == 0:
+                    batch += 1
+                    self.position = batch % len(self)
+                    yield join(pieces)
+                    pieces, lacking = [], self._size(batch)
+
+    def _size(self, batch: int) -> int:
+        return self.count - batch * self.batch_size if batch == len(self) - 1 else self.batch_size
+
+    def _walk(self, skip: int) -> Iterator[tuple[Rows, Tensor]]:
+        """The windows, each with the row numbers in it, the first `skip` rows left out; the next is read meanwhile."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        windows = self.windows(generator)
+        if isinstance(self.store, MemoryStore) and len(windows) == 1:
+            yield self._order(*self.store.window(windows[0]), generator, skip)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.store.window, windows[0])
+            for number in range(len(windows)):
+                rows, index = ahead.result()
+                if number + 1 < len(windows):
+                    ahead = pool.submit(self.store.window, windows[number + 1])
+                yield self._order(rows, index, generator, skip)
+                skip = max(skip - len(index), 0)
+
+    def _order(self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int) -> tuple[Rows, Tensor]:
+        if self.balanced and self.shuffle:
+            classes = rows["target"].cpu()[index]
+            weights = 1 / torch.bincount(classes)[classes]
+            index = index[torch.multinomial(weights, len(index), replacement=True, generator=generator)]
+        elif self.shuffle:
+            index = index[torch.randperm(len(index), generator=generator)]
+        return rows, index[skip:]
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}

@@ -1,23 +1,29 @@
 """Files to Polars frames of raw cells, which keep the file and the line of each row."""
 
+import codecs
 import glob
 import gzip
 import io
 import json
+import logging
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import polars as pl
+from torch import Tensor
 
 from datamodules.delimited import BYTE_ORDER_MARK, SHOWN, decode, read_delimited
 from datamodules.schema import DataError
 from serving.cells import as_text
+
+log = logging.getLogger(__name__)
 
 FILE, LINE = "lathe.file", "lathe.line"
 BAD = pl.Schema({"file": pl.String, "line": pl.Int64, "column": pl.String, "rule": pl.String, "value": pl.String})
@@ -30,6 +36,8 @@ PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
 KNOWN = (*DELIMITED, *JSON_LINES, *PARQUET, *ARROW)
 ENDINGS = f"{' '.join(KNOWN)}, and text also as .gz and .zst"
+CHUNK = 65_536
+"""Rows of a chunk."""
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 """How such a file begins."""
 
@@ -43,18 +51,43 @@ class Raw:
 
     frame: pl.DataFrame
     bad: pl.DataFrame
+    images: Mapping[str, Tensor] = field(default_factory=dict)
+    """Image columns that come as pixels, uint8 (rows, C, H, W); their cells in the frame say where they are from."""
+
+    @property
+    def root(self) -> Path:
+        """The folder of the file: paths in its cells begin there, and may not leave it."""
+        return Path(self.frame[FILE][0]).parent
 
 
-def read(path: str | Path | Sequence[str], *, separator: str | None = None, names: Sequence[str] | None = None) -> Raw:
-    """All rows of all files; a column of more than one type becomes numbers if all are, and text otherwise."""
-    chunks = list(read_chunks(path, separator=separator, names=names))
-    frames = [chunk.frame for chunk in chunks]
+def concat(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Chunks one after the other; a column of more than one type becomes numbers if all are, and text otherwise."""
     for name in dict.fromkeys(name for frame in frames for name in frame.columns):
         kinds = {frame.schema.get(name, pl.Null) for frame in frames} - {pl.Null}
         if len(kinds) > 1 and not all(kind.is_numeric() for kind in kinds):
             frames = [frame.with_columns(as_text(frame[name])) if name in frame.columns else frame for frame in frames]
-    frame = pl.concat(frames, how="diagonal_relaxed")
-    return Raw(frame.select(pl.exclude(FILE, LINE), FILE, LINE), pl.concat([chunk.bad for chunk in chunks]))
+    return pl.concat(frames, how="diagonal_relaxed")
+
+
+def read_share(path: str | Path | Sequence[str], rank: int, world: int, **settings: Any) -> Iterator[tuple[int, Raw]]:
+    """The chunks of one of `world` processes that read the path together, each with its number among all.
+
+    Of Parquet each process reads a run of chunks, and so only the row groups that hold them; other formats are read by
+    all, and each keeps some of their chunks.
+    """
+    files = find(path)
+    if world == 1 or not all(_format(file) in PARQUET for file in files):
+        for number, raw in enumerate(read_chunks(files, **settings)):
+            if number % world == rank:
+                yield number, raw
+        return
+    chunks = [(file, first) for file in files for first in range(0, _count_rows(file), CHUNK)]
+    columns = next(read_chunks(files[:1])).frame.columns
+    for number in range(len(chunks) * rank // world, len(chunks) * (rank + 1) // world):
+        file, first = chunks[number]
+        for raw in _read_file(file, None, None, CHUNK, first=first):
+            yield number, Raw(_as_columns(raw.frame, columns, file, files[0]), raw.bad)
+            break
 
 
 def read_chunks(
@@ -62,14 +95,16 @@ def read_chunks(
     *,
     separator: str | None = None,
     names: Sequence[str] | None = None,
-    rows: int = 100_000,
+    replace_invalid: bool = False,
+    rows: int = CHUNK,
 ) -> Iterator[Raw]:
     """At most `rows` rows at a time, in memory that does not grow with the files.
 
     CSV and the like (.csv .tsv .tab .txt .data) and JSON lines (.jsonl .ndjson .json), also as .gz or .zst; Parquet;
     Arrow. `path`: a file, several, a glob, a folder, or "-" for CSV from standard input. All files have the same
     columns; only JSON lines may leave keys out, and then so may chunks. `names`: of the columns of delimited text
-    without a header. Raises DataError, with file and line.
+    without a header. `replace_invalid`: bytes of text that are no UTF-8 become U+FFFD, and are counted. Raises
+    DataError, with file and line.
     """
     _check_given(names or ())
     columns: list[str] = []
@@ -78,7 +113,7 @@ def read_chunks(
     bad: tuple[str, int, str, str, str] | None = None
     files = find(path)
     for file in files:
-        for raw in _read_file(file, separator, names, rows):
+        for raw in _read_file(file, separator, names, rows, replace_invalid=replace_invalid):
             bad = bad or next(raw.bad.iter_rows(), None)
             if not columns:
                 columns, first = raw.frame.columns, file
@@ -133,28 +168,79 @@ def _format(file: str) -> str:
     return ".csv" if file == STANDARD_INPUT else suffixes[-1] if suffixes else ""
 
 
-def _read_file(file: str, separator: str | None, names: Sequence[str] | None, rows: int) -> Iterator[Raw]:
+def _read_file(
+    file: str,
+    separator: str | None,
+    names: Sequence[str] | None,
+    rows: int,
+    *,
+    first: int = 0,
+    replace_invalid: bool = False,
+) -> Iterator[Raw]:
+    """`first`: the row to begin with, of Parquet."""
     kind = _format(file)
     if kind not in KNOWN:
         raise DataError(f"{file}: its ending tells no format; known are {ENDINGS}")
     if names and kind not in DELIMITED:
         raise DataError(f"{file}: data.names is for text without a header, {kind} has names of its own; leave it out")
-    try:
+    with _told(file):
         if kind in DELIMITED:
-            with _open(file) as stream:
+            with _open(file, replace_invalid) as stream:
                 yield from _read_delimited(stream, file, separator or DELIMITED[kind], names, rows)
         elif kind in JSON_LINES:
-            with _open(file) as stream:
+            with _open(file, replace_invalid) as stream:
                 yield from _read_json_lines(stream, file, rows)
         elif kind in PARQUET:
-            yield from _read_typed(pl.scan_parquet(file, glob=False), file, rows)
+            yield from _read_typed(pl.scan_parquet(file, glob=False), file, rows, first)
         else:
             yield from _read_typed(pl.scan_ipc(file, glob=False), file, rows)
+
+
+@contextmanager
+def _told(file: str) -> Iterator[None]:
+    """What goes wrong while a file is read, as a DataError that names it."""
+    try:
+        yield
     except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{file}: the file is damaged, or not what its ending says: {reason}") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+class _Repaired(io.RawIOBase):
+    """The bytes of a stream, with what is no UTF-8 replaced by U+FFFD and counted."""
+
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, file: str) -> None:
+        self.stream = stream
+        self.file = file
+        self.replaced = 0
+        codecs.register_error("lathe.replace", self._replace)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("lathe.replace")
+        self.rest = memoryview(b"")
+
+    def _replace(self, error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeDecodeError)
+        self.replaced += error.end - error.start
+        return "\ufffd", error.end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self.rest:
+            block = self.stream.read(1 << 20)
+            self.rest = memoryview(self.decoder.decode(block, final=not block).encode())
+            if not block:
+                break
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+    def close(self) -> None:
+        if self.replaced and not self.closed:
+            log.warning("%s: %s bytes that are no UTF-8 became U+FFFD", self.file, f"{self.replaced:,}")
+        super().close()
 
 
 class _Unpacked(io.RawIOBase):
@@ -181,13 +267,18 @@ class _Unpacked(io.RawIOBase):
         return count
 
 
-def _open(file: str) -> BinaryIO | gzip.GzipFile:
+def _open(file: str, replace_invalid: bool) -> BinaryIO | gzip.GzipFile:
+    stream = _unpack(file)
+    return cast(BinaryIO, io.BufferedReader(_Repaired(stream, file))) if replace_invalid else stream
+
+
+def _unpack(file: str) -> BinaryIO | gzip.GzipFile:
     if file == STANDARD_INPUT:
         return cast(BinaryIO, sys.stdin.buffer)
     if file.lower().endswith(".gz"):
         return gzip.open(file)
     if file.lower().endswith(".zst"):
-        return io.BufferedReader(_Unpacked(file))
+        return cast(BinaryIO, io.BufferedReader(_Unpacked(file)))
     return open(file, "rb")
 
 
@@ -210,9 +301,18 @@ def _read_delimited(
         yield Raw(rest, bad)
 
 
-def _read_typed(table: pl.LazyFrame, file: str, rows: int) -> Iterator[Raw]:
+def _count_rows(file: str) -> int:
+    with _told(file):
+        return int(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item())
+
+
+def _read_typed(table: pl.LazyFrame, file: str, rows: int, first: int = 0) -> Iterator[Raw]:
     _check_columns(table.collect_schema(), file)
-    table = table.with_row_index(LINE, offset=1).with_columns(pl.col(LINE).cast(pl.Int64), pl.lit(file).alias(FILE))
+    table = (
+        table.slice(first, rows if first else None)
+        .with_row_index(LINE, offset=first + 1)
+        .with_columns(pl.col(LINE).cast(pl.Int64), pl.lit(file).alias(FILE))
+    )
     table = table.select(pl.exclude(FILE, LINE), FILE, LINE)
     for frame in table.collect_batches(chunk_size=rows):
         yield Raw(frame, pl.DataFrame(schema=BAD))

@@ -1,14 +1,15 @@
 """What a column is, what the target is, and what a network needs to know of the data. Plain values, no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from serving.errors import InputError
 
 Kind = Literal["number", "category", "text", "date", "identifier", "constant", "image", "drop"]
 Task = Literal["binary", "multiclass", "regression"]
 
-FEATURE_KINDS: tuple[Kind, ...] = ("number", "category")
+FEATURE_KINDS: tuple[Kind, ...] = ("number", "category", "text", "date", "image")
 """Kinds that reach the network; the others are reported and left out."""
 
 
@@ -19,6 +20,31 @@ class Column:
     name: str
     kind: Kind
     reason: str
+    day_first: bool = False
+    """Of a column of dates such as 31/01/2024, whether the day comes before the month."""
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """A text column as a network sees it: token ids, where 0 is an unknown token."""
+
+    name: str
+    tokens: tuple[str, ...]
+    """The vocabulary, in the order of the ids from 1 on."""
+    idf: tuple[float, ...]
+    """For each token, the logarithm that says how rare it is among the training rows (scikit-learn's, smooth)."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """An image column as a network sees it: uint8 of one shape."""
+
+    name: str
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    """Of each channel, in 0..1, over the training images."""
+    deviation: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -26,8 +52,9 @@ class InputSpec:
     """The encoded columns as a network sees them: the one thing `models` knows of the data.
 
     A batch holds `numbers`, float32 (rows, len(numbers) + len(indicators)): the encoded values, then one 0/1 column
-    for each number that was missing somewhere in training; and `codes`, int32 (rows, len(categories)), where 0 is an
-    unknown level.
+    for each number that was missing somewhere in training; `codes`, int32 (rows, len(categories)), where 0 is an
+    unknown level; for each text `tokens.NAME`, int32 (all tokens of the rows,), with `offsets.NAME`, int64
+    (rows + 1,), where each row begins and the last one ends; for each image `images.NAME`, uint8 (rows, C, H, W).
     """
 
     numbers: tuple[str, ...] = ()
@@ -36,6 +63,20 @@ class InputSpec:
     """Name and number of levels, unknown counted."""
     edges: tuple[tuple[float, ...], ...] = ()
     """For each number the edges of bins that hold its encoded training values, ascending."""
+    texts: tuple[TextSpec, ...] = ()
+    images: tuple[ImageSpec, ...] = ()
+
+
+def input_spec(plain: Mapping[str, Any]) -> InputSpec:
+    """An InputSpec from what JSON makes of its `dataclasses.asdict`."""
+    fields = {name: _tuples(value) for name, value in plain.items() if name not in ("texts", "images")}
+    texts = tuple(TextSpec(**{name: _tuples(value) for name, value in text.items()}) for text in plain["texts"])
+    images = tuple(ImageSpec(**{name: _tuples(value) for name, value in image.items()}) for image in plain["images"])
+    return InputSpec(**fields, texts=texts, images=images)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -53,6 +94,11 @@ class TargetSpec:
     def outputs(self) -> int:
         """Columns that the network must give: one logit, one logit a class, or one value."""
         return len(self.classes) if self.task == "multiclass" else 1
+
+
+def target_spec(plain: Mapping[str, Any]) -> TargetSpec:
+    """A TargetSpec from what JSON makes of its `dataclasses.asdict`."""
+    return TargetSpec(**{name: _tuples(value) for name, value in plain.items()})
 
 
 class DataError(InputError):

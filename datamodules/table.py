@@ -1,7 +1,11 @@
-"""A table of rows as a LightningDataModule: read, clean, split, fit the features, encode once, cut batches."""
+"""A table of rows as a LightningDataModule: from files to batches."""
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
@@ -9,71 +13,73 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
-from datamodules.clean import (
-    COPY,
-    OWN,
-    as_range,
-    as_rules,
-    check_target,
-    clean,
-    clean_target,
-    number_rules,
-    refuse_if_too_many,
-    text_rules,
-)
-from datamodules.features import Categories, Features, Numbers
-from datamodules.features.numbers import Scaling, bin_edges, quantiles
-from datamodules.infer import check_names, infer_columns, infer_task
+from datamodules.audit import Finding, refuse
+from datamodules.cache import find_or_make, key
+from datamodules.clean import as_range, as_rules
+from datamodules.features import as_tensor
+from datamodules.features.numbers import Scaling
 from datamodules.loader import Batches
-from datamodules.read import Raw, read
-from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, Task
-from datamodules.split import SPLITS, SplitBy, split_rows
+from datamodules.prepare import FACTS, FEATURES, PARTS, QUARANTINE, Preparation
+from datamodules.ranks import Ranks
+from datamodules.read import STANDARD_INPUT, Raw, find, read_share
+from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
+from datamodules.settings import Settings
+from datamodules.split import Split
+from datamodules.store import DiskStore, MemoryStore, Rows, Store, as_bytes, choose, free_memory, take
 from serving import cells
+from serving.torchscript import quiet
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test"]
-ORDER, ROW = OWN + "order", OWN + "row"
-BINS = 48
-"""Bins at most of a number for networks that bend its scale."""
-KNOTS = 49
-"""Quantiles of a number in the reference for drift."""
+SplitName = Literal["train", "val", "test"]
 
 
 class TableDataModule(pytorch_lightning.LightningDataModule):
     """Rows of a table, from files to batches. `setup` does all the work; facts are fitted on training rows only.
 
-    After `setup`: `columns`, `inputs`, `target`, `features`, `quarantine` (the rows set aside) and `rows`, the encoded
-    tensors of each split.
+    After `setup`: `columns`, `inputs`, `target`, `features`, `quarantine` (the rows set aside), `findings` of the
+    audit, `splits` (rows and target of each) and `stores`, the encoded rows of each split.
     """
 
-    features: Features
+    features: torch.nn.Module
+    """Scripted: `datamodules.features.Features` as the artefact takes it."""
     inputs: InputSpec
     target: TargetSpec
     columns: list[Column]
+    findings: Sequence[Finding] = ()
+    splits: dict[str, dict[str, Any]]
     quarantine: pl.DataFrame | None = None
 
     def __init__(
         self,
         path: str | Sequence[str],
         target: str,
+        val_path: str | Sequence[str] | None = None,
+        test_path: str | Sequence[str] | None = None,
         task: Literal["auto", "binary", "multiclass", "regression"] = "auto",
         columns: Mapping[str, Kind] | None = None,
         names: Sequence[str] | None = None,
         separator: str | None = None,
+        invalid_utf8: Literal["refuse", "replace"] = "refuse",
         missing: Sequence[str] = cells.MISSING,
         replace: Mapping[str, Sequence[tuple[str | float | None, str | float | None]]] | None = None,
         ranges: Mapping[str, tuple[float | None, float | None]] | None = None,
         duplicates: Literal["keep", "drop"] = "keep",
         max_bad_fraction: float = 0.05,
-        split_by: SplitBy = "stratified",
-        split_column: str | None = None,
-        split_fractions: Sequence[float] = (0.64, 0.16, 0.20),
-        split_seed: int = 0,
+        split: Split | None = None,
+        audit: Literal["on", "strict"] = "on",
         numbers: Scaling = "quantile",
         max_levels: int = 1000,
+        hash_buckets: int = 0,
+        max_tokens: int = 20_000,
+        char_ngrams: tuple[int, int] | None = None,
+        image_size: Literal["auto"] | int | tuple[int, int] = "auto",
+        sampling: Literal["all", "balanced"] = "all",
         batch_size: int = 256,
         eval_batch_size: int = 8192,
+        store: Literal["auto", "memory", "device", "disk"] = "auto",
+        memory_limit: str | int | None = None,
+        cache: str | None = None,
         seed: int = 0,
     ) -> None:
         """`path`: a file, several, or a glob. `seed`: the order of the batches; the split has a seed of its own.
@@ -81,244 +87,163 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         Raises DataError for settings that no table could be read with.
         """
         super().__init__()
-        self.path = path
-        self.target_name = target
-        self.task = task
-        self.overrides = dict(columns or {})
-        self.names = names
-        self.separator = separator
-        self.missing = tuple(missing)
-        self.replace = {name: as_rules(name, pairs, missing) for name, pairs in (replace or {}).items()}
-        self.ranges = {name: as_range(name, bounds) for name, bounds in (ranges or {}).items()}
-        self.duplicates = duplicates
-        self.max_bad_fraction = max_bad_fraction
-        self.split_by = split_by
-        self.split_column = split_column
-        self.split_fractions = tuple(split_fractions)
-        self.split_seed = split_seed
-        self.scaling = numbers
-        self.max_levels = max_levels
+        self.settings = Settings(
+            path=path,
+            target=target,
+            val_path=val_path,
+            test_path=test_path,
+            task=task,
+            columns=dict(columns or {}),
+            names=names,
+            separator=separator,
+            invalid_utf8=invalid_utf8,
+            missing=tuple(missing),
+            replace={name: as_rules(name, pairs, missing) for name, pairs in (replace or {}).items()},
+            ranges={name: as_range(name, bounds) for name, bounds in (ranges or {}).items()},
+            duplicates=duplicates,
+            max_bad_fraction=max_bad_fraction,
+            split=split or Split(),
+            numbers=numbers,
+            max_levels=max_levels,
+            hash_buckets=hash_buckets,
+            max_tokens=max_tokens,
+            char_ngrams=char_ngrams,
+            image_size=image_size,
+        )
+        for setting, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise DataError(f"data.{setting}={value}: must be 1 or more")
+        self.audit = audit
+        self.sampling = sampling
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.wanted_store = store
+        self.memory_limit = None if memory_limit is None else as_bytes("data.memory_limit", memory_limit)
+        self.cache = cache
         self.seed = seed
-        self.frames: dict[str, pl.DataFrame] = {}
-        self.rows: dict[str, dict[str, Tensor]] = {}
-        self._check_settings()
+        self.stores: dict[str, Store] = {}
 
-    def read(self) -> Raw:
-        """The raw rows, and those that could not be read as rows of the table."""
-        return read(self.path, separator=self.separator, names=self.names)
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The spellings of missing cells."""
+        return self.settings.missing
+
+    def read(self, path: str | Sequence[str]) -> Iterator[tuple[int, Raw]]:
+        """The chunks of raw rows that are this process's share, with their numbers."""
+        ranks = Ranks()
+        settings = self.settings
+        return read_share(
+            path,
+            ranks.rank,
+            ranks.world,
+            separator=settings.separator,
+            names=settings.names,
+            replace_invalid=settings.invalid_utf8 == "replace",
+        )
 
     def setup(self, stage: str | None = None) -> None:
-        """Everything from files to encoded tensors, once. Raises DataError where the data cannot be used."""
-        if self.rows:
+        """Everything from files to encoded rows, once; taken from the cache where it is there. Raises DataError where
+        the data cannot be used.
+        """
+        if self.stores:
             return
-        raw = self.read()
-        self.columns = infer_columns(raw.frame, target=self.target_name, overrides=self.overrides, missing=self.missing)
-        labels = clean_target(raw.frame[self.target_name], self.missing, self.replace.get(self.target_name, {}))
-        task, reason = infer_task(labels, self.task)
-        log.info("task: %s (%s)", task, reason)
-        if self.split_by == "column":
-            self.columns = [
-                Column(column.name, "drop", "says which rows train") if column.name == self.split_column else column
-                for column in self.columns
-            ]
-        if not self._of_kind("number") and not self._of_kind("category"):
-            kinds = ", ".join(f"{column.name} ({column.kind})" for column in self.columns)
-            raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
-        frame = raw.frame
-        if self.split_column is not None:
-            check_names("data.split_column", [self.split_column], [column.name for column in self.columns])
-            frame = frame.with_columns(frame[self.split_column].alias(ORDER))
-        cleaned = clean(
-            frame,
-            self.columns,
-            labels,
-            task,
-            bad=raw.bad,
-            missing=self.missing,
-            replace=self.replace,
-            ranges=self.ranges,
-            duplicates=self.duplicates,
-        )
-        self.quarantine = cleaned.quarantine
-        refuse_if_too_many(cleaned, self.max_bad_fraction)
-        check_target(cleaned.frame[self.target_name], task, self.replace.get(self.target_name, {}))
-        self._split(cleaned.frame, task)
-        self._fit_target(task)
-        self._fit_features()
-        self.rows = {split: self._encode(frame) for split, frame in self.frames.items()}
+        limit = free_memory() // 2 if self.memory_limit is None else self.memory_limit
+        if self.cache is None or self.settings.path == STANDARD_INPUT:
+            if Ranks().world > 1:
+                raise DataError("data.cache=null: several processes prepare the data in a folder that all of them see")
+            self._temporary = tempfile.TemporaryDirectory(prefix="lathe-")  # as long as this object is there
+            self._folder = Path(self._temporary.name)
+            self._prepare(self._folder, limit)
+        else:
+            self._folder = Path(self.cache) / key(asdict(self.settings), self.files())
+            if find_or_make(self._folder, lambda folder: self._prepare(folder, limit)):
+                log.info("data: prepared before, taken from %s", self._folder)
+        self._open(limit)
+
+    def files(self) -> list[str]:
+        """All files that the rows come from."""
+        paths = (self.settings.path, self.settings.val_path, self.settings.test_path)
+        return [file for path in paths if path is not None for file in find(path)]
+
+    def _prepare(self, folder: Path, limit: int) -> None:
+        preparation = Preparation(self.settings, self.read, folder, limit // 4)
+        try:
+            preparation.run()
+        finally:
+            self.quarantine = preparation.quarantine
+
+    def _open(self, limit: int) -> None:
+        folder = self._folder
+        facts = json.loads((folder / FACTS).read_text())
+        self.columns = [Column(**column) for column in facts["columns"]]
+        self.inputs = input_spec(facts["inputs"])
+        self.target = target_spec(facts["target"])
+        self.described: dict[str, Any] = facts["described"]
+        self.splits = facts["splits"]
+        self.findings = [Finding(**finding) for finding in facts["findings"]]
+        for note in facts["notes"]:
+            log.info("%s", note)
+        with quiet():
+            self.features = torch.jit.load(folder / FEATURES)
+        self.quarantine = pl.read_parquet(folder / QUARANTINE)
+        size = sum(part[2] for parts in facts["parts"].values() for part in parts)
+        kind, why = choose(self.wanted_store, size, limit)
+        log.info("store: %s (%s)", kind, why)
+        for split, parts in facts["parts"].items():
+            disk = DiskStore(
+                [folder / PARTS / name for name, _, _ in parts],
+                [rows for _, rows, _ in parts],
+                sum(part for _, _, part in parts),
+            )
+            self.stores[split] = disk if kind == "disk" else disk.read()
+        self._on_device = kind == "device"
+        if self.audit == "strict":
+            refuse(self.findings)
 
     def train_dataloader(self) -> Batches:
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return Batches(self.rows["train"], self.batch_size, shuffle=not overfit, seed=self.seed)
+        balanced = self.sampling == "balanced"
+        return Batches(self._store("train"), self.batch_size, shuffle=not overfit, balanced=balanced, seed=self.seed)
 
     def val_dataloader(self) -> Batches:
-        return Batches(self.rows["val"], self.eval_batch_size)
+        return Batches(self._store("val"), self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
-        return Batches(self.rows["test"], self.eval_batch_size)
+        return Batches(self._store("test"), self.eval_batch_size)
 
-    def raw(self, split: Split, rows: int) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """The first rows of a split as the artefact takes them: numbers and strings by column."""
-        return raw_columns(self.frames[split].head(rows), self._of_kind("number"), self._of_kind("category"))
+    def _store(self, split: SplitName) -> Store:
+        store = self.stores[split]
+        if self._on_device and self.trainer is not None and isinstance(store, MemoryStore):
+            self.stores[split] = store = store.to(self.trainer.strategy.root_device)
+        return store
+
+    def head(self, split: SplitName, rows: int) -> Rows:
+        """The first encoded rows of a split, on the CPU."""
+        store = self.stores[split]
+        parts, found = [], 0
+        for part, length in enumerate(store.lengths):
+            if found >= rows:
+                break
+            parts.append(part)
+            found += length
+        held, index = store.window(parts)
+        return {name: values.cpu() for name, values in take(held, index[:rows]).items()}
+
+    def raw(self, split: SplitName, rows: int) -> tuple[dict[str, Tensor], dict[str, list[str]], dict[str, Tensor]]:
+        """The first rows of a split as the artefact takes them: numbers, strings and images by column; at most
+        `datamodules.prepare.HEAD`.
+        """
+        frame = pl.read_parquet(self._folder / f"{split}.parquet", n_rows=rows)
+        kinds = {column["name"]: column["kind"] for column in self.described["columns"]}
+        pixels = self.head(split, rows) if self.inputs.images else {}
+        return (
+            {name: as_tensor(frame[name]) for name, kind in kinds.items() if kind in ("number", "date")},
+            {name: frame[name].fill_null("").to_list() for name, kind in kinds.items() if kind in ("category", "text")},
+            {image.name: pixels[f"images.{image.name}"] for image in self.inputs.images},
+        )
 
     def describe(self) -> dict[str, Any]:
         """What serving must know: "columns", in order, for checks and flags; the names of "unused" ones; "target"; and
         "reference", for drift.
         """
-        train = self.frames["train"]
-        columns: dict[str, dict[str, Any]] = {}
-        reference: dict[str, dict[str, Any]] = {"numbers": {}, "categories": {}}
-        probabilities = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
-        for name in self._of_kind("number"):
-            rules = self._number_rules().get(name, {})
-            present = train[name].replace(rules).drop_nulls()
-            # A column may have values in other splits alone.
-            values = torch.from_numpy(present.to_numpy(writable=True)) if len(present) else torch.zeros(1).double()
-            columns[name] = {
-                "kind": "number",
-                "missing": len(present) < len(train),
-                "min": float(values.min()),
-                "max": float(values.max()),
-                "range": list(self.ranges.get(name, (None, None))),
-                "replace": [list(rule) for rule in rules.items()],
-            }
-            knots = quantiles(values.unsqueeze(1), probabilities)[0].tolist()
-            reference["numbers"][name] = {"knots": knots, "missing": 1 - len(present) / len(train)}
-        for name, counts in zip(self._of_kind("category"), self._level_counts(), strict=True):
-            absent = counts.pop("", 0)
-            columns[name] = {
-                "kind": "category",
-                "missing": absent > 0,
-                "levels": list(counts),
-                "replace": [list(rule) for rule in self._text_rules().get(name, {}).items()],
-            }
-            reference["categories"][name] = {"levels": counts, "missing": absent / len(train)}
-        target = {
-            "name": self.target.name,
-            "task": self.target.task,
-            "classes": list(self.target.classes),
-            "mean": self.target.mean,
-            "scale": self.target.scale,
-            "replace": text_rules(self.replace.get(self.target_name, {})),
-        }
-        ordered = [{"name": column.name} | columns[column.name] for column in self.columns if column.name in columns]
-        unused = [column.name for column in self.columns if column.name not in {*columns, self.target_name}]
-        return {"columns": ordered, "unused": unused, "target": target, "reference": reference}
-
-    def _check_settings(self) -> None:
-        if self.separator is not None and len(self.separator.encode()) != 1:
-            raise DataError(f"data.separator={self.separator!r}: must be one character; a tab is found without it")
-        if len(self.split_fractions) != 3 or min(self.split_fractions) <= 0:
-            raise DataError(
-                f"data.split_fractions={list(self.split_fractions)}: must be three shares above 0: train, val, test"
-            )
-        needless = self.split_column is not None and self.split_by not in ("time", "column")
-        if needless or (self.split_column is None and self.split_by == "column"):
-            raise DataError(
-                f"data.split_by={self.split_by} with data.split_column={self.split_column}: the column orders the rows"
-                " with data.split_by=time, or says train, val or test with data.split_by=column"
-            )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise DataError(f"data.max_bad_fraction={self.max_bad_fraction}: must be from 0 to 1")
-        for setting in ("batch_size", "eval_batch_size", "max_levels"):
-            if getattr(self, setting) < 1:
-                raise DataError(f"data.{setting}={getattr(self, setting)}: must be 1 or more")
-
-    def _of_kind(self, kind: Kind) -> list[str]:
-        return [column.name for column in self.columns if column.kind == kind and column.name != self.target_name]
-
-    def _split(self, frame: pl.DataFrame, task: Task) -> None:
-        by: SplitBy = "random" if task == "regression" and self.split_by == "stratified" else self.split_by
-        split = split_rows(
-            frame[self.target_name],
-            by=by,
-            fractions=self.split_fractions,
-            seed=self.split_seed,
-            column=frame[ORDER].alias(self.split_column or ORDER) if ORDER in frame.columns else None,
-            first_copy=frame.with_row_index(ROW).select(pl.col(ROW).first().over(COPY)).to_series(),
-        )
-        self.frames = {name: frame.filter(pl.Series(split == code)) for code, name in enumerate(SPLITS)}
-
-    def _fit_target(self, task: Task) -> None:
-        values = self.frames["train"][self.target_name]
-        if task == "regression":
-            mean, deviation = float(values.to_numpy().mean()), float(values.to_numpy().std())
-            self.target = TargetSpec(self.target_name, task, mean=mean, scale=deviation if deviation > 0 else 1.0)
-            return
-        everywhere = pl.concat([frame[self.target_name] for frame in self.frames.values()])
-        classes = sorted(everywhere.unique().to_list(), key=_natural)
-        counts = dict(values.value_counts().iter_rows())
-        self.target = TargetSpec(self.target_name, task, tuple(classes), tuple(counts.get(name, 0) for name in classes))
-
-    def _fit_features(self) -> None:
-        numbers = self._of_kind("number")
-        train = self.frames["train"]
-        values, _ = raw_columns(train, numbers, [])
-        stacked = torch.stack(list(values.values()), 1) if numbers else torch.zeros(len(train), 0, dtype=torch.float64)
-        categories = self._of_kind("category")
-        self.features = Features(
-            Numbers(numbers, stacked, self.scaling, self._number_rules()),
-            Categories(categories, self._level_counts(), self.missing, self._text_rules(), self.max_levels),
-        )
-        encoded = self.features.numbers(values, len(train)).double().unbind(1)
-        self.inputs = InputSpec(
-            numbers=tuple(numbers),
-            indicators=tuple(numbers[index] for index in self.features.numbers.indicated.tolist()),
-            categories=tuple(zip(categories, self.features.categories.sizes, strict=True)),
-            edges=tuple(bin_edges(column, BINS) for column in encoded[: len(numbers)]),
-        )
-
-    def _level_counts(self) -> list[dict[str, int]]:
-        """For each category column, its cleaned levels and their training rows, the commonest first; "" is missing."""
-        counts = []
-        replace = self._text_rules()
-        for name in self._of_kind("category"):
-            text = cells.clean_text(self.frames["train"][name], self.missing)
-            if name in replace:
-                text = text.replace(replace[name])
-            table = text.fill_null("").value_counts(sort=True)
-            counts.append(dict(table.iter_rows()))
-        return counts
-
-    def _number_rules(self) -> dict[str, dict[float, float | None]]:
-        numbers = self._of_kind("number")
-        return {name: number_rules(name, rules) for name, rules in self.replace.items() if name in numbers}
-
-    def _text_rules(self) -> dict[str, dict[str, str | None]]:
-        categories = self._of_kind("category")
-        return {name: text_rules(rules) for name, rules in self.replace.items() if name in categories}
-
-    def _encode(self, frame: pl.DataFrame) -> dict[str, Tensor]:
-        numbers, strings = raw_columns(frame, self._of_kind("number"), self._of_kind("category"))
-        batch: dict[str, Tensor] = self.features(numbers, strings)
-        values = frame[self.target_name]
-        if self.target.task == "regression":
-            standardised = (values.to_numpy() - self.target.mean) / self.target.scale
-            batch["target"] = torch.from_numpy(standardised).float()
-        else:
-            codes = values.replace_strict(
-                list(self.target.classes), range(len(self.target.classes)), return_dtype=pl.Int64
-            )
-            batch["target"] = torch.from_numpy(codes.to_numpy().copy())
-        return batch
-
-
-def raw_columns(
-    frame: pl.DataFrame, numbers: Sequence[str], strings: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Columns of a cleaned frame as the features take them: float64 with NaN, and strings with "" for missing."""
-    values = {
-        name: torch.from_numpy(frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy().copy())
-        for name in numbers
-    }
-    return values, {name: frame[name].fill_null("").to_list() for name in strings}
-
-
-def _natural(name: str) -> tuple[bool, float, str]:
-    """Classes that are numbers in their order, then the others by name."""
-    try:
-        return (False, float(name), name)
-    except ValueError:
-        return (True, 0.0, name)
+        return self.described

@@ -41,7 +41,7 @@ def evaluate(artifact: Artifact, source: str) -> dict[str, float]:
                 " their true answers; predict.py takes rows without."
             )
         tell_columns(artifact, raw.frame, source, said)
-        scored = artifact.score(raw.frame)
+        scored = artifact.score(raw.frame, raw.root)
         truth = true_answers(artifact, raw.frame[target.name].gather(scored.answers[ROW]))
         known = truth.is_not_null()
         answers = scored.answers.filter(known)

@@ -55,7 +55,7 @@ def predict(artifact: Artifact, source: str, output: str, rejects: str | None, b
 
 def score(artifact: Artifact, raw: Raw) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The answers with their lines, and the rejects, bad rows of the file included, laid out as a run's quarantine."""
-    scored = artifact.score(raw.frame)
+    scored = artifact.score(raw.frame, raw.root)
     place = raw.frame.select(file=FILE, line=LINE)
     bad = pl.concat([place[scored.rejects[ROW]], scored.rejects.drop(ROW)], how="horizontal")
     answers = pl.concat([place[scored.answers[ROW]].select("line"), scored.answers.drop(ROW)], how="horizontal")

@@ -2,10 +2,10 @@
 
 import io
 import json
-import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from serving.cells import as_number, as_text, between, clean_text
+from serving.cells import as_date, as_number, as_text, between, clean_text
 from serving.errors import ArtifactError
+from serving.images import decode_column
+from serving.torchscript import quiet
 
 FORMAT = 1
 """Version of `spec.json`, written and understood; raised when an old reader could misread a new file."""
@@ -63,8 +65,7 @@ class Artifact:
             raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from error
         spec, selftest = _read_description(path, content)
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+            with quiet():
                 module = torch.jit.load(io.BytesIO(content), map_location="cpu")
         except RuntimeError as error:
             versions = f"written by torch {spec['versions']['torch']}, read by {torch.__version__}"
@@ -78,7 +79,13 @@ class Artifact:
             name: torch.tensor([torch.nan if x is None else x for x in column], dtype=torch.float64)
             for name, column in self.selftest["numbers"].items()
         }
-        answers = self.answer(numbers, self.selftest["strings"])
+        rows = len(self.selftest["answers"]["label" if self.classes else "value"])
+        images = {
+            column["name"]: pattern(rows, column["shape"])
+            for column in self.spec["columns"]
+            if column["kind"] == "image"
+        }
+        answers = self.answer(numbers, self.selftest["strings"], images)
         name, unit = ("probabilities", 1.0) if self.classes else ("value", self.spec["target"]["scale"])
         expected = torch.tensor(self.selftest["answers"][name])
         difference = float((answers[name] - expected).abs().max() / unit)
@@ -89,10 +96,12 @@ class Artifact:
                 " it again here."
             )
 
-    def answer(self, numbers: Mapping[str, Tensor], strings: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    def answer(
+        self, numbers: Mapping[str, Tensor], strings: Mapping[str, Sequence[str]], images: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The artefact itself, on columns as it takes them."""
         with torch.inference_mode():
-            answers: dict[str, Tensor] = self.module(numbers, strings, {})
+            answers: dict[str, Tensor] = self.module(numbers, strings, images)
         return answers
 
     def unlike(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -100,18 +109,31 @@ class Artifact:
         known = {*self.columns, *self.spec["unused"], self.spec["target"]["name"]}
         return [name for name in self.columns if name not in columns], [name for name in columns if name not in known]
 
-    def score(self, frame: pl.DataFrame) -> Scored:
+    def score(self, frame: pl.DataFrame, root: Path | None = None) -> Scored:
         """Answers raw rows: cells of any type, as they were read. Columns that are absent are missing on every row,
-        columns that the artefact does not know are ignored.
+        columns that the artefact does not know are ignored. `root`: the folder of images, which no path may leave;
+        without one paths are taken as they are.
         """
         values: dict[str, pl.Series] = {}
         texts: dict[str, pl.Series] = {}
+        images: dict[str, Tensor] = {}
         notes: list[pl.Series] = []
         rejects = [pl.DataFrame(schema=REJECTS)]
         for column in self.spec["columns"]:
             name = column["name"]
             cells = frame[name] if name in frame.columns else pl.repeat(None, len(frame), dtype=pl.String, eager=True)
-            if column["kind"] == "number":
+            if column["kind"] == "text":
+                texts[name] = as_text(cells).fill_null("")
+            elif column["kind"] == "image":
+                images[name], reasons = decode_column(
+                    as_text(cells), root, partial(self.module.features.images.fit, name)
+                )
+                rejects.append(_rejects(cells, reasons.is_not_null(), name, reasons))
+            elif column["kind"] == "date":
+                values[name], bad = as_date(cells, self.missing, column["day_first"])
+                rejects.append(_rejects(cells, bad, name, "not a date"))
+                notes.append(_unusual_numbers(values[name], column))
+            elif column["kind"] == "number":
                 values[name], bad = as_number(cells, self.missing)
                 meant = _replaced(values[name], column)
                 outside = ~between(meant, *column["range"])
@@ -130,7 +152,9 @@ class Artifact:
                 for name, series in values.items()
             },
             {name: series.gather(rows).to_list() for name, series in texts.items()},
+            {name: pixels[rows.to_torch()] for name, pixels in images.items()},
         )
+        notes = notes or [pl.repeat(None, len(frame), dtype=pl.String, eager=True)]
         flags = pl.select(flags=pl.concat_str(notes, separator="; ", ignore_nulls=True)).to_series().gather(rows)
         return Scored(pl.DataFrame([rows, *self._answer_columns(answers), flags]), rejected)
 
@@ -147,15 +171,25 @@ class Artifact:
         ]
 
 
+def pattern(rows: int, shape: Sequence[int]) -> Tensor:
+    """The images of the self-test, uint8 (rows, C, H, W): waves of other lengths in each row and channel."""
+    channels, height, width = shape
+    row, channel = torch.arange(rows).view(-1, 1, 1, 1), torch.arange(channels).view(-1, 1, 1)
+    down, across = torch.arange(height).view(-1, 1), torch.arange(width)
+    return (((row + 3) * down + (row + 5 * channel + 7) * across) % 256).to(torch.uint8)
+
+
 def _replaced(cells: pl.Series, column: Mapping[str, Any]) -> pl.Series:
     """The cells as the artefact will take them: it replaces them itself."""
     return cells.replace(dict(column["replace"]))
 
 
-def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str) -> pl.DataFrame:
+def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str | pl.Series) -> pl.DataFrame:
+    """`rule`: the one that all bad cells break, or that of each cell."""
     rows = bad.arg_true()
+    why = rule if isinstance(rule, str) else rule.gather(rows)
     return pl.DataFrame(
-        {ROW: rows, "column": column, "rule": rule, "value": as_text(cells.gather(rows))}, schema=REJECTS
+        {ROW: rows, "column": column, "rule": why, "value": as_text(cells.gather(rows))}, schema=REJECTS
     )
 
 
@@ -165,8 +199,14 @@ def _unusual_numbers(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
     reach = FAR * (high - low)
     unusual = values.unique()
     unusual = unusual.filter(unusual.is_null() | ~between(unusual, low - reach, high + reach))
-    bounds = "..".join(as_text(pl.Series([low, high])))
-    return _noted(values, unusual, as_text(unusual) + f" is far outside {bounds}", column)
+    bounds = "..".join(_shown(pl.Series([low, high]), column))
+    return _noted(values, unusual, _shown(unusual, column) + f" is far outside {bounds}", column)
+
+
+def _shown(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
+    if column["kind"] != "date":
+        return as_text(values)
+    return (values * 1e6).cast(pl.Int64).cast(pl.Datetime("us")).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _unusual_texts(texts: pl.Series, column: Mapping[str, Any], missing: Sequence[str]) -> pl.Series:

@@ -1,6 +1,7 @@
 """The model card: what the model in the artefact is, what it was measured to do, and what it takes."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -42,7 +43,14 @@ def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def _seen(column: Mapping[str, Any]) -> str:
-    seen = (
-        f"{column['min']:g} to {column['max']:g}" if column["kind"] == "number" else f"{len(column['levels'])} levels"
-    )
+    if column["kind"] == "text":
+        return "words"
+    if column["kind"] == "image":
+        return "{} channels of {} x {} pixels".format(*column["shape"])
+    if column["kind"] == "category":
+        seen = f"{len(column['levels'])} levels"
+    elif column["kind"] == "date":
+        seen = " to ".join(str(datetime.fromtimestamp(column[end], UTC).date()) for end in ("min", "max"))
+    else:
+        seen = f"{column['min']:g} to {column['max']:g}"
     return seen + (", sometimes missing" if column["missing"] else "")

@@ -28,6 +28,7 @@ from trainer.signatures import (
 class Paths:
     data: str
     output: str
+    cache: str | None
 
 
 @dataclass

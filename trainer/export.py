@@ -7,9 +7,7 @@ import json
 import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.features import Features
-from datamodules.schema import TargetSpec
+from datamodules.prepare import HEAD
+from datamodules.schema import ImageSpec, TargetSpec
 from datamodules.table import TableDataModule
 from models.answers import answer
 from models.supervised import SupervisedModule
-from serving.artifact import FORMAT, TOLERANCE
+from serving.artifact import FORMAT, TOLERANCE, pattern
 from serving.errors import InputError
+from serving.torchscript import quiet
 from trainer.card import model_card
 
 log = logging.getLogger(__name__)
 
 PARITY_ROWS = 1024
 SELFTEST_ROWS = 64
+SELFTEST_TOKENS = 8
+"""Words of a made-up text."""
 
 
 class ExportError(InputError):
@@ -40,7 +41,7 @@ class ExportError(InputError):
 class Pipeline(nn.Module):
     """Raw columns -> answers: the whole way of a row, scripted into the artefact."""
 
-    def __init__(self, features: Features, network: nn.Module, target: TargetSpec, threshold: float) -> None:
+    def __init__(self, features: nn.Module, network: nn.Module, target: TargetSpec, threshold: float) -> None:
         super().__init__()
         self.features = features
         self.network = network
@@ -55,7 +56,7 @@ class Pipeline(nn.Module):
         """`numbers`: float64 or int64 (rows,), NaN for missing; `strings`: a cell a row, "" for missing; `images`:
         uint8 (rows, C, H, W). Returns `probabilities` (rows, classes) and `label` int64 (rows,), or `value` (rows,).
         """
-        answers = answer(self.network(self.features(numbers, strings)), self.task, self.mean, self.scale)
+        answers = answer(self.network(self.features(numbers, strings, images)), self.task, self.mean, self.scale)
         if self.task == "regression":
             return {"value": answers}
         if self.task == "binary":
@@ -77,8 +78,8 @@ def export(
     target = datamodule.target
     threshold = 0.5
     network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
-    with _quiet_torchscript():
-        pipeline = torch.jit.script(Pipeline(datamodule.features.cpu().eval(), network, target, threshold))
+    with quiet():
+        pipeline = torch.jit.script(Pipeline(datamodule.features, network, target, threshold))
     _check_parity(pipeline, datamodule, module)
 
     described = datamodule.describe()
@@ -98,22 +99,14 @@ def export(
     extra = {
         "spec.json": json.dumps(spec),
         "reference.json": json.dumps(reference),
-        "selftest.json": json.dumps(_selftest(pipeline, reference)),
+        "selftest.json": json.dumps(_selftest(pipeline, reference, datamodule.inputs.images)),
         "card.md": model_card(spec, config),
     }
     buffer = io.BytesIO()
-    with _quiet_torchscript():
+    with quiet():
         torch.jit.save(pipeline, buffer, _extra_files=extra)
     write_whole(path, buffer.getvalue())
     return path
-
-
-@contextmanager
-def _quiet_torchscript() -> Iterator[None]:
-    """torch points to torch.export, which takes no strings: the whole way of a row needs TorchScript."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.*deprecated")
-        yield
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -135,13 +128,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: SupervisedModule) -> None:
     """Compares the artefact on raw validation rows with the live model on the encoded ones."""
-    numbers, strings = datamodule.raw("val", PARITY_ROWS)
-    batch = {name: values[:PARITY_ROWS].to(module.device) for name, values in datamodule.rows["val"].items()}
+    raw = datamodule.raw("val", PARITY_ROWS)
+    batch = {name: values.to(module.device) for name, values in datamodule.head("val", PARITY_ROWS).items()}
     was_training = module.training
     module.eval()
     with torch.inference_mode():
         live = module.predict(module(batch)).cpu()
-        answers = pipeline(numbers, strings, {})
+        answers = pipeline(*raw)
     module.train(was_training)
     artefact = answers["value" if datamodule.target.task == "regression" else "probabilities"]
     unit = datamodule.target.scale if datamodule.target.task == "regression" else 1.0
@@ -154,8 +147,8 @@ def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: Supe
 
 
 def _histogram(pipeline: nn.Module, datamodule: TableDataModule) -> dict[str, Any]:
-    """How the answers to validation rows are spread: values, or confidences and labels."""
-    answers = pipeline(*datamodule.raw("val", len(datamodule.frames["val"])), {})
+    """How the answers to the first validation rows are spread: values, or confidences and labels."""
+    answers = pipeline(*datamodule.raw("val", HEAD))
     target = datamodule.target
     if target.task == "regression":
         counts, edges = torch.histogram(answers["value"].double().cpu(), bins=20)
@@ -170,7 +163,7 @@ def _histogram(pipeline: nn.Module, datamodule: TableDataModule) -> dict[str, An
     }
 
 
-def _selftest(pipeline: nn.Module, reference: Mapping[str, Any]) -> dict[str, Any]:
+def _selftest(pipeline: nn.Module, reference: Mapping[str, Any], images: Sequence[ImageSpec]) -> dict[str, Any]:
     """Made-up rows, drawn column by column from the reference, with the answers that they must get."""
     generator = torch.Generator().manual_seed(0)
     numbers: dict[str, Tensor] = {}
@@ -189,7 +182,11 @@ def _selftest(pipeline: nn.Module, reference: Mapping[str, Any]) -> dict[str, An
         shares[-1] = column["missing"] if column["levels"] else 1.0
         drawn = torch.multinomial(shares, SELFTEST_ROWS, replacement=True, generator=generator)
         strings[name] = [levels[code] for code in drawn.tolist()]
-    answers = pipeline(numbers, strings, {})
+    for name, column in reference["texts"].items():
+        tokens = list(column["tokens"]) or [""]
+        drawn = torch.randint(len(tokens), (SELFTEST_ROWS, SELFTEST_TOKENS), generator=generator)
+        strings[name] = [" ".join(tokens[token] for token in row) for row in drawn.tolist()]
+    answers = pipeline(numbers, strings, {image.name: pattern(SELFTEST_ROWS, image.shape) for image in images})
     return {
         "numbers": {name: [None if x != x else x for x in column.tolist()] for name, column in numbers.items()},
         "strings": strings,

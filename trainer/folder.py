@@ -6,7 +6,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.audit import Finding, to_json
 from serving.errors import InputError
 
 PACKAGES = (
@@ -65,6 +66,11 @@ def write_quarantine(folder: Path, quarantine: pl.DataFrame | None) -> None:
     """The rows set aside; no file where there are none."""
     if quarantine is not None and len(quarantine):
         quarantine.write_parquet(folder / "quarantine.parquet")
+
+
+def write_audit(folder: Path, findings: Sequence[Finding]) -> None:
+    """All that the audit found; the run's log has the first of it."""
+    (folder / "audit.json").write_text(to_json(findings))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from datamodules import audit
 from datamodules.clean import count
 from datamodules.schema import FEATURE_KINDS
 from datamodules.split import SPLITS
@@ -22,8 +23,8 @@ def describe_data(datamodule: TableDataModule) -> str:
         columns.add_row(column.name, column.kind, used, column.reason)
     splits = _table("Splits", "split", "rows", datamodule.target.name)
     for split in SPLITS:
-        splits.add_row(split, f"{len(datamodule.frames[split]):,}", _distribution(datamodule, split))
-    text = f"{_render(columns)}\n\n{_render(splits)}"
+        splits.add_row(split, f"{datamodule.splits[split]['rows']:,}", _distribution(datamodule, split))
+    text = f"{_render(columns)}\n\n{_render(splits)}\n\n{audit.report(datamodule.findings)}"
     aside = 0 if datamodule.quarantine is None else len(datamodule.quarantine)
     return text + (
         f"\n\n{count(aside, 'cell')} set aside with the row and the reason: quarantine.parquet" if aside else ""
@@ -78,10 +79,8 @@ def _render(table: Table) -> str:
 
 
 def _distribution(datamodule: TableDataModule, split: str) -> str:
-    values = datamodule.frames[split][datamodule.target.name]
+    facts = datamodule.splits[split]
     if datamodule.target.task == "regression":
-        numbers = values.to_numpy()
-        return f"mean {numbers.mean():,.6g}, deviation {numbers.std():,.6g}"
-    counts = dict(values.value_counts().iter_rows())
-    shares = [f"{name} {counts.get(name, 0) / len(values):.1%}" for name in datamodule.target.classes]
+        return f"mean {facts['mean']:,.6g}, deviation {facts['deviation']:,.6g}"
+    shares = [f"{name} {facts['classes'].get(name, 0) / facts['rows']:.1%}" for name in datamodule.target.classes]
     return ", ".join(shares[:8]) + (f" and {len(shares) - 8} more" if len(shares) > 8 else "")

@@ -50,6 +50,7 @@ def _run(config: DictConfig, folder: Path) -> float:
         datamodule.setup()
     finally:
         run_folder.write_quarantine(folder, datamodule.quarantine)
+        run_folder.write_audit(folder, datamodule.findings)
     log.info("%s\n", report.describe_data(datamodule))
     check_monitor(config.monitor, datamodule.target)
 

@@ -1,6 +1,6 @@
 """Raw numbers to encoded numbers: wanted values replaced, missing filled, scaled by what the training rows showed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ Scaling = Literal["standard", "robust", "quantile"]
 
 
 class Numbers(nn.Module):
-    """Encodes the number columns of raw rows; a column that was missing in training gets a 0/1 indicator behind.
+    """Encodes the number columns of raw rows; one that was missing in training gets a 0/1 indicator behind.
 
     - `standard`: (x - mean) / deviation.
     - `robust`: (x - median) / (q75 - q25), then x / sqrt(1 + (x/3)^2): outliers cannot explode (arXiv 2407.04491).
@@ -30,8 +30,11 @@ class Numbers(nn.Module):
         values: Tensor,
         scaling: Scaling = "quantile",
         replace: Mapping[str, Mapping[float, float | None]] | None = None,
+        indicated: Collection[str] = (),
     ) -> None:
-        """`values`: training rows, float64 (rows, columns), NaN for missing, `replace` not yet applied."""
+        """`values`: training rows or a sample of them, float64 (rows, columns), NaN for missing, `replace` not yet
+        applied; `indicated`: the columns that get an indicator.
+        """
         super().__init__()
         self.names = list(names)
         self.scaling: str = scaling
@@ -54,7 +57,8 @@ class Numbers(nn.Module):
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
         self.register_buffer("knots", knots)
-        self.register_buffer("indicated", missing.any(0).nonzero().flatten())
+        places = [index for index, name in enumerate(self.names) if name in indicated]
+        self.register_buffer("indicated", torch.tensor(places, dtype=torch.int64))
 
     old: Tensor
     new: Tensor

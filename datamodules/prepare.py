@@ -1,0 +1,377 @@
+"""Raw rows -> a folder of encoded parts: read and clean, split, gather statistics, fit, encode; three walks in all."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from itertools import chain
+from operator import add, or_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from datamodules import statistics
+from datamodules.audit import audit
+from datamodules.chunks import Chunk, Chunks
+from datamodules.clean import COPY, check_target, clean, clean_target, count, refuse_if_too_many
+from datamodules.features import Features
+from datamodules.fit import Fit
+from datamodules.infer import check_names, infer_columns, infer_task
+from datamodules.pixels import Pixels
+from datamodules.ranks import Ranks
+from datamodules.read import BAD, Raw, concat
+from datamodules.schema import FEATURE_KINDS, Column, DataError, TargetSpec, Task
+from datamodules.settings import Settings
+from datamodules.split import SPLITS
+from datamodules.statistics import ROW, Sample, Statistics
+from datamodules.store import Rows, save_part, size_of
+from serving.torchscript import quiet
+
+HEAD = 8192
+"""Raw rows of each split that are kept, for parity and for the spread of the answers."""
+LOOK = 100_000
+"""Rows that the kinds of the columns are inferred from."""
+SHIFT = 32
+"""A row's number is that of its chunk, shifted, and its place there: known before the chunks before it are read."""
+SPLIT = "lathe.split"
+FACTS, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
+
+Reader = Callable[[Any], Iterator[tuple[int, Raw]]]
+"""A path -> the chunks of raw rows that are this process's share, each with its number among all."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the split needs of the rows that are kept: of a chunk, or of all, in their order."""
+
+    numbers: list[int]
+    """The chunks."""
+    lengths: list[int]
+    """Rows of each that are kept."""
+    target: pl.Series
+    copy: pl.Series
+    column: pl.Series | None
+    file: np.ndarray
+    """int8: 0 for rows of data.path, 1 of data.val_path, 2 of data.test_path."""
+
+    def pieces(self, values: np.ndarray) -> dict[int, np.ndarray]:
+        """Values of all rows -> those of each chunk."""
+        return dict(zip(self.numbers, np.split(values, np.cumsum(self.lengths)[:-1]), strict=True))
+
+
+class Preparation:
+    """`folder`: where the result goes; `memory`: bytes that cleaned rows may take before they are kept on disk.
+
+    Several processes (torch.distributed) each read, clean and encode a share of the chunks; what they learn is the
+    same as one process would.
+    """
+
+    quarantine = pl.DataFrame(schema=BAD)
+
+    def __init__(self, settings: Settings, read: Reader, folder: Path, memory: int) -> None:
+        self.settings = settings
+        self.read = read
+        self.folder = folder
+        self.ranks = Ranks()
+        self.chunks = Chunks(folder / f"chunks-{self.ranks.rank}", memory)
+        self.sample = Sample()
+        self.pixels = Pixels(settings.image_size)
+        self.notes: list[str] = []
+
+    def run(self) -> None:
+        """Raises DataError where the data cannot be used."""
+        chunks = self._numbered()
+        looked = self._look(chunks)
+        keys = self._clean(chain(looked, chunks))
+        split = self._split(keys)
+        pieces = keys.pieces(split)
+        target = self._describe_target(keys.target, split)
+        sample = self._finish_sample(pieces)
+        column = self.settings.split.column
+        findings = audit(
+            sample.drop(ROW, SPLIT),
+            sample[SPLIT],
+            self.columns,
+            target.name,
+            target.task,
+            split_by=self.settings.split.by,
+            split_column=None if column is None else sample[column],
+        )
+        fit = Fit(
+            [column for column in self.columns if self._is_feature(column)],
+            self.settings,
+            self._gather(pieces),
+            sample.filter(pl.col(SPLIT) == 0),
+            self.pixels.shapes,
+        )
+        features, inputs = fit.features()
+        parts = self._encode(features, target, pieces)
+        if self.ranks.rank == 0:
+            unused = [column.name for column in self.columns if not self._is_feature(column)]
+            facts = {
+                "columns": [asdict(column) for column in self.columns],
+                "inputs": asdict(inputs),
+                "target": asdict(target),
+                "described": fit.describe(target, [name for name in unused if name != target.name]),
+                "splits": _describe_splits(keys.target, split, target),
+                "parts": parts,
+                "notes": self.notes,
+                "findings": [asdict(finding) for finding in findings],
+            }
+            (self.folder / FACTS).write_text(json.dumps(facts))
+            with quiet():
+                torch.jit.save(torch.jit.script(features.eval()), self.folder / FEATURES)
+            self.quarantine.write_parquet(self.folder / QUARANTINE)
+        shutil.rmtree(self.chunks.folder, ignore_errors=True)
+        self.ranks.wait()
+
+    def _numbered(self) -> Iterator[tuple[int, int, Raw]]:
+        """File code, number and rows of each chunk of this process."""
+        first = 0
+        for file, path in enumerate((self.settings.path, self.settings.val_path, self.settings.test_path)):
+            if path is not None:
+                number = -1
+                for number, raw in self.read(path):
+                    yield file, first + number, raw
+                first += max(self.ranks.gather(number)) + 1
+
+    def _look(self, chunks: Iterator[tuple[int, int, Raw]]) -> list[tuple[int, int, Raw]]:
+        """Infers the columns and the task from the first rows; returns the chunks that were read for it."""
+        looked: list[tuple[int, int, Raw]] = []
+        found: tuple[list[Column], Task, str] | None = None
+        if self.ranks.rank == 0:
+            for item in chunks:
+                looked.append(item)
+                if sum(len(raw.frame) for _, _, raw in looked) >= LOOK:
+                    break
+            found = self._infer(concat([raw.frame for _, _, raw in looked]))
+        found = self.ranks.gather(found)[0]
+        assert found is not None
+        self.columns, self.task, reason = found
+        self.notes.append(f"task: {self.task} ({reason})")
+        if looked:
+            self.pixels.look(looked[0][2], [column.name for column in self.columns if column.kind == "image"])
+        self.pixels.shapes = self.ranks.gather(self.pixels.shapes)[0]
+        return looked
+
+    def _infer(self, frame: pl.DataFrame) -> tuple[list[Column], Task, str]:
+        settings = self.settings
+        columns = infer_columns(frame, target=settings.target, overrides=settings.columns, missing=settings.missing)
+        names = [column.name for column in columns]
+        if settings.split.column is not None:
+            check_names("data.split.column", [settings.split.column], names)
+        labels = clean_target(frame[settings.target], settings.missing, settings.replace.get(settings.target, {}))
+        task, reason = infer_task(labels, settings.task)
+        if settings.split.by in ("group", "column"):
+            why = "names the group of a row" if settings.split.by == "group" else "says which rows train"
+            columns = [
+                replace(column, kind="drop", reason=why) if column.name == settings.split.column else column
+                for column in columns
+            ]
+        features = [
+            column.name for column in columns if column.kind in FEATURE_KINDS and column.name != settings.target
+        ]
+        if not features:
+            kinds = ", ".join(f"{column.name} ({column.kind})" for column in columns)
+            raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
+        ranged = [column.name for column in columns if column.kind == "number" and column.name != settings.target]
+        check_names("data.ranges", settings.ranges, ranged)
+        check_names("data.replace", settings.replace, [*features, settings.target])
+        return columns, task, reason
+
+    def _clean(self, chunks: Iterator[tuple[int, int, Raw]]) -> Keys:
+        """The first walk: cleans each chunk and keeps it; returns the keys of all rows of all processes."""
+        settings = self.settings
+        quarantines = [self.quarantine]
+        own: list[Keys] = []
+        rows = 0
+        for file, number, raw in self.pixels.pieces(chunks):
+            lacking = [column.name for column in self.columns if column.name not in raw.frame.columns]
+            if lacking:
+                setting = ("path", "val_path", "test_path")[file]
+                raise DataError(f"data.{setting}: the rows have no column {lacking[0]!r}, but those of data.path have")
+            images = self.pixels.decode(raw)
+            labels = clean_target(
+                raw.frame[settings.target], settings.missing, settings.replace.get(settings.target, {})
+            )
+            cleaned = clean(
+                raw.frame,
+                self.columns,
+                labels,
+                self.task,
+                bad=raw.bad,
+                missing=settings.missing,
+                replace=settings.replace,
+                ranges=settings.ranges,
+                images=images,
+            )
+            rows += len(raw.frame) + len(raw.bad)
+            quarantines.append(cleaned.quarantine)
+            if not len(cleaned.frame):
+                continue
+            kept = torch.from_numpy(cleaned.kept.to_numpy().copy())
+            pixels = {name: image.pixels if kept.all() else image.pixels[kept] for name, image in images.items()}
+            self.chunks.append(Chunk(number, cleaned.frame, pixels))
+            self.sample.add(cleaned.frame, number << SHIFT)
+            target = cleaned.frame[settings.target]
+            column = raw.frame[settings.split.column].filter(cleaned.kept) if settings.split.column else None
+            own.append(
+                Keys(
+                    [number],
+                    [len(target)],
+                    target if self.task == "regression" else target.cast(pl.Categorical),
+                    cleaned.frame[COPY],
+                    column,
+                    np.full(len(target), file, dtype=np.int8),
+                )
+            )
+        self.quarantine = pl.concat(chain(*self.ranks.gather(quarantines)))
+        keys = [key for keys in self.ranks.gather(own) for key in keys]
+        kept_rows = sum(key.lengths[0] for key in keys)
+        refuse_if_too_many(self.quarantine, kept_rows, sum(self.ranks.gather(rows)), settings.max_bad_fraction)
+        return _join(sorted(keys, key=lambda key: key.numbers))
+
+    def _split(self, keys: Keys) -> np.ndarray:
+        """int8 (rows,): 0 train, 1 validation, 2 test, -1 left out."""
+        settings = self.settings
+        check_target(keys.target, self.task, settings.replace.get(settings.target, {}))
+        first = first_copies(keys.copy.to_numpy())
+        is_copy = first != np.arange(len(first))
+        split: np.ndarray = settings.split.assign(
+            keys.target, self.task, column=keys.column, first_copy=first if is_copy.any() else None, files=keys.file
+        )
+        copies = int(is_copy.sum())
+        if copies and settings.duplicates == "drop":
+            split[is_copy] = -1
+            self.notes.append(f"{count(copies, 'row')} were exact copies of others and are left out")
+        elif copies:
+            side = "kept" if settings.split.by == "time" else "kept, on one side of the split"
+            self.notes.append(f"{count(copies, 'row')} with an exact copy before: {side}")
+        return split
+
+    def _describe_target(self, values: pl.Series, split: np.ndarray) -> TargetSpec:
+        name = self.settings.target
+        if self.task == "regression":
+            train = values.to_numpy()[split == 0]
+            deviation = float(train.std())
+            return TargetSpec(name, self.task, mean=float(train.mean()), scale=deviation if deviation > 0 else 1.0)
+        classes = sorted(values.filter(split >= 0).unique().cast(pl.String).to_list(), key=_natural)
+        counts = _counts(values.filter(split == 0))
+        return TargetSpec(name, self.task, tuple(classes), tuple(counts.get(each, 0) for each in classes))
+
+    def _finish_sample(self, pieces: dict[int, np.ndarray]) -> pl.DataFrame:
+        """The sample of all processes, with the split of each row as SPLIT."""
+        own = self.sample.ranked
+        self.sample = Sample()
+        for ranked in self.ranks.gather(own):
+            self.sample.merge(ranked)
+        sample = self.sample.frame
+        codes = [
+            pieces[number][rows[ROW].to_numpy() - (number << SHIFT)]
+            for (number,), rows in sample.group_by(pl.col(ROW) // (1 << SHIFT), maintain_order=True)
+        ]
+        return sample.with_columns(pl.Series(SPLIT, np.concatenate(codes)))
+
+    def _gather(self, pieces: dict[int, np.ndarray]) -> Statistics:
+        """The second walk: the statistics of the training rows of all processes."""
+        own = [
+            statistics.gather(
+                chunk.filter(pieces[chunk.number] == 0),
+                [column for column in self.columns if self._is_feature(column)],
+                missing=self.settings.missing,
+                number_rules=self.settings.number_rules(self.columns),
+                text_rules=self.settings.text_rules(self.columns),
+                char_ngrams=self.settings.char_ngrams,
+            )
+            for chunk in self.chunks
+        ]
+        return reduce(add, chain(*self.ranks.gather([reduce(add, own)] if own else [])))
+
+    def _encode(
+        self, features: Features, target: TargetSpec, pieces: dict[int, np.ndarray]
+    ) -> dict[str, list[tuple[str, int, int]]]:
+        """The third walk: writes parts and heads; returns for each split the file, rows and bytes of each part."""
+        (self.folder / PARTS).mkdir(exist_ok=True)
+        parts: list[tuple[int, str, str, int, int]] = []
+        heads: dict[str, dict[int, pl.DataFrame]] = {name: {} for name in SPLITS}
+        for chunk in self.chunks:
+            for code, name in enumerate(SPLITS):
+                some = chunk.filter(pieces[chunk.number] == code)
+                if not len(some.frame):
+                    continue
+                rows: Rows = features.encode(some.frame, some.images)
+                rows["target"] = _encode_target(some.frame[target.name], target)
+                file = f"{name}-{chunk.number:06}.pt"
+                save_part(self.folder / PARTS / file, rows)
+                parts.append((chunk.number, name, file, len(some.frame), size_of(rows)))
+                if sum(map(len, heads[name].values())) < HEAD:
+                    heads[name][chunk.number] = some.frame
+        for name in SPLITS:
+            first = reduce(or_, self.ranks.gather(heads[name]))
+            if self.ranks.rank == 0:
+                head = pl.concat([first[number] for number in sorted(first)]).head(HEAD)
+                head.write_parquet(self.folder / f"{name}.parquet")
+        everywhere = sorted(chain(*self.ranks.gather(parts)))
+        return {name: [part[2:] for part in everywhere if part[1] == name] for name in SPLITS}
+
+    def _is_feature(self, column: Column) -> bool:
+        return column.kind in FEATURE_KINDS and column.name != self.settings.target
+
+
+def first_copies(copy: np.ndarray) -> np.ndarray:
+    """For each row the position of the first row with the same number, int64; lean, for tens of millions of rows."""
+    order = np.argsort(copy, kind="stable")
+    ordered = copy[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    first = np.empty(len(copy), dtype=np.int64)
+    first[order] = np.repeat(order[starts], np.diff(np.append(starts, len(copy))))
+    return first
+
+
+def _join(keys: Sequence[Keys]) -> Keys:
+    columns = [key.column for key in keys if key.column is not None]
+    return Keys(
+        [number for key in keys for number in key.numbers],
+        [length for key in keys for length in key.lengths],
+        pl.concat([key.target for key in keys]),
+        pl.concat([key.copy for key in keys]),
+        concat([column.to_frame() for column in columns]).to_series() if columns else None,
+        np.concatenate([key.file for key in keys]),
+    )
+
+
+def _describe_splits(values: pl.Series, split: np.ndarray, target: TargetSpec) -> dict[str, dict[str, Any]]:
+    """Of each split the rows, and the rows of each class, or mean and deviation of the target."""
+    described: dict[str, dict[str, Any]] = {}
+    for code, name in enumerate(SPLITS):
+        some = values.filter(split == code)
+        described[name] = {"rows": len(some)}
+        if target.task == "regression":
+            numbers = some.to_numpy()
+            described[name] |= {"mean": float(numbers.mean()), "deviation": float(numbers.std())}
+        else:
+            described[name]["classes"] = _counts(some)
+    return described
+
+
+def _counts(values: pl.Series) -> dict[str, int]:
+    return dict(values.cast(pl.String).value_counts().iter_rows())
+
+
+def _encode_target(values: pl.Series, target: TargetSpec) -> torch.Tensor:
+    if target.task == "regression":
+        return torch.from_numpy((values.to_numpy() - target.mean) / target.scale).float()
+    codes = values.replace_strict(list(target.classes), range(len(target.classes)), return_dtype=pl.Int64)
+    return torch.from_numpy(codes.to_numpy().copy())
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Classes that are numbers in their order, then the others by name."""
+    try:
+        return (False, float(name), name)
+    except ValueError:
+        return (True, 0.0, name)

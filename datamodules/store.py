@@ -1,0 +1,132 @@
+"""The encoded rows of a split: in memory, on the device, or on disk and read a window at a time."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor
+
+from datamodules.schema import DataError
+
+Rows = dict[str, Tensor]
+"""Columns of rows as a batch has them (`datamodules.schema.InputSpec`), "target" among them."""
+StoreKind = Literal["memory", "device", "disk"]
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+TOKENS, OFFSETS = "tokens.", "offsets."
+
+
+class MemoryStore:
+    """All rows in tensors; `lengths` are the rows of each part they came in, `size` the bytes of all parts."""
+
+    def __init__(self, rows: Rows, lengths: Sequence[int] | None = None, size: int | None = None) -> None:
+        self.rows = rows
+        self.lengths = [len(rows["target"])] if lengths is None else list(lengths)
+        self.bytes = size_of(rows) if size is None else size
+        ends = torch.tensor(self.lengths).cumsum(0)
+        self._spans = list(zip((ends - torch.tensor(self.lengths)).tolist(), ends.tolist(), strict=True))
+
+    def window(self, parts: Sequence[int]) -> tuple[Rows, Tensor]:
+        """Rows that hold those of the parts, and the numbers of these in them, int64."""
+        return self.rows, torch.cat([torch.arange(*self._spans[part]) for part in parts])
+
+    def to(self, device: torch.device) -> "MemoryStore":
+        return MemoryStore({name: values.to(device) for name, values in self.rows.items()}, self.lengths, self.bytes)
+
+
+class DiskStore:
+    """Each part in a file, mapped while it is copied: mapped for longer, its pages would fill the memory."""
+
+    def __init__(self, files: Sequence[Path], lengths: Sequence[int], size: int) -> None:
+        self.files = list(files)
+        self.lengths = list(lengths)
+        self.bytes = size
+
+    def window(self, parts: Sequence[int]) -> tuple[Rows, Tensor]:
+        rows = join([load_part(self.files[part]) for part in parts])
+        return rows, torch.arange(len(rows["target"]))
+
+    def read(self) -> MemoryStore:
+        return MemoryStore(self.window(range(len(self.files)))[0], self.lengths, self.bytes)
+
+
+Store = MemoryStore | DiskStore
+
+
+def size_of(rows: Rows) -> int:
+    return sum(values.nbytes for values in rows.values())
+
+
+def save_part(file: Path, rows: Rows) -> None:
+    torch.save(rows, file)
+
+
+def load_part(file: Path) -> Rows:
+    rows: Rows = torch.load(file, mmap=True, weights_only=True)
+    return rows
+
+
+def take(rows: Rows, index: Tensor) -> Rows:
+    """The rows of these numbers, in this order; a row's tokens are cut whole."""
+    index = index.to(rows["target"].device)
+    taken: Rows = {}
+    for name, values in rows.items():
+        if name.startswith(OFFSETS):
+            starts = values[index]
+            lengths = values[index + 1] - starts
+            offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+            tokens = TOKENS + name.removeprefix(OFFSETS)
+            moved = torch.repeat_interleave(starts - offsets[:-1], lengths)
+            taken[tokens] = rows[tokens].index_select(0, moved + torch.arange(len(moved), device=index.device))
+            taken[name] = offsets
+        elif not name.startswith(TOKENS):
+            taken[name] = values.index_select(0, index)
+    return taken
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """One after the other; a single part is itself, not a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    joined: Rows = {}
+    for name in parts[0]:
+        pieces = [part[name] for part in parts]
+        if name.startswith(OFFSETS):
+            lengths = torch.cat([piece.diff() for piece in pieces])
+            joined[name] = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        else:
+            joined[name] = torch.cat(pieces)
+    return joined
+
+
+def as_bytes(setting: str, value: str | int) -> int:
+    """ "2GB", "500 MB" or a number of bytes. Raises DataError for anything else."""
+    found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*)\s*([KMGT]?B)?\s*", str(value), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise DataError(f"{setting}={value}: give a size such as 2GB or 500MB")
+    return int(float(found[1]) * UNITS[(found[2] or "B").upper()])
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of its container where that has less."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+def choose(wanted: Literal["auto", "memory", "device", "disk"], size: int, limit: int) -> tuple[StoreKind, str]:
+    """Where `size` bytes of rows go, and why; `limit` is what the rows may take of the memory."""
+    if wanted == "device" and not torch.cuda.is_available():
+        raise DataError("data.store=device: torch finds no CUDA device here; take data.store=auto")
+    told = f"{size / 1e6:,.1f} MB of rows"
+    if wanted != "auto":
+        return wanted, f"{told}, given"
+    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
+        return "device", f"{told}, less than half of what is free there"
+    fits = size <= limit / 2
+    return "memory" if fits else "disk", f"{told}, {'less' if fits else 'more'} than half of {limit / 1e9:,.1f} GB"

@@ -1,0 +1,13 @@
+"""TorchScript, without torch's pointer to torch.export: that takes no strings, and a row has some."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings that TorchScript is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.*deprecated")
+        yield
