@@ -9,7 +9,7 @@ import polars as pl
 
 from datamodules.audit_rows import Finding, Rows
 from datamodules.audit_tables import SPLITS, linear_parts
-from datamodules.clean import SEPARATING
+from datamodules.clean import OWN, SEPARATING
 
 LEAK, NEAR_LEAK = 0.99, 0.95
 """R2 of a single column from which on it gives a number away, or nearly."""
@@ -27,6 +27,7 @@ DRIFT, RISK = 0.1, 0.001
 """Distance between two splits' distributions that is worth a line, and the probability that chance brings any."""
 NUMBERS = 4_000_000
 """Cells at most in which a linear combination is looked for."""
+TRAIN = OWN + "train"
 NAMED = 5
 """Columns or levels that a line names."""
 
@@ -65,9 +66,13 @@ def leaks(rows: Rows) -> Iterator[Finding]:
 def _formula(rows: Rows) -> tuple[str, list[str]]:
     """What the target is exactly, such as "casual + registered", and of which columns."""
     names = [name for name in rows.of_kind("number", "date") if rows.frame[name].null_count() < 0.1 * len(rows.split)]
-    known = rows.frame.select(*names, rows.target).with_columns(pl.Series("", rows.train)).drop_nulls()
+    if not names:
+        return "", []
+    known = rows.frame.select(*names, rows.target).with_columns(pl.Series(TRAIN, rows.train)).drop_nulls()
     known = known.gather_every(len(known) * len(names) // NUMBERS + 1)
-    chosen, slopes = linear_parts(known.select(names).to_numpy(), known[rows.target].to_numpy(), known[""].to_numpy())
+    chosen, slopes = linear_parts(
+        known.select(names).to_numpy(), known[rows.target].to_numpy(), known[TRAIN].to_numpy()
+    )
     parts = [names[index] for index in chosen]
     if np.allclose(slopes, [1.0] * len(parts) + [0.0] * (len(slopes) - len(parts)), atol=1e-3):
         return " + ".join(parts), parts
@@ -168,7 +173,7 @@ def left_out(rows: Rows) -> Iterator[Finding]:
             f"{_drop(counting)}, or date where it tells the time",
         ),
         ("constant", constants, "left out, as they have one value: ", "nothing can be learnt from them"),
-        ("constant", almost, f"one value in {ALMOST_ALL:.1%} of the rows or more: ", _drop(almost)),
+        ("constant", almost, f"one value, or none, in {ALMOST_ALL:.1%} of the rows or more: ", _drop(almost)),
     ):
         if names:
             yield Finding(check, False, names[0] if len(names) == 1 else None, message + _listed(names), advice)
@@ -181,10 +186,11 @@ def _counts(values: pl.Series) -> bool:
 
 
 def _commonest(values: pl.Series) -> float:
-    """The share of the commonest value, where it is most of them."""
+    """The share of the commonest value, which may be missing, where it is most of them."""
     if values.dtype == pl.String:
         return float(values.unique_counts().max() or 0) / len(values)  # type: ignore[arg-type]
-    return float((values == values.median()).sum()) / len(values)
+    filled = values.fill_null(float("inf"))
+    return float((filled == filled.median()).sum()) / len(values)
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -220,8 +220,9 @@ def groups(rows: Rows) -> Iterator[Finding]:
 def imbalance(rows: Rows) -> Iterator[Finding]:
     if rows.task == "regression":
         return
-    counts = rows.frame[rows.target].filter(pl.Series(rows.train)).value_counts(sort=True)
-    rarest, fewest = counts.row(-1)
+    labels = rows.frame[rows.target].alias("class").filter(pl.Series(rows.train))
+    counts = labels.value_counts().sort("count", "class")
+    rarest, fewest = counts.row(0)
     train = int(rows.train.sum())
     if fewest * len(counts) < RARE * train:
         yield Finding(

@@ -37,7 +37,7 @@ class Outcome:
         if task == "regression":
             values = target.cast(pl.Float64).to_numpy()
             return cls(split, np.empty(0, np.int64), (values - values.mean()) / (values.std() or 1.0))
-        classes = target.value_counts(sort=True)[target.name]
+        classes = target.alias("class").value_counts(sort=True)["class"]
         codes = target.cast(pl.Enum(classes)).to_physical().cast(pl.Int64).to_numpy()
         return cls(split, np.minimum(codes, MOST_CLASSES - 1), np.empty(0))
 
@@ -184,7 +184,7 @@ def number_codes(values: pl.Series, train: np.ndarray) -> np.ndarray:
 
 def level_codes(text: pl.Series) -> np.ndarray:
     """The place of each level among the commonest; the last are that of missing ones and that of rarer levels."""
-    levels = text.drop_nulls().value_counts(sort=True)[text.name].head(MOST_LEVELS)
+    levels = text.alias("level").drop_nulls().value_counts(sort=True)["level"].head(MOST_LEVELS)
     codes = text.cast(pl.Enum(levels), strict=False).to_physical().cast(pl.Int64)
     codes = codes.set(codes.is_null() & text.is_not_null(), len(levels) + 1).fill_null(len(levels))
     return np.asarray(codes)
@@ -194,8 +194,9 @@ def linear_parts(numbers: np.ndarray, target: np.ndarray, train: np.ndarray) -> 
     """The columns of which the target is a linear combination, and their coefficients, the constant last; none where it
     is not. Fitted on the training rows and judged on the others. `numbers`: float64 (rows, columns), none missing.
     """
-    mean, scale = numbers[train].mean(0), numbers[train].std(0)
-    chosen = np.flatnonzero(scale > 1e-9 * abs(mean))
+    with np.errstate(over="ignore"):
+        mean, scale = numbers[train].mean(0), numbers[train].std(0)
+    chosen = np.flatnonzero((scale > 1e-9 * abs(mean)) & np.isfinite(scale))
     centre, spread = target[train].mean(), target[train].std()
     for least in (1e-2, 0.0):  # all columns; then again those that matter
         if not len(chosen) or train.sum() < 2 * len(chosen) + 20:

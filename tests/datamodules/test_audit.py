@@ -300,6 +300,25 @@ def test_levels_and_drift_of_rows_that_come_later() -> None:
     assert of("drift", audited(pl.DataFrame(rows), "y")) == []
 
 
+@pytest.mark.parametrize("target", ["count", "class", "level", ""])
+def test_names_that_the_audit_uses_itself(target: str) -> None:
+    rows = made()
+    names = [name for name in ("count", "class", "level", "") if name != target]
+    columns = dict(zip([*names, target], rows.values(), strict=True))
+    assert audited(pl.DataFrame(columns), target) == []
+    numbers: dict[str, Any] = {**columns, target: columns[names[0]] + columns[names[1]]}
+    assert [one.grave for one in audited(pl.DataFrame(numbers), target)] == [True]
+
+
+def test_columns_that_are_never_there() -> None:
+    nothing = pl.Series([None] * 2000, dtype=pl.String)
+    frame = pl.DataFrame(made()).with_columns(nothing.alias("a"), nothing.alias("b"), nothing.alias("c"))
+    findings = audited(frame, "y", columns={"a": "number", "b": "category", "c": "date"})
+    assert of("constant", findings) == [
+        ("one value, or none, in 99.9% of the rows or more: a, b", "data.columns='{a: drop, b: drop}'")
+    ]
+
+
 def test_columns_that_say_nothing() -> None:
     rows: dict[str, Any] = made()
     rows["number"] = np.random.default_rng(4).permutation(10**6)[:2000]
@@ -309,7 +328,7 @@ def test_columns_that_say_nothing() -> None:
         "audit: identifier: a whole number that no other row has, as identifiers and times are: number;"
         " data.columns='{number: drop}', or date where it tells the time\n"
         "audit: constant: left out, as they have one value: source; nothing can be learnt from them\n"
-        "audit: constant: one value in 99.9% of the rows or more: flag; data.columns='{flag: drop}'"
+        "audit: constant: one value, or none, in 99.9% of the rows or more: flag; data.columns='{flag: drop}'"
     )
 
 
