@@ -250,6 +250,9 @@ def test_persons_on_both_sides_of_a_random_split() -> None:
         " that do are alike in y (agreement 1.00; 0 by chance, 1 always); data.split.by=group"
         " data.split.column=patient_id judges the model on new ones"
     )
+    few_rows_each = pl.Series("address", generator.integers(0, 600, 2000)).cast(pl.String) + " Main Street"
+    rows["y"] = np.where(few_rows_each.str.contains("[02468] "), "ill", "well")
+    assert ("group", False, "address") in found(audited(pl.DataFrame(rows).with_columns(few_rows_each), "y"))
     rows["y"] = made()["y"]
     assert audited(pl.DataFrame({**rows, "patient_id": person}), "y", columns={"patient_id": "drop"}) == []
 
@@ -285,7 +288,8 @@ def test_levels_and_drift_of_rows_that_come_later() -> None:
     late = np.arange(2000) >= 1280
     rows["colour"] = np.where(late & (rows["colour"] == "red"), "pink", rows["colour"])
     rows["weight"] = rows["weight"] + 2 * late
-    findings = audited(pl.DataFrame(rows), "y", by="time", split_column="size")
+    rows["when"] = np.arange(2000) / 2
+    findings = audited(pl.DataFrame(rows), "y", by="time", split_column="when")
     pink = int((rows["colour"] == "pink").sum())
     assert of("unseen", findings) == [
         (
@@ -297,6 +301,7 @@ def test_levels_and_drift_of_rows_that_come_later() -> None:
     assert drift[0].startswith(
         "training is unlike the other splits, as is to be expected over time, by a distance from 0 to 1: weight 0."
     )
+    assert "when" not in drift[0]
     assert of("drift", audited(pl.DataFrame(rows), "y")) == []
 
 
