@@ -1,6 +1,8 @@
 """Which rows train, which choose (validation), which judge (test)."""
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,59 +12,69 @@ import polars as pl
 from datamodules.schema import DataError, Task
 from serving.cells import MISSING, as_date, as_number, as_text, clean_text, day_first
 
+log = logging.getLogger(__name__)
+
 SplitBy = Literal["stratified", "random", "group", "time", "column"]
 SPLITS = ("train", "val", "test")
-TARGET_BINS = 10
-"""Bins of a target of amounts that are split like classes."""
+TARGET_BINS, BIN_ROWS = 10, 20
+"""Bins at most of a regression target, which are split like classes; and the rows that each has at least."""
+LARGEST = 10_000
+"""Groups that are placed one by one; the others, of which there may be millions, are drawn like rows, within the
+stratum that most of their rows are of."""
 DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class Split:
-    """How rows are split, conf/data/table.yaml says what each setting does. Raises DataError for such as cannot be.
+    """How rows are split. Raises DataError for settings that cannot be.
 
     - `stratified`: each class, or each tenth of a regression target, in the wanted fractions. `random`: all at once.
-    - `group`: rows with the same value of `column` stay on one side; a missing value is a group of its own.
-    - `time`: the earliest rows train, the latest test, by `column`, or in the order of the file without one; `gap` (in
-      the unit of the column, in days for dates, in rows without a column) is left out before validation and test.
+    - `group`: rows with the same value of `column` stay on one side; a row without one is a group of its own.
+    - `time`: the earliest rows train, the latest test, by `column`, or in the order of the file without one. What lies
+      less than `gap` before validation and test is left out: days where the column holds dates, the column's own unit
+      where it holds numbers, rows without a column.
     - `column`: it says "train", "val" or "test".
 
-    With `fold`, one of `folds` parts is the test, and every row is in one of these parts. By time part k + 1 of
-    `folds` + 1 is the test, and only rows before it are used.
+    With `fold`, one of `folds` parts is the test, and each row is in one of them; the others train and choose. By time
+    the rows are in `folds` + 1 parts, part `fold` + 1 is the test, and what comes after it is left out.
     """
 
     by: SplitBy = "stratified"
     column: str | None = None
     fractions: Sequence[float] = (0.64, 0.16, 0.20)
-    gap: float = 0.0
+    gap: float = 0
     seed: int = 0
     folds: int = 5
     fold: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.fractions) != 3 or min(self.fractions) <= 0:
+        given = f"data.split.by={self.by} with data.split.column={self.column}"
+        if self.column is None and self.by in ("group", "column"):
+            holds = "the group of each row" if self.by == "group" else "train, val or test for each row"
+            raise DataError(f"{given}: name the column that holds {holds}")
+        if self.column is not None and self.by in ("stratified", "random"):
+            raise DataError(f"{given}: only group, time and column take a column")
+        if len(self.fractions) != 3 or not all(0 < share < math.inf for share in self.fractions):
             raise DataError(
                 f"data.split.fractions={list(self.fractions)}: must be three shares above 0: train, val, test"
             )
-        needs, may = self.by in ("group", "column"), self.by in ("group", "time", "column")
-        if (self.column is None and needs) or (self.column is not None and not may):
-            raise DataError(
-                f"data.split.by={self.by} with data.split.column={self.column}: the column names the group of a row"
-                " with data.split.by=group, orders the rows with data.split.by=time, or says train, val or test with"
-                " data.split.by=column"
-            )
-        if self.gap < 0 or (self.gap > 0 and self.by != "time"):
-            raise DataError(
-                f"data.split.gap={self.gap:g}: a gap is 0 or more, and above 0 only with data.split.by=time"
-            )
+        if not 0 <= self.gap < math.inf:
+            raise DataError(f"data.split.gap={self.gap:g}: must be 0 or more")
+        if self.gap > 0 and self.by != "time":
+            raise DataError(f"data.split.gap={self.gap:g} with data.split.by={self.by}: only time leaves a gap")
+        if self.seed < 0:
+            raise DataError(f"data.split.seed={self.seed}: must be 0 or more")
         if self.folds < 2:
             raise DataError(f"data.split.folds={self.folds}: must be 2 or more")
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise DataError(
-                f"data.split.fold={self.fold}: with data.split.folds={self.folds} it is from 0 to {self.folds - 1}"
+                f"data.split.fold={self.fold} with data.split.folds={self.folds}: must be from 0 to {self.folds - 1}"
             )
         if self.fold is not None and self.by == "column":
-            raise DataError("data.split.fold: the column of data.split.by=column has settled which rows are the test")
+            raise DataError(
+                f"data.split.fold={self.fold} with data.split.by=column: the column says which rows are the test, so"
+                " there are no folds"
+            )
 
     def assign(
         self,
@@ -72,168 +84,234 @@ class Split:
         column: pl.Series | None = None,
         first_copy: np.ndarray | None = None,
         files: np.ndarray | None = None,
+        missing: Sequence[str] = MISSING,
     ) -> np.ndarray:
         """The split of each row, int8 (rows,): 0 train, 1 validation, 2 test, -1 left out.
 
-        `first_copy` gives for each row the position of its first exact copy: the first are split and copies follow
-        them, or a row learnt by heart would be counted as a success; of copies in two groups each stays with its own.
-        `files`: int8 (rows,), 1 and 2 for rows that are given as validation and test; the others are divided among the
-        splits that are not given. Raises DataError where a split would be empty.
+        `column`: raw cells, in which `missing` are spellings of a missing value. `first_copy`, int64 (rows,): the
+        position of each row's first exact copy. The first are split and copies follow, or a row learnt by heart would
+        be counted as a success; but by group, copies stay with their groups, and by time in their order. `files`, int8
+        (rows,): 1 for rows given as validation, 2 as test, which is what they are; the others, 0, are divided among
+        the splits that are not given. Raises DataError where the column cannot split, or a split would be empty.
         """
         split = np.zeros(len(target), dtype=np.int8) if files is None else files.copy()
-        given = {1, 2} & set(np.unique(split).tolist())
-        if self.fold is not None and 2 in given:
+        sides = [side for side in range(len(SPLITS)) if side == 0 or not (split == side).any()]
+        if len(sides) < len(SPLITS) and self.by == "column":
+            raise DataError("data.split.by=column with data.val_path or data.test_path: only one can say who tests")
+        if self.fold is not None and 2 not in sides:
             raise DataError(
-                "data.split.fold: data.test_path has settled which rows are the test; leave out one of them"
+                f"data.split.fold={self.fold} with data.test_path: the file says which rows are the test, so there are"
+                " no folds"
             )
-        fractions = [0.0 if side in given else share for side, share in enumerate(self.fractions)]
-        free = np.flatnonzero(split == 0)
-        if len(given) < 2:
-            labels, by = target, self.by
-            if by == "stratified" and task == "regression":
-                labels = _bins(target)
-            if by in ("stratified", "random") and first_copy is not None:
-                # A copy of a row in another file follows none: that file's side is given.
-                _, first, place = np.unique(first_copy[free], return_index=True, return_inverse=True)
-                split[free] = self._draw(labels.gather(free[first]), fractions, None)[place]
-            else:
-                split[free] = self._draw(
-                    labels.gather(free), fractions, None if column is None else column.gather(free)
-                )
+        free = split == 0
+        if not free.all():
+            target = target.filter(pl.Series(free))
+            column = None if column is None else column.filter(pl.Series(free))
+            # The copies of a row in another file are the audit's.
+            first_copy = None if first_copy is None else np.unique(first_copy[free], return_inverse=True)[1]
+        split[free] = self._divide(target, task, sides, column, first_copy, missing)
         for code, name in enumerate(SPLITS):
             if not (split == code).any():
-                rows = len(target) if first_copy is None else len(np.unique(first_copy))
                 raise DataError(
-                    f"{rows:,} different rows leave the {name} split empty with {self._told()}: give more rows, or"
-                    " change it"
+                    f"{len(target):,} rows leave the {name} split empty with {self._told()}: give more rows, or change"
+                    " these"
                 )
         return split
 
-    def _draw(self, labels: pl.Series, fractions: Sequence[float], column: pl.Series | None) -> np.ndarray:
-        """int8 (rows,) for rows of these labels, in these fractions of train, validation and test."""
-        rows = len(labels)
-        generator = np.random.default_rng(self.seed)
-        split = np.empty(rows, dtype=np.int8)
+    def _divide(
+        self,
+        target: pl.Series,
+        task: Task,
+        sides: Sequence[int],
+        column: pl.Series | None,
+        copies: np.ndarray | None,
+        missing: Sequence[str],
+    ) -> np.ndarray:
+        """The rows that no file gives a side; `copies` are equal for copies."""
+        if self.by == "time":
+            return self._by_time(np.arange(len(target)) if column is None else _times(column, missing), sides)
         if self.by == "column":
             assert column is not None
             return _given(column)
-        if self.by == "stratified":
-            classes = labels.to_frame("label").with_row_index().group_by("label", maintain_order=True).agg("index")
-            for members in classes["index"]:
-                order = generator.permutation(members.to_numpy())
-                # Parts of a row are rounded at random, so that rare classes are not always rounded the same way.
-                self._cut(split, order, fractions, generator.random())
-        elif self.by == "random":
-            self._cut(split, generator.permutation(rows), fractions)
-        elif self.by == "group":
+        if self.by == "group":
             assert column is not None
-            self._cut_groups(split, column, fractions, generator)
+            strata = target if task != "regression" else _bins(target)
+            return self._by_group(strata, column.name, _groups(column, copies, missing), sides)
+        if copies is None:
+            return self._drawn(target, task, sides)
+        _, first, place = np.unique(copies, return_index=True, return_inverse=True)
+        return self._drawn(target.gather(first), task, sides)[place]
+
+    def _drawn(self, target: pl.Series, task: Task, sides: Sequence[int]) -> np.ndarray:
+        generator = np.random.default_rng(self.seed)
+        split = np.empty(len(target), dtype=np.int8)
+        if self.by == "random":
+            strata: Iterator[np.ndarray] = iter([np.arange(len(target))])
         else:
-            self._cut_times(split, column, fractions)
+            strata = _strata(_bins(target) if task == "regression" else target)
+        for members in strata:
+            order = generator.permutation(members)
+            # Parts of a row are rounded at random, so that rare classes are not always rounded the same way.
+            shifts = (generator.random(), generator.random() if self.fold is not None else 0.0)
+            pieces = self._pieces(order, sides, shifts if self.by == "stratified" else (0.0, 0.0))
+            for side, piece in zip(sides, pieces, strict=True):
+                split[piece] = side
         return split
 
-    def _cut(self, split: np.ndarray, order: np.ndarray, fractions: Sequence[float], shift: float = 0.0) -> None:
-        """Cuts rows in this order at the fractions."""
-        if self.fold is not None:
-            ends = np.floor(np.arange(self.folds + 1) * len(order) / self.folds + shift + 1e-9).astype(int)
-            test = np.arange(ends[self.fold], ends[self.fold + 1])
-            split[order[test]] = 2
-            order, fractions = np.delete(order, test), (*fractions[:2], 0.0)
-        cuts = np.cumsum(np.asarray(fractions) / sum(fractions))[:2] * len(order)
-        train_end, val_end = np.floor(cuts + shift + 1e-9).astype(int)  # 0.8 * 10 is 7.999... in floating point
-        split[order[:train_end]] = 0
-        split[order[train_end:val_end]] = 1
-        split[order[val_end:]] = 2
+    def _pieces(self, order: np.ndarray, sides: Sequence[int], shifts: tuple[float, float]) -> list[np.ndarray]:
+        """Rows in their order, one piece for each side."""
+        if self.fold is None:
+            return _cut(order, self._shares(sides), shifts[0])
+        blocks = _cut(order, [1] * self.folds, shifts[0])
+        rest = np.concatenate([*blocks[self.fold + 1 :], *blocks[: self.fold]])
+        return [*_cut(rest, self._shares(sides[:-1]), shifts[1]), blocks[self.fold]]
 
-    def _cut_groups(
-        self, split: np.ndarray, column: pl.Series, fractions: Sequence[float], generator: np.random.Generator
-    ) -> None:
-        """Each group goes where most is lacking, the largest groups first, those of one size in random order."""
-        names = clean_text(as_text(column), MISSING)
-        alone = pl.Series([f"row {row}" for row in np.flatnonzero(names.is_null().to_numpy())], dtype=pl.String)
-        names = names.scatter(names.is_null().arg_true(), alone)
-        groups, sizes = np.unique(names.rank("dense").to_numpy(), return_inverse=False, return_counts=True)
-        if len(groups) < sum(share > 0 for share in fractions):
-            raise DataError(
-                f"data.split.column={column.name}: {len(groups)} group{'s' if len(groups) > 1 else ''}, of"
-                f" {sizes.max():,} rows at most, cannot fill all splits of {len(split):,} rows; choose another column,"
-                " or data.split.by=stratified"
-            )
-        order = generator.permutation(len(groups))
-        order = order[np.argsort(-sizes[order], kind="stable")]
-        side = np.zeros(len(groups), dtype=np.int8)
-        if self.fold is not None:
-            part = _fill(order, sizes, [1 / self.folds] * self.folds)
-            side[part == self.fold] = 2
-            order, fractions = order[part[order] != self.fold], (*fractions[:2], 0.0)
-        side[order] = _fill(order, sizes, fractions)[order]
-        split[:] = side[names.rank("dense").to_numpy() - 1]
-
-    def _cut_times(self, split: np.ndarray, column: pl.Series | None, fractions: Sequence[float]) -> None:
-        times = np.arange(len(split), dtype=np.float64) if column is None else _times(column)
+    def _by_time(self, times: np.ndarray, sides: Sequence[int]) -> np.ndarray:
         order = np.argsort(times, kind="stable")
         if self.fold is None:
-            cuts = np.cumsum(np.asarray(fractions) / sum(fractions))[:2] * len(order)
-            val_start, test_start = np.floor(cuts + 1e-9).astype(int)
-            end = len(order)
+            pieces = _cut(order, self._shares(sides))
         else:
-            test_start, end = (np.array([1, 2]) + self.fold) * len(order) // (self.folds + 1)
-            val_start = int(test_start * fractions[0] / (fractions[0] + fractions[1]) + 1e-9)
-        split[order] = np.repeat([0, 1, 2, -1], [val_start, test_start - val_start, end - test_start, len(order) - end])
-        if self.gap > 0:
-            for side, start in ((0, val_start), (1, test_start)):
-                if start < len(order):
-                    split[(split == side) & (times >= times[order[start]] - self.gap)] = -1
+            blocks = _cut(order, [1] * (self.folds + 1))
+            before = np.concatenate(blocks[: self.fold + 1])
+            pieces = [*_cut(before, self._shares(sides[:-1])), blocks[self.fold + 1]]
+        ordered = np.concatenate(pieces)
+        split = np.full(len(times), -1, dtype=np.int8)
+        for side, piece, end in zip(sides, pieces, np.cumsum([len(piece) for piece in pieces]), strict=True):
+            if self.gap and end < len(ordered):
+                piece = piece[times[piece] < times[ordered[end]] - self.gap]
+            split[piece] = side
+        return split
+
+    def _by_group(self, strata: pl.Series, name: str, group: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+        generator = np.random.default_rng(self.seed)
+        cells = pl.DataFrame({"group": group, "stratum": strata}).group_by("group", "stratum").len("rows")
+        cells = cells.with_columns(pl.col("stratum").rank("dense") - 1)
+        groups = int(group.max()) + 1
+        parts = len(sides) if self.fold is None else max(self.folds, len(sides))
+        if groups < parts:
+            held = f"all {len(group):,} rows are in one group" if groups == 1 else f"there are {groups} groups"
+            raise DataError(
+                f"data.split.column={name}: {held}, but {parts} are needed; choose another column, or"
+                " data.split.by=stratified"
+            )
+        side: np.ndarray = np.full(groups, 2, dtype=np.int8)
+        rest = np.full(groups, True)
+        if self.fold is not None:
+            rest = _deal(cells, [1] * self.folds, generator) != self.fold
+            cells = cells.filter(pl.Series(rest[cells["group"]])).with_columns(pl.col("group").rank("dense") - 1)
+            sides = sides[:-1]
+        side[rest] = np.asarray(sides)[_deal(cells, self._shares(sides), generator)]
+        split: np.ndarray = side[group]
+        return split
+
+    def _shares(self, sides: Sequence[int]) -> list[float]:
+        return [self.fractions[side] for side in sides]
 
     def _told(self) -> str:
-        fold = "" if self.fold is None else f" and data.split.fold={self.fold}"
-        gap = f" and data.split.gap={self.gap:g}" if self.gap else ""
-        return f"data.split.by={self.by}, data.split.fractions={list(self.fractions)}{gap}{fold}"
+        told = f"data.split.by={self.by}, data.split.fractions={list(self.fractions)}"
+        gap = f", data.split.gap={self.gap:g}" if self.gap else ""
+        return told + gap + (f", data.split.folds={self.folds}" if self.fold is not None else "")
+
+
+def _cut(order: np.ndarray, shares: Sequence[float] | np.ndarray, shift: float = 0.0) -> list[np.ndarray]:
+    """A piece for each share; 0 <= `shift` < 1 is added to where they are cut, before that is rounded down."""
+    cuts = np.cumsum(np.asarray(shares) / sum(shares))[:-1] * len(order)
+    return np.split(order, np.floor(cuts + shift + 1e-9).astype(int))  # 0.8 * 10 is 7.999... in floating point
+
+
+def _strata(labels: pl.Series) -> Iterator[np.ndarray]:
+    """The rows of each label, in order of its first row."""
+    rows = labels.to_frame("label").with_row_index().group_by("label", maintain_order=True).agg("index")
+    return (members.to_numpy() for members in rows["index"])
 
 
 def _bins(target: pl.Series) -> pl.Series:
-    """Tenths of a target of amounts, by rank; equal values are in one."""
-    return (target.rank("min") * TARGET_BINS / (len(target) + 1)).floor().cast(pl.Int8)
+    """Bins of a regression target that hold as many rows each; equal values are in one."""
+    values = target.to_numpy()
+    bins = min(max(len(values) // BIN_ROWS, 1), TARGET_BINS)
+    edges = np.quantile(values, np.arange(1, bins) / bins)
+    return pl.Series(np.searchsorted(edges, values, side="right").astype(np.int8))
 
 
-def _fill(order: np.ndarray, sizes: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """For each group the part it goes to, (groups,); parts get about these shares of the rows."""
-    part = np.zeros(len(sizes), dtype=np.int64)
-    lacking = np.asarray(shares) / sum(shares) * sizes[order].sum()
-    for group in order.tolist():
-        part[group] = emptiest = int(lacking.argmax())
-        lacking[emptiest] -= sizes[group]
+def _groups(column: pl.Series, copies: np.ndarray | None, missing: Sequence[str]) -> np.ndarray:
+    """The group of each row, a number from 0 on; a row without a value is alone with its copies."""
+    names = clean_text(as_text(column), missing)
+    alone = names.is_null().to_numpy()
+    if alone.any():
+        log.info("%s is missing in %s rows: each is a group of its own", column.name, f"{alone.sum():,}")
+    copies = np.arange(len(names)) if copies is None else copies
+    keys = pl.DataFrame({"name": names, "alone": np.where(alone, copies, -1)})
+    groups = keys.unique(maintain_order=True).with_row_index("group")
+    joined = keys.join(groups, on=["name", "alone"], how="left", nulls_equal=True, maintain_order="left")
+    return joined["group"].to_numpy()
+
+
+def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Generator) -> np.ndarray:
+    """Deals groups out in these shares of the rows of each stratum; gives the part of each group, int64 (groups,).
+
+    `cells`: the "rows" of each "group", 0 on, in each "stratum", 0 on. By orders of magnitude of their rows, the
+    largest first, each group goes where it least adds to the sum of (have - want)^2 / want: the way of Webster and
+    Sainte-Lague to share out seats, by which small parts get their large groups too.
+    """
+    cells = cells.sort("group", "rows", "stratum")
+    group, stratum, rows = (cells[name].to_numpy().astype(np.int64) for name in ("group", "stratum", "rows"))
+    sizes = np.bincount(group, rows)
+    starts = np.searchsorted(group, np.arange(len(sizes) + 1))
+    want = np.outer(np.asarray(shares) / sum(shares), np.bincount(stratum, rows))
+    lack = want.copy()
+    part = np.full(len(sizes), -1)
+    empty = np.full(len(shares), True)
+    order = generator.permutation(len(sizes))
+    order = order[np.argsort(-np.frexp(sizes[order])[1], kind="stable")]
+    for place, each in enumerate(order[:LARGEST].tolist()):
+        cell = slice(starts[each], starts[each + 1])
+        strata, counts = stratum[cell], rows[cell]
+        cost = (counts * (counts - 2 * lack[:, strata]) / want[:, strata]).sum(1)
+        if len(order) - place <= empty.sum():
+            cost[~empty] = np.inf
+        part[each] = to = cost.argmin()
+        lack[to, strata] -= counts
+        empty[to] = False
+    small = order[LARGEST:]
+    commonest = stratum[starts[small + 1] - 1]
+    for members in _strata(pl.Series(commonest)):
+        drawn = small[members]
+        ends = np.cumsum(sizes[drawn])
+        lacking = lack[:, commonest[members[0]]].clip(1e-9)
+        cuts = np.cumsum(lacking) / lacking.sum() * ends[-1]
+        part[drawn] = np.searchsorted(cuts[:-1], ends - generator.random() * sizes[drawn])
     return part
 
 
 def _given(column: pl.Series) -> np.ndarray:
-    names = column.cast(pl.String).str.strip_chars().str.to_lowercase().replace({"validation": "val", "valid": "val"})
+    names = as_text(column).str.strip_chars().str.to_lowercase().replace({"validation": "val", "valid": "val"})
     wrong = names.filter(~names.is_in(SPLITS) | names.is_null())
     if len(wrong):
         raise DataError(
-            f"column '{column.name}' splits the rows, but holds {wrong[0]!r} in {len(wrong)} rows: "
-            "it may only hold train, val and test"
+            f"column '{column.name}' splits the rows, but holds {wrong[0]!r} in {len(wrong):,} rows: it may only hold"
+            " train, val and test"
         )
-    missing = [name for name in SPLITS if not (names == name).any()]
-    if missing:
-        raise DataError(f"column '{column.name}' splits the rows, but no row says {missing[0]}")
+    absent = [name for name in SPLITS if not (names == name).any()]
+    if absent:
+        raise DataError(f"column '{column.name}' splits the rows, but no row says {absent[0]}")
     return names.replace_strict(list(SPLITS), [0, 1, 2], return_dtype=pl.Int8).to_numpy()
 
 
-def _times(column: pl.Series) -> np.ndarray:
+def _times(column: pl.Series, missing: Sequence[str]) -> np.ndarray:
     """float64 (rows,): numbers as they are, dates in days, so that "10" comes after "9" and dates in their order."""
-    numbers, bad = as_number(column, MISSING)
+    times, bad = as_number(column, missing)
     if bad.any() or column.dtype.is_temporal():
-        seconds, bad = as_date(column, MISSING, day_first(column))
-        numbers = seconds / DAY
+        seconds, undated = as_date(column, missing, day_first(column))
+        if undated.sum() <= bad.sum():
+            times, bad = seconds / DAY, undated
     if bad.any():
         raise DataError(
-            f"column '{column.name}' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31 "
-            f"({as_text(column.filter(bad))[0]!r} is none); choose another data.split.column"
+            f"column '{column.name}' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31"
+            f" ({as_text(column.filter(bad))[0]!r} is none); choose another data.split.column"
         )
-    if numbers.null_count():
+    if times.null_count():
         raise DataError(
-            f"column '{column.name}' orders the rows by time, but is missing in {numbers.null_count():,} of"
+            f"column '{column.name}' orders the rows by time, but is missing in {times.null_count():,} of"
             f" {len(column):,}; leave those out of the file, or choose another data.split.column"
         )
-    return numbers.to_numpy()
+    return times.to_numpy()
