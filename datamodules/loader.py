@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,9 @@ class Batches:
 
     def _walk(self, skip: int) -> Iterator[tuple[Rows, Tensor]]:
         """The windows, each with the row numbers in it, the first `skip` rows left out; the next is read meanwhile."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        # Of a seed torch's generator on the CPU takes 32 bits, so both numbers must be in these.
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         windows = self.windows(generator)
         if isinstance(self.store, MemoryStore) and len(windows) == 1:
             yield self._order(*self.store.window(windows[0]), generator, skip)

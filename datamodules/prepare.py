@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import chain
@@ -23,12 +23,13 @@ from datamodules.fit import Fit
 from datamodules.infer import check_names, infer_columns, infer_task
 from datamodules.pixels import Pixels
 from datamodules.ranks import Ranks
-from datamodules.read import BAD, Raw, concat
-from datamodules.schema import FEATURE_KINDS, Column, DataError, TargetSpec, Task
+from datamodules.read import BAD, FILE, LINE, Raw, concat
+from datamodules.schema import FEATURE_KINDS, Column, DataError, Kind, TargetSpec, Task
 from datamodules.settings import Settings
 from datamodules.split import SPLITS
 from datamodules.statistics import ROW, Sample, Statistics
 from datamodules.store import Rows, save_part, size_of
+from serving.cells import clean_text
 from serving.torchscript import quiet
 
 HEAD = 8192
@@ -38,6 +39,8 @@ LOOK = 100_000
 SHIFT = 32
 """A row's number is that of its chunk, shifted, and its place there: known before the chunks before it are read."""
 SPLIT = "lathe.split"
+PLACES = ".parquet"
+"""Ending of the file beside a part that has file and line of its rows."""
 FACTS, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
 
 Reader = Callable[[Any], Iterator[tuple[int, Raw]]]
@@ -93,7 +96,7 @@ class Preparation:
         sample = self._finish_sample(pieces)
         column = self.settings.split.column
         findings = audit(
-            sample.drop(ROW, SPLIT),
+            sample.drop(ROW, SPLIT).with_columns(self._replaced(sample)),
             sample[SPLIT],
             self.columns,
             target.name,
@@ -148,7 +151,8 @@ class Preparation:
                 looked.append(item)
                 if sum(len(raw.frame) for _, _, raw in looked) >= LOOK:
                     break
-            found = self._infer(concat([raw.frame for _, _, raw in looked]))
+            pixels: dict[str, Kind] = dict.fromkeys(looked[0][2].images, "image") if looked else {}
+            found = self._infer(concat([raw.frame for _, _, raw in looked]), pixels)
         found = self.ranks.gather(found)[0]
         assert found is not None
         self.columns, self.task, reason = found
@@ -158,9 +162,10 @@ class Preparation:
         self.pixels.shapes = self.ranks.gather(self.pixels.shapes)[0]
         return looked
 
-    def _infer(self, frame: pl.DataFrame) -> tuple[list[Column], Task, str]:
+    def _infer(self, frame: pl.DataFrame, pixels: Mapping[str, Kind]) -> tuple[list[Column], Task, str]:
         settings = self.settings
-        columns = infer_columns(frame, target=settings.target, overrides=settings.columns, missing=settings.missing)
+        overrides = {**pixels, **settings.columns}
+        columns = infer_columns(frame, target=settings.target, overrides=overrides, missing=settings.missing)
         names = [column.name for column in columns]
         if settings.split.column is not None:
             check_names("data.split.column", [settings.split.column], names)
@@ -242,7 +247,12 @@ class Preparation:
         first = first_copies(keys.copy.to_numpy())
         is_copy = first != np.arange(len(first))
         split: np.ndarray = settings.split.assign(
-            keys.target, self.task, column=keys.column, first_copy=first if is_copy.any() else None, files=keys.file
+            keys.target,
+            self.task,
+            column=keys.column,
+            first_copy=first if is_copy.any() else None,
+            files=keys.file,
+            missing=settings.missing,
         )
         copies = int(is_copy.sum())
         if copies and settings.duplicates == "drop":
@@ -307,6 +317,7 @@ class Preparation:
                 rows["target"] = _encode_target(some.frame[target.name], target)
                 file = f"{name}-{chunk.number:06}.pt"
                 save_part(self.folder / PARTS / file, rows)
+                some.frame.select(FILE, LINE).write_parquet((self.folder / PARTS / file).with_suffix(PLACES))
                 parts.append((chunk.number, name, file, len(some.frame), size_of(rows)))
                 if sum(map(len, heads[name].values())) < HEAD:
                     heads[name][chunk.number] = some.frame
@@ -317,6 +328,15 @@ class Preparation:
                 head.write_parquet(self.folder / f"{name}.parquet")
         everywhere = sorted(chain(*self.ranks.gather(parts)))
         return {name: [part[2:] for part in everywhere if part[1] == name] for name in SPLITS}
+
+    def _replaced(self, sample: pl.DataFrame) -> list[pl.Series]:
+        """The columns with replaced values, as the features replace them."""
+        numbers, texts = self.settings.number_rules(self.columns), self.settings.text_rules(self.columns)
+        clean = {name: clean_text(sample[name], self.settings.missing) for name in texts}
+        return [
+            *(sample[name].replace(rules) for name, rules in numbers.items()),
+            *(cells.replace(texts[name]) for name, cells in clean.items()),
+        ]
 
     def _is_feature(self, column: Column) -> bool:
         return column.kind in FEATURE_KINDS and column.name != self.settings.target

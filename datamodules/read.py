@@ -56,8 +56,9 @@ class Raw:
 
     @property
     def root(self) -> Path:
-        """The folder of the file: paths in its cells begin there, and may not leave it."""
-        return Path(self.frame[FILE][0]).parent
+        """The folder of the file, or the folder that was read: paths in cells begin there, and may not leave it."""
+        file = Path(self.frame[FILE][0])
+        return file if file.is_dir() else file.parent
 
 
 def concat(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from datamodules.clean import as_range, as_rules
 from datamodules.features import as_tensor
 from datamodules.features.numbers import Scaling
 from datamodules.loader import Batches
-from datamodules.prepare import FACTS, FEATURES, PARTS, QUARANTINE, Preparation
+from datamodules.prepare import FACTS, FEATURES, PARTS, PLACES, QUARANTINE, Preparation
 from datamodules.ranks import Ranks
 from datamodules.read import STANDARD_INPUT, Raw, find, read_share
 from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
@@ -122,6 +122,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.cache = cache
         self.seed = seed
         self.stores: dict[str, Store] = {}
+        self._parts: dict[str, list[Path]] = {}
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -190,11 +191,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         kind, why = choose(self.wanted_store, size, limit)
         log.info("store: %s (%s)", kind, why)
         for split, parts in facts["parts"].items():
-            disk = DiskStore(
-                [folder / PARTS / name for name, _, _ in parts],
-                [rows for _, rows, _ in parts],
-                sum(part for _, _, part in parts),
-            )
+            self._parts[split] = [folder / PARTS / name for name, _, _ in parts]
+            disk = DiskStore(self._parts[split], [rows for _, rows, _ in parts], sum(size for _, _, size in parts))
             self.stores[split] = disk if kind == "disk" else disk.read()
         self._on_device = kind == "device"
         if self.audit == "strict":
@@ -229,11 +227,19 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         held, index = store.window(parts)
         return {name: values.cpu() for name, values in take(held, index[:rows]).items()}
 
+    def frame(self, split: SplitName) -> pl.DataFrame:
+        """The first cleaned rows of a split, `datamodules.prepare.HEAD` at most."""
+        return pl.read_parquet(self._folder / f"{split}.parquet")
+
+    def places(self, split: SplitName) -> pl.DataFrame:
+        """File and line (FILE, LINE) of each row of a split, in the order of its store."""
+        return pl.concat([pl.read_parquet(file.with_suffix(PLACES)) for file in self._parts[split]])
+
     def raw(self, split: SplitName, rows: int) -> tuple[dict[str, Tensor], dict[str, list[str]], dict[str, Tensor]]:
         """The first rows of a split as the artefact takes them: numbers, strings and images by column; at most
         `datamodules.prepare.HEAD`.
         """
-        frame = pl.read_parquet(self._folder / f"{split}.parquet", n_rows=rows)
+        frame = self.frame(split).head(rows)
         kinds = {column["name"]: column["kind"] for column in self.described["columns"]}
         pixels = self.head(split, rows) if self.inputs.images else {}
         return (

@@ -1,6 +1,7 @@
 """The features: what they make of raw cells, and that the scripted form does the same."""
 
 import math
+from typing import Any
 
 import polars as pl
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.features import Categories, Features, Numbers
+from datamodules.features import Categories, Dates, Features, Images, Numbers, Texts
 from datamodules.features.categories import clean, fnv1a
 from datamodules.features.numbers import quantiles
 from serving import cells
@@ -59,7 +60,9 @@ def test_a_constant_column_becomes_zero() -> None:
 
 
 def test_missing_takes_the_median_and_gets_an_indicator_only_where_training_had_it() -> None:
-    numbers = Numbers(["x", "y"], torch.tensor([[1.0, 1.0], [NAN, 2.0], [3.0, 3.0]], dtype=torch.float64), "standard")
+    numbers = Numbers(
+        ["x", "y"], torch.tensor([[1.0, 1.0], [NAN, 2.0], [3.0, 3.0]], dtype=torch.float64), "standard", indicated=["x"]
+    )
     assert numbers.indicated.tolist() == [0]
     encoded = numbers({"x": torch.tensor([NAN, 1.0]), "y": torch.tensor([NAN, 2.0])}, 2)
     assert encoded[:, 2].tolist() == [1.0, 0.0]
@@ -68,8 +71,7 @@ def test_missing_takes_the_median_and_gets_an_indicator_only_where_training_had_
 
 
 def test_infinity_and_replaced_values_are_missing() -> None:
-    numbers = Numbers(["x"], column([0.0, 1.0, 2.0, 3.0, 5.0]), "standard", {"x": {0.0: None, 5.0: 4.0}})
-    assert numbers.indicated.tolist() == [0]
+    numbers = Numbers(["x"], column([0.0, 1.0, 2.0, 3.0, 5.0]), "standard", {"x": {0.0: None, 5.0: 4.0}}, ["x"])
     encoded = encode(numbers, [0.0, math.inf, -math.inf, 5.0, 4.0])
     assert encoded[:, 1].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
     assert encoded[3, 0] == encoded[4, 0]
@@ -159,11 +161,15 @@ def test_cells_of_a_column_get_the_codes_that_the_scripted_features_give_them(ce
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Features, torch.jit.ScriptModule]:
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(500, 2, dtype=torch.float64, generator=generator)
+    values = torch.randn(500, 4, dtype=torch.float64, generator=generator)
     values[::5, 1] = NAN
+    names = ["x", "y", "when days", "when month (sin)"]
     features = Features(
-        Numbers(["x", "y"], values, "quantile", {"x": {-999.0: None}}),
+        Dates(["when"], [["days", "month"]]),
+        Numbers([*names, "when month (cos)"], torch.cat([values, values[:, 3:]], 1), "quantile", {"x": {-999.0: None}}),
         Categories(["c", "d"], [{"a": 3, "é": 2, "": 1}, {"12": 1, "7": 1}], MISSING, {"d": {"seven": "7"}}),
+        Texts(["t"], [["a", "é", "12", "seven"]]),
+        Images(["i"], [(3, 4, 6)]),
     )
     return features, torch.jit.script(features)
 
@@ -172,25 +178,32 @@ def fitted() -> tuple[Features, torch.jit.ScriptModule]:
 @given(
     st.lists(
         st.tuples(
-            st.floats() | st.just(-999.0),
+            st.floats(allow_infinity=False) | st.just(-999.0),
             st.floats(),
-            cell_text | st.just("é"),
-            cell_text | st.just("seven"),
+            st.floats(-6e10, 2e11) | st.just(NAN),
+            st.none() | cell_text | st.just("é"),
+            st.none() | cell_text | st.just("seven"),
+            st.none() | st.text(st.characters(exclude_categories=["Cs"])),
         ),
         min_size=1,
         max_size=8,
-    )
+    ),
+    st.integers(0, 2**32),
 )
-def test_scripted_features_equal_eager_ones_on_any_row(
-    fitted: tuple[Features, torch.jit.ScriptModule], rows: list[tuple[float, float, str, str]]
+def test_features_are_the_same_in_training_eager_and_scripted_on_any_row(
+    fitted: tuple[Features, torch.jit.ScriptModule], rows: list[tuple[Any, ...]], seed: int
 ) -> None:
-    x, y, c, d = (list(values) for values in zip(*rows, strict=True))
-    numbers = {"x": torch.tensor(x, dtype=torch.float64), "y": torch.tensor(y, dtype=torch.float64)}
-    strings = {"c": c, "d": d}
-    eager, scripted = fitted[0](numbers, strings), fitted[1](numbers, strings)
-    assert torch.equal(eager["codes"], scripted["codes"])
-    torch.testing.assert_close(eager["numbers"], scripted["numbers"], atol=1e-6, rtol=0)
-    assert eager["numbers"].isfinite().all()
+    schema = {"x": pl.Float64, "y": pl.Float64, "when": pl.Float64, "c": pl.String, "d": pl.String, "t": pl.String}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    pixels = torch.randint(256, (len(rows), 1, 9, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    numbers = {name: torch.tensor(frame[name].to_list(), dtype=torch.float64) for name in ("x", "y", "when")}
+    strings = {name: frame[name].fill_null("").to_list() for name in ("c", "d", "t")}
+    encoded = fitted[0].encode(frame, {"i": pixels})
+    for answers in (fitted[0](numbers, strings, {"i": pixels}), fitted[1](numbers, strings, {"i": pixels})):
+        assert answers.keys() == encoded.keys()
+        for name, values in encoded.items():
+            torch.testing.assert_close(answers[name], values, atol=1e-6, rtol=0)
+    assert encoded["numbers"].isfinite().all()
 
 
 def test_quantiles_are_linear_between_order_statistics() -> None:

@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -12,10 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules import delimited
-from datamodules.read import FILE, LINE, read, read_chunks
+from datamodules.read import BAD, FILE, LINE, Raw, concat, read_chunks
 from datamodules.schema import DataError
 
 TABLE = pl.DataFrame({"a": ["1", "", "x y"], "b": ["2.5", "?", "3"]})
+
+
+def read(path: str | Path | Sequence[str], **settings: Any) -> Raw:
+    """All chunks as one."""
+    chunks = list(read_chunks(path, **settings))
+    frame = concat([chunk.frame for chunk in chunks]).select(pl.exclude(FILE, LINE), FILE, LINE)
+    return Raw(frame, pl.concat([pl.DataFrame(schema=BAD), *(chunk.bad for chunk in chunks)]))
 
 
 def rows(frame: pl.DataFrame) -> list[tuple[str, ...]]:

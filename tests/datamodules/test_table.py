@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from datamodules.infer import infer_columns
 from datamodules.read import FILE, LINE
 from datamodules.schema import DataError
+from datamodules.split import SPLITS, Split
 from datamodules.table import TableDataModule
 from serving.cells import MISSING
 
@@ -101,12 +102,12 @@ def test_adult_as_its_config_has_it(data_dir: Path, caplog: pytest.LogCaptureFix
     datamodule = TableDataModule(path, "income", columns={"fnlwgt": "drop"}, replace=spellings)
     datamodule.setup()
     assert datamodule.target.classes == ("<=50K", ">50K")
-    assert sum(len(frame) for frame in datamodule.frames.values()) == 48_842
+    assert sum(facts["rows"] for facts in datamodule.splits.values()) == 48_842
     assert datamodule.quarantine is not None
     assert len(datamodule.quarantine) == 0
     assert "52 rows with an exact copy before: kept, on one side of the split" in caplog.text
-    train = datamodule.frames["train"]
-    assert train["workclass"].str.strip_chars().eq("?").sum() > 1000  # raw text: the features clean it
+    train = datamodule.frame("train")
+    assert train["workclass"].str.strip_chars().eq("?").sum() > 100  # raw text: the features clean it
     levels = {column["name"]: column for column in datamodule.describe()["columns"]}
     assert levels["workclass"]["missing"]
     assert "?" not in levels["workclass"]["levels"]
@@ -145,7 +146,7 @@ def test_rows_that_break_a_rule_go_to_quarantine_with_their_lines(tmp_path: Path
         *((path, line, "amount", "outside range", str((line - 2) * 1.5)) for line in range(96, 102)),
         (path, 7, "y", "no target", " "),
     ]
-    kept = pl.concat(datamodule.frames.values())
+    kept = pl.concat(datamodule.frame(split) for split in SPLITS)
     assert len(kept) == 92
     assert not set(kept[LINE]) & {5, 7, *range(96, 102)}
 
@@ -214,7 +215,7 @@ def test_copies_are_dropped_on_request_whatever_their_spelling(tmp_path: Path) -
     table = plain(40, id=[f"k{row}" for row in range(40)], z=[str(row) for row in range(40)])
     copies = table.head(3).with_columns(x=" " + pl.col("x") + ".0", id=pl.Series(["c1", "c2", "c3"]))
     datamodule = set_up(tmp_path, pl.concat([table, copies]), duplicates="drop")
-    assert sum(len(frame) for frame in datamodule.frames.values()) == 40
+    assert sum(facts["rows"] for facts in datamodule.splits.values()) == 40
 
 
 @pytest.mark.parametrize(
@@ -239,26 +240,26 @@ def test_the_task_follows_from_the_target(
 def test_a_few_rows_are_one_batch(tmp_path: Path) -> None:
     datamodule = set_up(tmp_path, plain(10), batch_size=256)
     batches = list(datamodule.train_dataloader())
-    assert [len(batch["target"]) for batch in batches] == [len(datamodule.frames["train"])]
+    assert [len(batch["target"]) for batch in batches] == [datamodule.splits["train"]["rows"]]
 
 
 def test_time_and_given_splits_use_their_column(tmp_path: Path) -> None:
     dates = [f"2024-{month:02d}-{day:02d}" for month in range(12, 0, -1) for day in range(10, 0, -1)][:100]
-    datamodule = set_up(tmp_path, plain(when=dates), split_by="time", split_column="when")
-    last_lines = {split: sorted(frame[LINE]) for split, frame in datamodule.frames.items()}
+    datamodule = set_up(tmp_path, plain(when=dates), split=Split("time", "when"))
+    last_lines = {split: sorted(datamodule.places(split)[LINE]) for split in SPLITS}
     assert last_lines["test"] == list(range(2, 22))  # the first lines are the latest days
     assert last_lines["train"] == list(range(38, 102))
 
     parts = ["train", "train", "val", "test"] * 25
-    datamodule = set_up(tmp_path, plain(part=parts), split_by="column", split_column="part")
-    assert [len(datamodule.frames[split]) for split in ("train", "val", "test")] == [50, 25, 25]
+    datamodule = set_up(tmp_path, plain(part=parts), split=Split("column", "part"))
+    assert [datamodule.splits[split]["rows"] for split in SPLITS] == [50, 25, 25]
     assert datamodule.describe()["unused"] == ["part"]
     assert datamodule.columns[-1].reason == "says which rows train"
 
 
 def test_what_is_fitted_sees_training_rows_only(tmp_path: Path) -> None:
     table = plain(part=["train"] * 60 + ["val", "test"] * 20, z=[str(row * 7 % 30) for row in range(100)])
-    settings: dict[str, Any] = {"split_by": "column", "split_column": "part"}
+    settings: dict[str, Any] = {"split": Split("column", "part")}
     before = set_up(tmp_path, table, **settings)
     late = pl.int_range(100) >= 60
     changed = table.with_columns(
@@ -279,7 +280,7 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
     loader = datamodule.train_dataloader()
     loader.set_epoch(seed)
     seen = torch.cat([batch["numbers"][:, 0] for batch in loader]).sort().values
-    assert torch.equal(seen, datamodule.rows["train"]["numbers"][:, 0].sort().values)
+    assert torch.equal(seen, datamodule.head("train", rows)["numbers"][:, 0].sort().values)
 
 
 @pytest.mark.parametrize(
@@ -344,9 +345,9 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
         ),
         (
             plain(4),
-            {"split_fractions": (0.9, 0.05, 0.05)},
-            "4 different rows leave the val split empty with data.split_fractions=[0.9, 0.05, 0.05]: give more rows or"
-            " other fractions",
+            {"split": Split(fractions=(0.9, 0.05, 0.05))},
+            "4 different rows leave the val split empty with data.split.by=stratified, data.split.fractions=[0.9, 0.05,"
+            " 0.05]: give more rows, or change it",
         ),
     ],
 )
@@ -354,9 +355,6 @@ def test_what_cannot_be_learnt_is_refused(
     tmp_path: Path, table: pl.DataFrame, settings: dict[str, Any], message: str
 ) -> None:
     assert refused(tmp_path, table, **settings) == message
-
-
-RULE = "the column orders the rows with data.split_by=time, or says train, val or test with data.split_by=column"
 
 
 @pytest.mark.parametrize(
@@ -369,12 +367,6 @@ RULE = "the column orders the rows with data.split_by=time, or says train, val o
             'data.replace: x has [" ?", "none"], but " ?" counts as missing; leave it out of data.missing to replace'
             " it",
         ),
-        (
-            {"split_fractions": [0.8, 0.2]},
-            "data.split_fractions=[0.8, 0.2]: must be three shares above 0: train, val, test",
-        ),
-        ({"split_column": "x"}, f"data.split_by=stratified with data.split_column=x: {RULE}"),
-        ({"split_by": "column"}, f"data.split_by=column with data.split_column=None: {RULE}"),
         ({"separator": "||"}, "data.separator='||': must be one character; a tab is found without it"),
         ({"max_bad_fraction": 5}, "data.max_bad_fraction=5: must be from 0 to 1"),
         ({"batch_size": 0}, "data.batch_size=0: must be 1 or more"),

@@ -27,7 +27,7 @@ def test_the_test_rows_get_the_test_metrics_of_the_run(
     datamodule = instantiate(OmegaConf.load(folder / "config.yaml").data)
     datamodule.setup()
     raw = pl.read_csv(data_dir / file, infer_schema=False)
-    raw[datamodule.frames["test"][LINE] - 2].write_csv(tmp_path / "test.csv")
+    raw[datamodule.places("test")[LINE] - 2].write_csv(tmp_path / "test.csv")
     done = run_script(
         "scripts/evaluate.py", "--artifact", str(folder / "model.pt"), "--input", "test.csv", "--output", "out.json",
         cwd=tmp_path,
@@ -35,7 +35,7 @@ def test_the_test_rows_get_the_test_metrics_of_the_run(
     assert (done.returncode, done.stderr) == (0, "")
     ours = json.loads((tmp_path / "out.json").read_text())
     counts = {name: ours.pop(name) for name in ("rows", "rejected", "without_target")}
-    assert counts == {"rows": len(datamodule.frames["test"]), "rejected": 0, "without_target": 0}
+    assert counts == {"rows": datamodule.splits["test"]["rows"], "rejected": 0, "without_target": 0}
     theirs = json.loads((folder / "metrics.json").read_text())
     del theirs["test/loss"]
     expected = {name.removeprefix("test/"): value for name, value in theirs.items() if name.startswith("test/")}

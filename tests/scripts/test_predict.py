@@ -144,14 +144,14 @@ def test_the_artefact_answers_what_the_live_model_answers(
     network.load_state_dict(
         {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
     )
-    batch = datamodule.rows["val"]
+    batch = datamodule.head("val", datamodule.splits["val"]["rows"])
     with torch.inference_mode():
         live = answer(network.eval()(batch), "binary", 0.0, 1.0)[:, 1]
 
     output = tmp_path / "out.parquet"
     predict(adult, str(data_dir / "adult" / "adult.csv.gz"), str(output), None, 65_536)
     validation = (
-        datamodule.frames["val"].select(line=LINE).join(pl.read_parquet(output), on="line", maintain_order="left")
+        datamodule.places("val").select(line=LINE).join(pl.read_parquet(output), on="line", maintain_order="left")
     )
     torch.testing.assert_close(torch.tensor(validation["probability_>50K"].to_numpy()), live, atol=1e-5, rtol=0)
 
