@@ -53,10 +53,13 @@ class Numbers(nn.Module):
         median = values.nanmedian(0).values.nan_to_num(0.0) if len(self.names) else values.new_zeros(0)
         filled = torch.where(missing, median, values)
         center, scale, knots = _fit(filled, median, scaling)
+        knots, ranks, slopes = _rank(knots)
         self.register_buffer("fill", median)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
         self.register_buffer("knots", knots)
+        self.register_buffer("ranks", ranks)
+        self.register_buffer("slopes", slopes)
         places = [index for index, name in enumerate(self.names) if name in indicated]
         self.register_buffer("indicated", torch.tensor(places, dtype=torch.int64))
 
@@ -66,6 +69,8 @@ class Numbers(nn.Module):
     center: Tensor
     scale: Tensor
     knots: Tensor
+    ranks: Tensor
+    slopes: Tensor
     indicated: Tensor
 
     def clean(self, values: Tensor) -> Tensor:
@@ -99,21 +104,12 @@ class Numbers(nn.Module):
         return torch.cat([encoded.to(torch.float32), indicators.to(torch.float32)], 1)
 
     def to_normal(self, values: Tensor) -> Tensor:
-        """Rank among the knots -> normal deviate within +-5.2; a value on a run of equal knots takes its middle."""
-        ascending = self.knots  # (columns, knots)
+        """Rank among the knots -> normal deviate within +-5.2; between two knots the rank is linear."""
         cells = values.t().contiguous()
-        last = ascending.size(1) - 1
-        low = torch.searchsorted(ascending, cells, right=False)
-        high = torch.searchsorted(ascending, cells, right=True)
-        left = (low - 1).clamp(0, last)
-        right = low.clamp(0, last)
-        from_knot = ascending.gather(1, left)
-        width = ascending.gather(1, right) - from_knot
-        inside = (cells - from_knot) / torch.where(width > 0, width, torch.ones_like(width))
-        between = left + inside.clamp(0.0, 1.0)
-        on_knots = (low + high - 1) / 2.0
-        rank = torch.where(high > low, on_knots, between) / last
-        normal: Tensor = torch.special.ndtri(rank.clamp(1e-7, 1 - 1e-7))
+        knot = (torch.searchsorted(self.knots, cells, right=True) - 1).clamp_min(0)
+        rank = self.ranks.gather(1, knot) + (cells - self.knots.gather(1, knot)) * self.slopes.gather(1, knot)
+        rank = torch.clamp(rank, self.ranks[:, :1], self.ranks[:, -1:]).clamp(1e-7, 1 - 1e-7)
+        normal: Tensor = torch.special.ndtri(rank)
         return normal.t()
 
 
@@ -134,6 +130,23 @@ def _fit(filled: Tensor, median: Tensor, scaling: Scaling) -> tuple[Tensor, Tens
         spread = torch.where(q75 > q25, q75 - q25, (high - low) / 2)
         return median, torch.where(spread > 0, 1 / spread, 0.0), knots[:, :2].clone()
     return torch.zeros_like(median), torch.ones_like(median), knots
+
+
+def _rank(quantiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ascending quantiles (columns, n) -> each once, its rank in 0..1 (of equal ones the middle), and how fast the rank
+    grows behind it: three tensors (columns, n), filled up with infinity, the last rank, and 0.
+    """
+    columns, count = quantiles.shape
+    knots, ranks, slopes = quantiles.new_full((3, columns, count), torch.inf).unbind(0)
+    slopes.zero_()
+    for column in range(columns):
+        distinct, first, times = np.unique(quantiles[column].numpy(), return_index=True, return_counts=True)
+        middle = (first + (times - 1) / 2) / (count - 1)
+        knots[column, : len(distinct)] = torch.from_numpy(distinct)
+        ranks[column, : len(distinct)] = torch.from_numpy(middle)
+        ranks[column, len(distinct) :] = middle[-1]
+        slopes[column, : len(distinct) - 1] = torch.from_numpy(np.diff(middle) / np.diff(distinct))
+    return knots, ranks, slopes
 
 
 def quantiles(values: Tensor, probabilities: Tensor) -> Tensor:
