@@ -13,6 +13,9 @@ from models.texts import TextBag
 
 ONE_HOT = functools.partial(Inputs, number_size=0, one_hot_max=256)
 """One weight a number and one a level are what makes it linear."""
+WORDS = 400.0
+"""So many times the weights of words count. Most words are in few rows, and Adam moves a weight by about the learning
+rate in each step that has the word: with 1 it would take hundreds of epochs. Chosen on sms_spam and ag_news."""
 
 
 class Linear(nn.Module):
@@ -38,6 +41,7 @@ class Linear(nn.Module):
         self.texts = nn.ModuleList(TextBag(text, outputs) for text in inputs.texts)
         for weight in self.texts.parameters():
             nn.init.zeros_(weight)
+        self.words = WORDS / min(outputs, 2)  # what tells two classes apart is the difference of two outputs
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         output = self.bias
@@ -45,5 +49,5 @@ class Linear(nn.Module):
             output = self.layer(self.inputs(batch))
         assert output is not None
         for text in self.texts:
-            output = output + text(batch)
+            output = output + self.words * text(batch)
         return output

@@ -31,18 +31,24 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs = encoder(inputs)
-        width = self.inputs.width
-        layers: list[nn.Module] = []
-        for size in hidden:
-            layers.append(initialise(nn.Linear(width, size), init))
-            if norm != "none":
-                layers.append(make_norm(norm, size))
-            layers.append(make_activation(activation))
-            if dropout > 0:
-                layers.append(nn.Dropout(dropout))
-            width = size
-        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
+        self.layers = perceptron(self.inputs.width, hidden, outputs, activation, norm, dropout, init)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         output: Tensor = self.layers(self.inputs(batch))
         return output
+
+
+def perceptron(
+    width: int, hidden: Sequence[int], outputs: int, activation: str, norm: Norm, dropout: float, init: Init
+) -> nn.Sequential:
+    """The layers of an MLP from `width` values to `outputs`."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers.append(initialise(nn.Linear(width, size), init))
+        if norm != "none":
+            layers.append(make_norm(norm, size))
+        layers.append(make_activation(activation))
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, outputs))

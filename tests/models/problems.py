@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.loader import Batches
 from datamodules.schema import ImageSpec, InputSpec, TargetSpec, Task, TextSpec
+from datamodules.store import MemoryStore
 from models import losses
 from models.mlp import MLP
 from models.supervised import SupervisedModule
@@ -123,8 +124,8 @@ def fit(
     )
     trainer.fit(
         module,
-        Batches(train, batch_size, shuffle=shuffle, seed=1),
-        Batches(rows(module.target.task, 64, seed=9), 32),
+        Batches(MemoryStore(train), batch_size, shuffle=shuffle, seed=1),
+        Batches(MemoryStore(rows(module.target.task, 64, seed=9)), 32),
         ckpt_path=resume,
         weights_only=True,
     )

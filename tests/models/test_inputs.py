@@ -119,7 +119,7 @@ def test_a_linear_network_has_a_weight_for_each_word_times_its_tfidf() -> None:
     assert not network(batch).any()
     bag = TextBag(MIXED.texts[0], 2)
     network.texts[0].load_state_dict(bag.state_dict())
-    torch.testing.assert_close(network(batch), bag(batch))
+    torch.testing.assert_close(network(batch), network.words * bag(batch))
     assert network.layer is not None
     assert network.layer.in_features == 1 + 64
 
