@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from itertools import chain
+from itertools import accumulate, chain
 from operator import add, or_
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -43,6 +45,7 @@ PLACES = ".parquet"
 """Ending of the file beside a part that has file and line of its rows."""
 FACTS, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
 
+T = TypeVar("T")
 Reader = Callable[[Any], Iterator[tuple[int, Raw]]]
 """A path -> the chunks of raw rows that are this process's share, each with its number among all."""
 
@@ -305,10 +308,14 @@ class Preparation:
         self, features: Features, target: TargetSpec, pieces: dict[int, np.ndarray]
     ) -> dict[str, list[tuple[str, int, int]]]:
         """The third walk: writes parts and heads; returns for each split the file, rows and bytes of each part."""
-        (self.folder / PARTS).mkdir(exist_ok=True)
-        parts: list[tuple[int, str, str, int, int]] = []
+        folder = self.folder / PARTS
+        folder.mkdir(exist_ok=True)
         heads: dict[str, dict[int, pl.DataFrame]] = {name: {} for name in SPLITS}
-        for chunk in self.chunks:
+        counts = {name: [int((piece == code).sum()) for piece in pieces.values()] for code, name in enumerate(SPLITS)}
+        before = {name: dict(zip(pieces, accumulate(counts[name], initial=0), strict=False)) for name in SPLITS}
+
+        def encode(chunk: Chunk) -> list[tuple[int, str, str, int, int]]:
+            parts = []
             for code, name in enumerate(SPLITS):
                 some = chunk.filter(pieces[chunk.number] == code)
                 if not len(some.frame):
@@ -316,11 +323,14 @@ class Preparation:
                 rows: Rows = features.encode(some.frame, some.images)
                 rows["target"] = _encode_target(some.frame[target.name], target)
                 file = f"{name}-{chunk.number:06}.pt"
-                save_part(self.folder / PARTS / file, rows)
-                some.frame.select(FILE, LINE).write_parquet((self.folder / PARTS / file).with_suffix(PLACES))
+                save_part(folder / file, rows)
+                some.frame.select(FILE, LINE).write_parquet((folder / file).with_suffix(PLACES))
                 parts.append((chunk.number, name, file, len(some.frame), size_of(rows)))
-                if sum(map(len, heads[name].values())) < HEAD:
+                if before[name][chunk.number] < HEAD:
                     heads[name][chunk.number] = some.frame
+            return parts
+
+        parts = list(chain.from_iterable(in_parallel(encode, self.chunks)))
         for name in SPLITS:
             first = reduce(or_, self.ranks.gather(heads[name]))
             if self.ranks.rank == 0:
@@ -340,6 +350,23 @@ class Preparation:
 
     def _is_feature(self, column: Column) -> bool:
         return column.kind in FEATURE_KINDS and column.name != self.settings.target
+
+
+def in_parallel(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+    """The results for the chunks, in their order, one chunk a core at a time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # within a chunk, for there is one on each core
+    waiting: deque[Future[T]] = deque()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for chunk in chunks:
+                waiting.append(pool.submit(function, chunk))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def first_copies(copy: np.ndarray) -> np.ndarray:
