@@ -1,6 +1,7 @@
 """Token ids of a text column -> one float vector a row: learned vectors of its words, weighted by TF-IDF or evenly."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.schema import TextSpec
+from serving.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +103,19 @@ def load_vectors(spec: TextSpec, run: str) -> Tensor:
 
 
 def read_vectors(run: str) -> tuple[list[str], Tensor]:
-    """Words and their vectors (words, size) of a run folder of Word2Vec."""
+    """Words and their vectors (words, size) of a run folder of Word2Vec; InputError where it has none."""
     path = Path(run, VECTORS)
     if not path.exists():
-        raise ValueError(f"{run} holds no {VECTORS}: give the folder of a run of model=word2vec.")
+        raise InputError(f"{run} holds no {VECTORS}: give the folder of a run of model=word2vec.")
     frame = pl.read_csv(path, separator=" ", has_header=False, skip_rows=1, quote_char=None, infer_schema=False)
     return frame[:, 0].to_list(), frame[:, 1:].cast(pl.Float32).to_torch()
 
 
-def write_vectors(folder: Path, words: tuple[str, ...], vectors: Tensor) -> None:
-    """Writes word2vec's text format, which `read_vectors` and other programs read."""
-    with (folder / VECTORS).open("w", encoding="utf-8") as file:
+def write_vectors(folder: Path, words: Sequence[str], vectors: Tensor) -> Path:
+    """Writes word2vec's text format, which `read_vectors` and other programs read, whole or not at all."""
+    path, unfinished = folder / VECTORS, folder / f"{VECTORS}.part"
+    with unfinished.open("w", encoding="utf-8") as file:
         file.write(f"{len(words)} {vectors.shape[1]}\n")
         frame = pl.DataFrame({"word": words}).hstack(pl.from_torch(vectors.float().cpu()))
         frame.write_csv(file, separator=" ", include_header=False, quote_style="never")
+    return unfinished.rename(path)
