@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from datamodules.clean import count
 from datamodules.schema import DataError, Task
 from serving.cells import MISSING, as_date, as_number, as_text, clean_text, day_first
 
@@ -108,13 +109,13 @@ class Split:
             target = target.filter(pl.Series(free))
             column = None if column is None else column.filter(pl.Series(free))
             # The copies of a row in another file are the audit's.
-            first_copy = None if first_copy is None else np.unique(first_copy[free], return_inverse=True)[1]
+            first_copy = None if first_copy is None else _first_equal(first_copy[free])
         split[free] = self._divide(target, task, sides, column, first_copy, missing)
         for code, name in enumerate(SPLITS):
             if not (split == code).any():
                 raise DataError(
-                    f"{len(target):,} rows leave the {name} split empty with {self._told()}: give more rows, or change"
-                    " these"
+                    f"the {name} split is empty: {count(len(target), 'row')} with {self._told()}; give more rows, or"
+                    " change these"
                 )
         return split
 
@@ -124,10 +125,10 @@ class Split:
         task: Task,
         sides: Sequence[int],
         column: pl.Series | None,
-        copies: np.ndarray | None,
+        first_copy: np.ndarray | None,
         missing: Sequence[str],
     ) -> np.ndarray:
-        """The rows that no file gives a side; `copies` are equal for copies."""
+        """Of the rows that no file gives a side."""
         if self.by == "time":
             return self._by_time(np.arange(len(target)) if column is None else _times(column, missing), sides)
         if self.by == "column":
@@ -136,11 +137,12 @@ class Split:
         if self.by == "group":
             assert column is not None
             strata = target if task != "regression" else _bins(target)
-            return self._by_group(strata, column.name, _groups(column, copies, missing), sides)
-        if copies is None:
+            return self._by_group(strata, column.name, _groups(column, first_copy, missing), sides)
+        if first_copy is None:
             return self._drawn(target, task, sides)
-        _, first, place = np.unique(copies, return_index=True, return_inverse=True)
-        return self._drawn(target.gather(first), task, sides)[place]
+        place, first = _numbered(first_copy)
+        split: np.ndarray = self._drawn(target.filter(pl.Series(first)), task, sides)[place]
+        return split
 
     def _drawn(self, target: pl.Series, task: Task, sides: Sequence[int]) -> np.ndarray:
         generator = np.random.default_rng(self.seed)
@@ -184,9 +186,10 @@ class Split:
 
     def _by_group(self, strata: pl.Series, name: str, group: np.ndarray, sides: Sequence[int]) -> np.ndarray:
         generator = np.random.default_rng(self.seed)
-        cells = pl.DataFrame({"group": group, "stratum": strata}).group_by("group", "stratum").len("rows")
-        cells = cells.with_columns(pl.col("stratum").rank("dense") - 1)
-        groups = int(group.max()) + 1
+        stratum = strata.rank("dense").to_numpy() - 1
+        groups, width = int(group.max()) + 1, int(stratum.max()) + 1
+        keys, rows = np.unique(group * width + stratum, return_counts=True)
+        cells = pl.DataFrame({"group": keys // width, "stratum": keys % width, "rows": rows})
         parts = len(sides) if self.fold is None else max(self.folds, len(sides))
         if groups < parts:
             held = f"all {len(group):,} rows are in one group" if groups == 1 else f"there are {groups} groups"
@@ -233,17 +236,27 @@ def _bins(target: pl.Series) -> pl.Series:
     return pl.Series(np.searchsorted(edges, values, side="right").astype(np.int8))
 
 
-def _groups(column: pl.Series, copies: np.ndarray | None, missing: Sequence[str]) -> np.ndarray:
+def _groups(column: pl.Series, first_copy: np.ndarray | None, missing: Sequence[str]) -> np.ndarray:
     """The group of each row, a number from 0 on; a row without a value is alone with its copies."""
     names = clean_text(as_text(column), missing)
     alone = names.is_null().to_numpy()
+    keys = names.hash().to_numpy().view(np.int64)
     if alone.any():
         log.info("%s is missing in %s rows: each is a group of its own", column.name, f"{alone.sum():,}")
-    copies = np.arange(len(names)) if copies is None else copies
-    keys = pl.DataFrame({"name": names, "alone": np.where(alone, copies, -1)})
-    groups = keys.unique(maintain_order=True).with_row_index("group")
-    joined = keys.join(groups, on=["name", "alone"], how="left", nulls_equal=True, maintain_order="left")
-    return joined["group"].to_numpy()
+        keys = np.where(alone, np.arange(len(names)) if first_copy is None else first_copy, keys)
+    return _numbered(_first_equal(keys))[0]
+
+
+def _first_equal(keys: np.ndarray) -> np.ndarray:
+    """For each row the position of the first row with the same key, int64."""
+    _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+    return first[place]
+
+
+def _numbered(first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of first rows -> numbers from 0 on, in their order, int64 (rows,); and which rows are first."""
+    is_first = first == np.arange(len(first))
+    return (np.cumsum(is_first) - 1)[first], is_first
 
 
 def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Generator) -> np.ndarray:
@@ -272,7 +285,7 @@ def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Gen
         part[each] = to = cost.argmin()
         lack[to, strata] -= counts
         empty[to] = False
-    small = order[LARGEST:]
+    small = generator.permutation(order[LARGEST:])
     commonest = stratum[starts[small + 1] - 1]
     for members in _strata(pl.Series(commonest)):
         drawn = small[members]
