@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, Task
 from models.answers import answer
+from models.fusion import Fusion
 from models.inputs import Inputs
 from models.layers import ACTIVATIONS, BatchNorm, initialise, make_activation
 from models.linear import Linear
 from models.mlp import MLP
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, MIXED, rows, script, target
+from tests.models.problems import ADAMW, INPUTS, MIXED, mixed_rows, rows, script, target
 from trainer.config import instantiate
 
 PERIODIC = functools.partial(Inputs, number_embedding="pbld", number_size=4)
@@ -25,6 +26,7 @@ EDGES = ((-2.0, 0.0, 2.0), (0.0, 1.0), (-1.0, -0.5, 0.0, 1.5))
 NETWORKS: dict[str, Callable[[InputSpec, int], nn.Module]] = {
     "linear": Linear,
     "mlp": MLP,
+    "fusion": Fusion,
     "batch norm": lambda inputs, outputs: MLP(inputs, outputs, norm="batch", activation="silu", init="xavier"),
     "layer norm": lambda inputs, outputs: MLP(inputs, outputs, norm="layer", init="orthogonal", hidden=(8,)),
     "piecewise linear": lambda inputs, outputs: MLP(replace(inputs, edges=EDGES), outputs),
@@ -60,7 +62,7 @@ def test_answers_have_the_shape_of_the_task_and_are_the_same_in_torchscript(name
     torch.testing.assert_close(script(model)(batch), answers, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "fusion"])
 def test_the_shipped_settings_are_the_defaults_of_the_code(name: str) -> None:
     torch.manual_seed(0)
     shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"), inputs=MIXED, outputs=2)
@@ -85,6 +87,34 @@ def test_a_table_may_have_one_kind_of_column_alone(spec: InputSpec) -> None:
     network = MLP(spec, 1).eval()
     torch.testing.assert_close(script(network)(batch), network(batch))
     assert network(batch).shape == (6, 1)
+
+
+def test_fusion_learns_what_takes_the_number_the_text_and_the_image_together() -> None:
+    torch.manual_seed(0)
+    network = Fusion(MIXED, 1, hidden=(32,), channels=4)
+    train, test = mixed_rows(512), mixed_rows(512, seed=1)
+    optimizer = ADAMW(network.parameters())
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(network(train)[:, 0], train["target"].float()).backward()
+        optimizer.step()
+    network.eval()
+
+    def accuracy(batch: dict[str, Tensor]) -> float:
+        return float(((network(batch)[:, 0] > 0) == (test["target"] == 1)).float().mean())
+
+    assert accuracy(test) > 0.88
+    other = mixed_rows(512, seed=2)
+    for names in (["numbers"], ["tokens.title", "offsets.title"], ["images.photo"]):
+        assert accuracy(test | {name: other[name] for name in names}) < 0.8, names
+    torch.testing.assert_close(script(network)(test), network(test))
+
+
+def test_fusion_may_have_images_alone() -> None:
+    network = Fusion(InputSpec(images=MIXED.images), 3).eval()
+    batch = mixed_rows(4)
+    assert network(batch).shape == (4, 3)
+    torch.testing.assert_close(script(network)(batch), network(batch))
 
 
 def test_he_weights_keep_the_size_of_signals_through_relu() -> None:

@@ -1,0 +1,51 @@
+"""One network for rows of several kinds: an encoder for each kind, and a perceptron on what they give."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.schema import InputSpec
+from models.cnn import ImageEncoder
+from models.inputs import Inputs
+from models.layers import Init, Norm
+from models.mlp import perceptron
+
+
+class Fusion(nn.Module):
+    """Images by convolutions, all other columns as `encoder` has them, side by side under an MLP that mixes them.
+
+    `channels` and `depth` are those of `ImageEncoder`; the others are those of `MLP`, which this is where no column
+    holds images. Gives (rows, outputs) logits or standardised values.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        outputs: int,
+        *,
+        hidden: Sequence[int] = (256,),
+        activation: str = "relu",
+        norm: Norm = "none",
+        dropout: float = 0.1,
+        init: Init = "he",
+        channels: int = 32,
+        depth: int = 1,
+        encoder: Callable[[InputSpec], Inputs] = Inputs,
+    ) -> None:
+        super().__init__()
+        table = replace(inputs, images=())
+        self.inputs = encoder(table) if table != InputSpec() or not inputs.images else None
+        self.images = nn.ModuleList(encoders := [ImageEncoder(image, channels, depth) for image in inputs.images])
+        width = sum(image.width for image in encoders) + (self.inputs.width if self.inputs is not None else 0)
+        self.layers = perceptron(width, hidden, outputs, activation, norm, dropout, init)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        blocks: list[Tensor] = []
+        if self.inputs is not None:
+            blocks += [self.inputs(batch)]
+        for image in self.images:
+            blocks += [image(batch)]
+        output: Tensor = self.layers(torch.cat(blocks, 1))
+        return output
