@@ -44,7 +44,9 @@ def test_the_loss_is_that_of_all_pairs_within_the_window_and_of_noise_by_its_sha
     network = Word2Vec(texts(tuple("stuvw")), 1, size=4, window=3, negatives=2, subsample=1e9)
     for table in (network.centres, network.contexts):
         nn.init.normal_(table.weight, std=1.5 / SCALE)
-    rows = drawn(60, 9, [0.1, 0.4, 0.25, 0.15, 0.06, 0.04])
+    # Neighbouring rows have other words, so that pairs across them would show.
+    halves = drawn(40, 9, [0.1, 0.6, 0.3, 0, 0, 0]), drawn(40, 4, [0.1, 0, 0, 0.5, 0.3, 0.1])
+    rows = [row for pair in zip(*halves, strict=True) for row in pair]
     network(ragged(rows))  # counts the words
     network.eval()
     with torch.no_grad():
