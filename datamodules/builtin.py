@@ -20,7 +20,7 @@ class BuiltinDataModule(TableDataModule):
     def files(self) -> list[str]:
         return []
 
-    def read(self, path: str | Sequence[str]) -> Iterator[tuple[int, Raw]]:
+    def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         if path not in NAMES:
             raise DataError(f"data.path={path}: scikit-learn's data sets here are {', '.join(NAMES)}")
         from sklearn import datasets
@@ -40,4 +40,5 @@ class BuiltinDataModule(TableDataModule):
             pl.lit(f"scikit-learn:{path}").alias(FILE),
             pl.Series(LINE, range(1, rows + 1), dtype=pl.Int64),
         )
-        yield 0, Raw(frame, pl.DataFrame(schema=BAD), images)
+        if rank == 0:
+            yield 0, Raw(frame, pl.DataFrame(schema=BAD), images)

@@ -17,6 +17,8 @@ from datamodules.table import TableDataModule
 
 IMAGE, LABEL = "image", "label"
 """The columns of all these sets."""
+CHUNK = 4096
+"""Images of a chunk."""
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "CIFAR10", "CIFAR100", "SVHN")
 """Sets whose images have one size, and which come as training and test rows."""
 
@@ -43,9 +45,9 @@ class ImageFolderDataModule(TableDataModule):
         folders = [Path(str(path)) for path in paths if path is not None]
         return [str(folder / name) for folder in folders for name in list_images(folder)[IMAGE]]
 
-    def read(self, path: str | Sequence[str]) -> Iterator[tuple[int, Raw]]:
+    def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         frame = list_images(Path(str(path))).select(IMAGE, LABEL)
-        yield 0, _raw(frame, str(path))
+        return _share(frame, str(path), rank, world)
 
 
 class IdxDataModule(TableDataModule):
@@ -55,7 +57,7 @@ class IdxDataModule(TableDataModule):
         images = super().files()
         return [*images, *map(_labels_of, images)]
 
-    def read(self, path: str | Sequence[str]) -> Iterator[tuple[int, Raw]]:
+    def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         assert isinstance(path, str)
         images, labels = (torch.from_numpy(read_idx(Path(file))) for file in (path, _labels_of(path)))
         if images.ndim != 3 or labels.shape != images.shape[:1]:
@@ -63,7 +65,7 @@ class IdxDataModule(TableDataModule):
                 f"{path}: its shape is {tuple(images.shape)} and that of its labels {tuple(labels.shape)}; it must be"
                 " (rows, height, width) and (rows,)"
             )
-        yield 0, _pixels(images.unsqueeze(1), labels.tolist(), path)
+        return _share(_cells(path, labels.tolist()), path, rank, world, images.unsqueeze(1))
 
 
 class TorchvisionDataModule(TableDataModule):
@@ -81,7 +83,7 @@ class TorchvisionDataModule(TableDataModule):
     def files(self) -> list[str]:
         return []
 
-    def read(self, path: str | Sequence[str]) -> Iterator[tuple[int, Raw]]:
+    def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         from torchvision import datasets
 
         name, _, part = str(path).partition("/")
@@ -101,18 +103,24 @@ class TorchvisionDataModule(TableDataModule):
         codes = [int(code) for code in (found.labels if name == "SVHN" else found.targets)]
         classes = getattr(found, "classes", None)
         labels = [classes[code] for code in codes] if classes else codes
-        yield 0, _pixels(images, labels, str(path))
+        return _share(_cells(str(path), labels), str(path), rank, world, images)
 
 
-def _pixels(images: Tensor, labels: Sequence[Any], source: str) -> Raw:
-    """Images that come as pixels, uint8 (rows, C, H, W); their cells name the place they have in the source."""
-    frame = pl.DataFrame({IMAGE: [f"{source}#{row}" for row in range(1, len(labels) + 1)], LABEL: labels})
-    return _raw(frame, source, {IMAGE: images})
+def _cells(source: str, labels: Sequence[Any]) -> pl.DataFrame:
+    """The table of images that come as pixels: their cells name the place they have in the source."""
+    return pl.DataFrame({IMAGE: [f"{source}#{row}" for row in range(1, len(labels) + 1)], LABEL: labels})
 
 
-def _raw(frame: pl.DataFrame, source: str, images: dict[str, Tensor] | None = None) -> Raw:
+def _share(
+    frame: pl.DataFrame, source: str, rank: int, world: int, images: Tensor | None = None
+) -> Iterator[tuple[int, Raw]]:
+    """The chunks of one of `world` processes; `images` are the pixels, uint8 (rows, C, H, W), where they are known."""
     lines = pl.Series(LINE, range(1, len(frame) + 1), dtype=pl.Int64)
-    return Raw(frame.with_columns(pl.lit(source).alias(FILE), lines), pl.DataFrame(schema=BAD), images or {})
+    frame = frame.with_columns(pl.lit(source).alias(FILE), lines)
+    for number, first in enumerate(range(0, len(frame), CHUNK)):
+        if number % world == rank:
+            pixels = {} if images is None else {IMAGE: images[first : first + CHUNK]}
+            yield number, Raw(frame.slice(first, CHUNK), pl.DataFrame(schema=BAD), pixels)
 
 
 def _labels_of(images: str) -> str:

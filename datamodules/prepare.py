@@ -38,7 +38,7 @@ HEAD = 8192
 """Raw rows of each split that are kept, for parity and for the spread of the answers."""
 LOOK = 100_000
 """Rows that the kinds of the columns are inferred from."""
-SHIFT = 32
+SHIFT = 17
 """A row's number is that of its chunk, shifted, and its place there: known before the chunks before it are read."""
 SPLIT = "lathe.split"
 PLACES = ".parquet"
@@ -46,8 +46,10 @@ PLACES = ".parquet"
 FACTS, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
 
 T = TypeVar("T")
-Reader = Callable[[Any], Iterator[tuple[int, Raw]]]
-"""A path -> the chunks of raw rows that are this process's share, each with its number among all."""
+Reader = Callable[[Any, int, int], Iterator[tuple[int, Raw]]]
+"""A path, a process and the number of processes -> the chunks of raw rows that are its share, each with its number
+among all.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,13 @@ class Preparation:
 
     def run(self) -> None:
         """Raises DataError where the data cannot be used."""
-        chunks = self._numbered()
-        looked = self._look(chunks)
-        keys = self._clean(chain(looked, chunks))
+        chunks = self._numbered(self.ranks.rank, self.ranks.world)
+        if self.ranks.world == 1:
+            looked = self._look(chunks)
+            chunks = chain(looked, chunks)
+        else:
+            self._look(self._numbered(0, 1))
+        keys = self._clean(chunks)
         split = self._split(keys)
         pieces = keys.pieces(split)
         target = self._describe_target(keys.target, split)
@@ -135,15 +141,12 @@ class Preparation:
         shutil.rmtree(self.chunks.folder, ignore_errors=True)
         self.ranks.wait()
 
-    def _numbered(self) -> Iterator[tuple[int, int, Raw]]:
-        """File code, number and rows of each chunk of this process."""
-        first = 0
+    def _numbered(self, rank: int, world: int) -> Iterator[tuple[int, int, Raw]]:
+        """File code, number and rows of each chunk of this process among `world`."""
         for file, path in enumerate((self.settings.path, self.settings.val_path, self.settings.test_path)):
             if path is not None:
-                number = -1
-                for number, raw in self.read(path):
-                    yield file, first + number, raw
-                first += max(self.ranks.gather(number)) + 1
+                for number, raw in self.read(path, rank, world):
+                    yield file, (file << 28) + number, raw
 
     def _look(self, chunks: Iterator[tuple[int, int, Raw]]) -> list[tuple[int, int, Raw]]:
         """Infers the columns and the task from the first rows; returns the chunks that were read for it."""

@@ -78,7 +78,7 @@ def read_share(path: str | Path | Sequence[str], rank: int, world: int, **settin
     """
     files = find(path)
     if world == 1 or not all(_format(file) in PARQUET for file in files):
-        for number, raw in enumerate(read_chunks(files, **settings)):
+        for number, raw in enumerate(read_chunks(files, rows=CHUNK, **settings)):
             if number % world == rank:
                 yield number, raw
         return

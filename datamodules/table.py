@@ -129,14 +129,13 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         """The spellings of missing cells."""
         return self.settings.missing
 
-    def read(self, path: str | Sequence[str]) -> Iterator[tuple[int, Raw]]:
-        """The chunks of raw rows that are this process's share, with their numbers."""
-        ranks = Ranks()
+    def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
+        """The chunks of raw rows that are the share of one of `world` processes, with their numbers among all."""
         settings = self.settings
         return read_share(
             path,
-            ranks.rank,
-            ranks.world,
+            rank,
+            world,
             separator=settings.separator,
             names=settings.names,
             replace_invalid=settings.invalid_utf8 == "replace",

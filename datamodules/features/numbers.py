@@ -137,8 +137,8 @@ def _rank(quantiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grows behind it: three tensors (columns, n), filled up with infinity, the last rank, and 0.
     """
     columns, count = quantiles.shape
-    knots, ranks, slopes = quantiles.new_full((3, columns, count), torch.inf).unbind(0)
-    slopes.zero_()
+    knots = torch.full_like(quantiles, torch.inf)
+    ranks, slopes = torch.zeros_like(quantiles), torch.zeros_like(quantiles)
     for column in range(columns):
         distinct, first, times = np.unique(quantiles[column].numpy(), return_index=True, return_counts=True)
         middle = (first + (times - 1) / 2) / (count - 1)
