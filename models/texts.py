@@ -24,6 +24,21 @@ def rows_of(offsets: Tensor) -> Tensor:
     return rows
 
 
+def shared_words(specs: Sequence[TextSpec], *, ngrams: bool = True) -> tuple[tuple[str, ...], Tensor, list[int]]:
+    """One vocabulary for several text columns: its words, and how a column's tokens become its ids, from 1 on.
+
+    Token t of column c is `ids[starts[c] + t]`; 0 stays unknown, and so are n-grams, where they are not wanted.
+    """
+    tokens = dict.fromkeys(token for spec in specs for token in spec.tokens if ngrams or not token.startswith("#"))
+    place = {token: index for index, token in enumerate(tokens, start=1)}
+    ids: list[int] = []
+    starts: list[int] = []
+    for spec in specs:
+        starts.append(len(ids))
+        ids += [0, *(place.get(token, 0) for token in spec.tokens)]
+    return tuple(tokens), torch.tensor(ids), starts
+
+
 def tfidf(tokens: Tensor, offsets: Tensor, idf: Tensor) -> Tensor:
     """Weights (tokens,) of the tokens of ragged rows; `idf` is float (vocabulary + 1,) with 0 for the unknown token.
 

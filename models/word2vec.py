@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from datamodules.schema import InputSpec, TargetSpec
 from models.supervised import Batch, SupervisedModule
-from models.texts import rows_of, write_vectors
+from models.texts import rows_of, shared_words, write_vectors
 from serving.errors import InputError
 
 NOISE = 256
@@ -33,6 +33,7 @@ class Word2Vec(nn.Module):
     Takes a batch of `inputs`, gives the mean loss of its pairs; in training it counts the words that it sees.
     """
 
+    ids: Tensor
     counts: Tensor
 
     def __init__(
@@ -57,12 +58,8 @@ class Word2Vec(nn.Module):
         self.negatives = negatives
         self.subsample = subsample
         self.names = [spec.name for spec in inputs.texts]
-        tokens = dict.fromkeys(token for spec in inputs.texts for token in spec.tokens)
-        self.words = tuple(token for token in tokens if not token.startswith("#"))  # the others are n-grams of words
-        place = {word: index for index, word in enumerate(self.words, start=1)}
-        for index, spec in enumerate(inputs.texts):
-            ids = torch.tensor([0, *(place.get(token, 0) for token in spec.tokens)])
-            self.register_buffer(f"ids_{index}", ids, persistent=False)
+        self.words, ids, self.starts = shared_words(inputs.texts, ngrams=False)
+        self.register_buffer("ids", ids, persistent=False)
         self.register_buffer("counts", torch.zeros(len(self.words) + 1))
         self.centres = nn.Embedding(len(self.words) + 1, size)
         self.contexts = nn.Embedding(len(self.words) + 1, size)
@@ -98,9 +95,9 @@ class Word2Vec(nn.Module):
     def sentences(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The words of all columns, one behind the other, 0 for unknown, and of each the number of its sentence."""
         words, rows = [], []
-        for index, name in enumerate(self.names):
+        for index, (name, start) in enumerate(zip(self.names, self.starts, strict=True)):
             offsets = batch[f"offsets.{name}"]
-            words.append(self.get_buffer(f"ids_{index}")[batch[f"tokens.{name}"]])
+            words.append(self.ids[batch[f"tokens.{name}"] + start])
             rows.append(rows_of(offsets) + index * len(offsets))
         return torch.cat(words), torch.cat(rows)
 

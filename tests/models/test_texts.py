@@ -3,7 +3,9 @@
 import logging
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from datamodules.schema import TextSpec
+from datamodules.schema import InputSpec, TextSpec
+from models.text_transformer import TextTransformer
 from models.texts import TextBag, read_vectors, tfidf, write_vectors
 
 SPEC = TextSpec("title", ("oil", "price", "war", "rises"), (1.5, 1.25, 2.0, 3.0))
@@ -117,3 +120,81 @@ def test_a_folder_without_vectors_or_with_those_of_other_texts_is_refused(tmp_pa
     message = f"vectors={tmp_path}: none of its words is in the column 'title'; it is a run on other texts."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TextBag(SPEC, 3, vectors=str(tmp_path))
+
+
+TWO = InputSpec(texts=(SPEC, TextSpec("lead", ("war", "gold"), (1.0, 1.0))))
+OTHER_ROWS = [[1], [2, 1, 1], [0], [], [2, 2]]
+
+
+def transformer(spec: InputSpec, **settings: Any) -> TextTransformer:
+    torch.manual_seed(0)
+    network = TextTransformer(spec, 2, size=8, heads=2, **settings).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # those that start small would hide a difference
+    return network
+
+
+@pytest.mark.parametrize("spec", [TWO, replace(TWO, numbers=("size",), categories=(("colour", 4),))])
+def test_a_transformer_reads_a_row_alike_alone_in_any_batch_and_in_torchscript(spec: InputSpec) -> None:
+    rows, others, network = ROWS * 60, OTHER_ROWS * 60, transformer(spec)
+    table = {"numbers": torch.randn(300, len(spec.numbers)), "codes": torch.ones(300, len(spec.categories)).int()}
+    answers = network(table | ragged(rows) | ragged(others, "lead"))
+    assert answers.shape == (300, 2)
+    assert bool(answers.isfinite().all())
+    torch.testing.assert_close(script(network)(table | ragged(rows) | ragged(others, "lead")), answers)
+    for row in range(5):
+        cells = {name: values[row : row + 1] for name, values in table.items()}
+        alone = network(cells | ragged([rows[row]]) | ragged([others[row]], "lead"))
+        torch.testing.assert_close(alone[0], answers[row])
+    assert network({name: values[:0] for name, values in table.items()} | ragged([]) | ragged([], "lead")).shape == (
+        0,
+        2,
+    )
+
+
+def test_a_transformer_minds_the_order_the_column_and_the_beginning_alone() -> None:
+    network = transformer(TWO, max_length=3)
+
+    def answer(title: list[int], lead: list[int]) -> Tensor:
+        return network(ragged([title]) | ragged([lead], "lead")).detach()
+
+    first = answer([1, 2, 3], [2])
+    torch.testing.assert_close(answer([1, 2, 3, 4, 1], [2]), first)
+    for other in (answer([2, 1, 3], [2]), answer([1, 2], [2]), answer([1, 2, 0], [2]), answer([1, 2, 3], [])):
+        assert float((other - first).abs().max()) > 1e-3
+    # "war" is one word in both columns, but not at home in both alike.
+    assert int(network.ids[network.starts[0] + 3]) == int(network.ids[network.starts[1] + 1])
+    assert float((answer([3], []) - answer([], [1])).abs().max()) > 1e-3
+
+
+def test_a_transformer_learns_what_only_the_order_tells() -> None:
+    torch.manual_seed(0)
+    network = TextTransformer(InputSpec(texts=(SPEC,)), 1, size=16, layers=1, heads=2, dropout=0.0)
+    rows = torch.randint(1, 5, (256, 6))
+    batch = ragged(rows.tolist())
+    truth = (rows.eq(1).int().argmax(1) < rows.eq(2).int().argmax(1)).float()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(network(batch)[:, 0], truth).backward()
+        optimizer.step()
+    right = (network.eval()(batch)[:, 0] > 0).eq(truth.bool()).float().mean()
+    assert float(right) > 0.95
+
+
+def test_words_become_unknown_in_training_at_their_rate_and_never_after() -> None:
+    torch.manual_seed(0)
+    network = transformer(InputSpec(texts=(SPEC,)), unknown_rate=0.1).train()
+    batch = ragged([[4] * 20] * 500)
+    tokens, there = network.pad(batch["tokens.title"], batch["offsets.title"])
+    assert bool(there.all())
+    assert 0.09 < float(tokens.eq(0).float().mean()) < 0.11
+    assert bool(network.eval().pad(batch["tokens.title"], batch["offsets.title"])[0].eq(4).all())
+
+
+def test_a_transformer_without_texts_or_with_uneven_heads_is_refused() -> None:
+    message = "no column is a text: take model=mlp or model=linear, or say data.columns={NAME: text}."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TextTransformer(InputSpec(numbers=("size",)), 2)
+    with pytest.raises(ValueError, match=r"^size=10: must be a multiple of heads=4\.$"):
+        TextTransformer(InputSpec(texts=(SPEC,)), 2, size=10)
