@@ -50,6 +50,7 @@ class Root:
     mode: Literal["min", "max"]
     l1: float
     resume: str | None
+    cross_validate: int | None
     test: bool
     allowed_targets: Sequence[str]
 
@@ -186,10 +187,15 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = config.get(key)
         if isinstance(value, int | float) and not 0 <= value <= highest:
             yield key, f"must be {words}; it is {show(value)}."
+    folds = config.get("cross_validate")
+    if isinstance(folds, int) and folds < 2:
+        yield "cross_validate", f"must be 2 or more; it is {folds}."
 
 
 def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> Iterator[tuple[str, str]]:
     """Settings that are each right, but not together."""
+    if config.get("cross_validate") is not None:
+        yield from _cross_validation(config)
     trainer = config.get("trainer")
     nodes = {"": config} | {f"callbacks.{name}": node for name, node in (config.get("callbacks") or {}).items()}
     for key, node in nodes.items():
@@ -211,6 +217,24 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
                 f"{config['scheduler']['_target_']} needs the length of the run, but trainer.max_epochs and"
                 " trainer.max_steps are both -1: set one, or take scheduler=none.",
             )
+
+
+def _cross_validation(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a cross-validation sets itself."""
+    data = config.get("data")
+    split = data.get("split") if isinstance(data, dict) else None
+    if not isinstance(split, dict):
+        yield "cross_validate", "needs data.split, which this data has not."
+    elif split.get("fold") is not None:
+        yield "data.split.fold", f"is set by cross_validate={config['cross_validate']} for each run: leave it out."
+    if config.get("test") is False:
+        yield "test", "false leaves out what cross_validate is for: take test=true."
+    if config.get("resume") is not None:
+        yield (
+            "resume",
+            "goes on with one run, not with a cross-validation: give its command again with hydra.run.dir=FOLDER, and"
+            " the folds that are done are left out.",
+        )
 
 
 def _monitor(key: str, monitor: Any, mode: Any) -> Iterator[tuple[str, str]]:

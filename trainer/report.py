@@ -58,6 +58,25 @@ def closing(folder: Path, metrics: Mapping[str, float], artifact: Path | None, s
     return "\n".join(lines)
 
 
+def cross_validation(folder: Path, metrics: Mapping[str, float], folds: int, seconds: float) -> str:
+    """The last lines of a cross-validation: mean and deviation of each metric, and where the rest is."""
+    results = _table(f"Result of {folds} folds, mean ± deviation", "metric", "val", "test")
+    names = [name.removeprefix("test/") for name in metrics if name.startswith("test/") and not name.endswith("/std")]
+    for name in names:
+        cells = [(metrics[f"{split}/{name}"], metrics[f"{split}/{name}/std"]) for split in ("val", "test")]
+        results.add_row(name, *(f"{mean:,.5g} ± {deviation:.2g}" for mean, deviation in cells))
+    folder = _short(folder)
+    return "\n".join(
+        [
+            _render(results),
+            "",
+            f"{seconds:.1f} s in all.",
+            f"run folder  {folder}, with a run for each fold",
+            f"answers     {folder / 'out_of_fold.parquet'}: each row as it was when tested",
+        ]
+    )
+
+
 def _short(path: Path) -> Path:
     """The path from here, where it lies below."""
     here = Path.cwd()

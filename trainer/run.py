@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +24,30 @@ from trainer.problems import ConfigError
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """A run that has been carried out; the module holds the best weights."""
+
+    metrics: dict[str, float]
+    trainer: Trainer
+    module: SupervisedModule
+    datamodule: TableDataModule
+
+
 def run(config: DictConfig) -> float:
     """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with run_folder.claim(folder):
-        return _run(config, folder)
+        if config.cross_validate is None:
+            return carry_out(config, folder).metrics[config.monitor]
+        from trainer.cross_validation import cross_validate  # which carries out one run after another
+
+        return cross_validate(config, folder)[config.monitor]
 
 
-def _run(config: DictConfig, folder: Path) -> float:
+def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Outcome:
+    """One run, from the data to the artefact, in a folder that is Hydra's run folder; `describe` says what the data
+    are."""
     started = time.perf_counter()
     quiet_lightning()
     before = run_folder.take_metrics(folder)
@@ -51,7 +68,8 @@ def _run(config: DictConfig, folder: Path) -> float:
     finally:
         run_folder.write_quarantine(folder, datamodule.quarantine)
         run_folder.write_audit(folder, datamodule.findings)
-    log.info("%s\n", report.describe_data(datamodule))
+    if describe:
+        log.info("%s\n", report.describe_data(datamodule))
     check_monitor(config.monitor, datamodule.target)
 
     network = instantiate(config.model, inputs=datamodule.inputs, outputs=datamodule.target.outputs)
@@ -80,7 +98,7 @@ def _run(config: DictConfig, folder: Path) -> float:
         artifact = export(folder / "model.pt", datamodule, module, metrics, plain)
         log.info("exported in %.1f s", time.perf_counter() - exporting)
     log.info("%s", report.closing(folder, metrics, artifact, time.perf_counter() - started))
-    return metrics[config.monitor]
+    return Outcome(metrics, trainer, module, datamodule)
 
 
 def train(
