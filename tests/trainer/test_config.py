@@ -19,6 +19,8 @@ LOGGED = (
 )
 ALLOWED = "Allowed are datamodules, models, trainer, torch, torchmetrics, torchvision, pytorch_lightning;"
 
+MODELS = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "model").iterdir()))
+
 
 def refused(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
@@ -29,14 +31,14 @@ def refused(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("argument", "problem"),
     [
-        ("model=mpl", "model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp."),
+        ("model=mpl", f"model: there is no choice mpl. Did you mean mlp? The choices are {MODELS}."),
         ("model.hiden=3", "model.hiden: unknown key. Did you mean hidden?"),
         ("+model.hiden=3", "model.hiden: unknown key. Did you mean hidden?"),
         ("++trainer.max_epoch=3", "trainer.max_epoch: unknown key. Did you mean max_epochs?"),
         ("sead=3", "sead: unknown key. Did you mean seed?"),
         ("data.colums={a: drop}", "data.colums: unknown key. Did you mean columns?"),
         ("paths.dada=x", "paths.dada: unknown key. Did you mean data?"),
-        ("paths.q=x", "paths.q: unknown key. Known are data, output."),
+        ("paths.q=x", "paths.q: unknown key. Known are data, output, cache."),
         ("hydra.run.dri=x", "hydra.run.dri: unknown key. Did you mean dir?"),
         (
             "callbacks.early_stopping.patiense=3",
@@ -170,8 +172,8 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
         (
             ["-m", "model=linear,mpl,lienar", "seed=0,x,1", "modle=mlp"],
             [
-                "command line: model: there is no choice lienar. Did you mean linear? The choices are linear, mlp.",
-                "command line: model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp.",
+                f"command line: model: there is no choice lienar. Did you mean linear? The choices are {MODELS}.",
+                f"command line: model: there is no choice mpl. Did you mean mlp? The choices are {MODELS}.",
                 "command line: modle: unknown key. Did you mean mode?",
                 'command line: seed: must be an integer; it is "x".',
             ],
@@ -225,8 +227,7 @@ def test_mistakes_of_several_settings_are_said_together(arguments: list[str], li
             "model/own.yaml",
             "defaults: [mpl]\n",
             "model=own",
-            "A setting is wrong:\n"
-            "  {file}: model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp, own.",
+            "A setting is wrong:\n  {file}: model: there is no choice mpl. Did you mean mlp? The choices are {models}.",
         ),
         (
             "experiment/own.yaml",
@@ -256,7 +257,9 @@ def test_a_mistake_in_a_file_is_said_with_the_file(
     path = tmp_path / file
     path.parent.mkdir()
     path.write_text(text.format())
-    assert refused("--config-dir", str(tmp_path), argument) == problem.format(file=path)
+    assert refused("--config-dir", str(tmp_path), argument) == problem.format(
+        file=path, models=", ".join(sorted([*MODELS.split(", "), "own"]))
+    )
 
 
 def test_the_front_door_prints_all_mistakes_without_a_traceback() -> None:
@@ -265,7 +268,7 @@ def test_the_front_door_prints_all_mistakes_without_a_traceback() -> None:
     assert done.stdout == ""
     assert done.stderr == (
         "2 settings are wrong:\n"
-        "  command line: model: there is no choice mpl. Did you mean mlp? The choices are linear, mlp.\n"
+        f"  command line: model: there is no choice mpl. Did you mean mlp? The choices are {MODELS}.\n"
         "  command line: model.hiden: unknown key. Did you mean hidden?\n"
     )
 
@@ -297,7 +300,7 @@ def test_a_job_that_cannot_be_carried_out_leaves_the_others_to_go_on(tmp_path: P
 def test_help_and_the_config_can_be_seen() -> None:
     assert prepare(["--help"]) == ["--help"]
     shown = run_script("train.py", "--help").stdout
-    assert "\nmodel: linear, mlp\n" in shown
+    assert f"\nmodel: {MODELS}\n" in shown
     examples = [line.split("#")[0].split()[2:] for line in shown.splitlines() if line.startswith("  python train.py")]
     assert len(examples) == 6
     for example in examples:
@@ -321,13 +324,14 @@ def test_a_package_that_allowed_targets_names_may_be_used() -> None:
     assert prepare(arguments) == arguments
 
 
+NEEDED = {"data=table": ["data.path=rows.csv", "data.target=y"], "data=images": ["data.path=folder"]}
 SHIPPED = sorted((ROOT / "conf").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}={file.stem}")
 def test_every_shipped_choice_passes(file: Path) -> None:
     argument = f"{file.parent.name}={file.stem}"
-    needed = ["data.path=rows.csv", "data.target=y"] if argument == "data=table" else []
+    needed = NEEDED.get(argument, [])
     assert prepare([argument, *needed]) == [argument, *needed]
 
 

@@ -124,7 +124,7 @@ def test_choices_train_and_export(run_here: RunHere, overrides: tuple[str, ...])
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunHere, tmp_path: Path) -> None:
-    settings = ("model=linear", "data=iris", "trainer.max_epochs=2", "logger=none", "model.unknown_rate=0")
+    settings = ("model=linear", "data=iris", "trainer.max_epochs=2", "logger=none", "model.encoder.unknown_rate=0")
     eager = run_here(*settings, folder=tmp_path / "eager")
     compiled = run_here(*settings, "trainer.compile=true", folder=tmp_path / "compiled")
     assert metrics(compiled)["val/loss"] == pytest.approx(metrics(eager)["val/loss"], abs=1e-6)
