@@ -21,7 +21,6 @@ SAMPLE = 64
 MAX_SIDE = 128
 """Of a shape that is chosen: what two cores can train on, and enough to tell most photographs apart."""
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CLUTTER = {"desktop.ini", "Thumbs.db", "__MACOSX"}
 """Left behind by systems, as are names that begin with a dot."""
 
@@ -64,32 +63,25 @@ def choose_shape(paths: pl.Series, root: Path | None, size: Literal["auto"] | in
 def list_images(folder: Path) -> pl.DataFrame:
     """The files in a folder of class folders: `image`, the path in the folder; `label`, the name of the class folder.
 
-    Where the folders at the top are train and, as there are, val and test, each with the class folders in it, a column
-    `split` has their names. Files in no class folder have no label; hidden files are left out. DataError for a folder
-    without images in class folders.
+    Files in no class folder have no label; hidden files are left out. DataError for a folder without class folders.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    tops = {entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_clutter(entry.name)}
-    has_splits = "train" in tops and tops <= SPLITS.keys()
-    rows: list[tuple[str, str | None, str | None]] = []
+    rows: list[tuple[str, str | None]] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _is_clutter(name)]
         above = Path(parent).relative_to(folder).parts
-        split = SPLITS.get(above[0]) if has_splits and above else None
-        classes = above[1:] if has_splits else above
-        label = classes[0] if classes else None
-        rows += [("/".join((*above, name)), label, split) for name in files if not _is_clutter(name)]
-    if not any(label for _, label, _ in rows):
+        label = above[0] if above else None
+        rows += [("/".join((*above, name)), label) for name in files if not _is_clutter(name)]
+    if not any(label for _, label in rows):
         raise DataError(
             f"{folder} holds no images in class folders. Lay them out as CLASS/IMAGE, or as train/CLASS/IMAGE,"
             " val/CLASS/IMAGE and test/CLASS/IMAGE"
         )
     try:
-        frame = pl.DataFrame(sorted(rows), {"image": pl.String, "label": pl.String, "split": pl.String}, orient="row")
+        return pl.DataFrame(sorted(rows), {"image": pl.String, "label": pl.String}, orient="row")
     except UnicodeEncodeError as error:
         raise DataError(f"{folder}: the file name {os.fsencode(error.object)!r} is not UTF-8; rename it") from None
-    return frame if has_splits else frame.drop("split")
 
 
 def _is_clutter(name: str) -> bool:

@@ -1,0 +1,126 @@
+"""Changes to training images that leave their class as it is: on whole batches, on the batch's device."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from datamodules.schema import InputSpec
+
+CHUNK = 16
+"""Images that share a draw of RandAugment: one each would take longer than the network does."""
+
+
+class Augment(nn.Module):
+    """Flips, crops, RandAugment, then mixup or cutmix, whichever are asked for. For training batches alone.
+
+    `flip`: mirrors half of the images, left to right; not for writing. `crop`: moves each by up to so many pixels,
+    black comes in. `rand_augment`: two of 14 changes of shape or colour (arXiv 1909.13719). `mixup` (1710.09412) and
+    `cutmix` (1905.04899): the two parameters of the beta distribution of the shares, 0 for none; with both, each
+    batch has the one or the other.
+
+    All draws are from torch's own generators, so that a resumed run goes on as it would have. ValueError for settings
+    that do not suit the images.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        flip: bool = False,
+        crop: int = 0,
+        rand_augment: bool = False,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        super().__init__()
+        side = min((min(image.shape[1:]) for image in inputs.images), default=0)
+        if not inputs.images:
+            raise ValueError("augment needs a column of images, and there is none: leave it out.")
+        if not 0 <= crop < side:
+            raise ValueError(
+                f"augment.crop={crop}: must be at least 0 and below the {side} pixels of the shorter side."
+            )
+        if mixup < 0 or cutmix < 0:
+            raise ValueError(f"augment.mixup={mixup}, augment.cutmix={cutmix}: must not be negative.")
+        if (mixup > 0 or cutmix > 0) and inputs != InputSpec(images=inputs.images[:1]):
+            raise ValueError(
+                "augment.mixup and augment.cutmix are for one column of images alone, and there are others: leave them"
+                " out."
+            )
+        self.names = [f"images.{image.name}" for image in inputs.images]
+        self.flip = flip
+        self.crop = crop
+        self.rand_augment = v2.RandAugment() if rand_augment else None
+        self.mixup = mixup
+        self.cutmix = cutmix
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch with changed `images.NAME`, uint8 as before.
+
+        After mixup or cutmix each image is `share` (a scalar) of its own and the rest of another, whose target is in
+        `other_target`: the loss is `mixed_loss`.
+        """
+        batch = dict(batch)
+        for name in self.names:
+            images = batch[name]
+            if self.flip:
+                images = _flip(images)
+            if self.crop > 0:
+                images = _crop(images, self.crop)
+            if self.rand_augment is not None:
+                images = torch.cat([self.rand_augment(chunk) for chunk in torch.split(images, CHUNK)])
+            batch[name] = images
+        if self.mixup > 0 or self.cutmix > 0:
+            chosen = self.mixup > 0 and (self.cutmix == 0 or bool(torch.rand(()) < 0.5))
+            mix, alpha = (_mixup, self.mixup) if chosen else (_cutmix, self.cutmix)
+            share = float(torch.distributions.Beta(alpha, alpha).sample())
+            batch[self.names[0]], share = mix(batch[self.names[0]], share)
+            # Batches are shuffled: the next row is any row.
+            batch["other_target"] = batch["target"].roll(1, 0)
+            batch["share"] = torch.full((), share, device=batch["target"].device)
+        return batch
+
+
+def mixed_loss(loss: nn.Module, output: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The loss for the targets of a batch; of a mixed one, for both targets by their shares.
+
+    With cross-entropy, which is linear in the target, that is the loss for the mixed target.
+    """
+    value: Tensor = loss(output, batch["target"])
+    if "share" in batch:
+        value = torch.lerp(loss(output, batch["other_target"]), value, batch["share"])
+    return value
+
+
+def _flip(images: Tensor) -> Tensor:
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def _crop(images: Tensor, most: int) -> Tensor:
+    rows, channels, height, width = images.shape
+    device = images.device
+    top, left = torch.randint(0, 2 * most + 1, (2, rows, 1, 1, 1), device=device)
+    y = top + torch.arange(height, device=device).view(1, 1, -1, 1)
+    x = left + torch.arange(width, device=device)
+    row = torch.arange(rows, device=device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
+    return F.pad(images, [most] * 4)[row, channel, y, x]
+
+
+def _mixup(images: Tensor, share: float) -> tuple[Tensor, float]:
+    mixed = images.float().lerp(images.roll(1, 0).float(), 1 - share)
+    return mixed.round().to(torch.uint8), share
+
+
+def _cutmix(images: Tensor, share: float) -> tuple[Tensor, float]:
+    """A box anywhere is the other image's; the share is what is left outside of it."""
+    half = (1 - share) ** 0.5 / 2
+    rows, columns = (
+        slice(round(max(middle - half, 0) * size), round(min(middle + half, 1) * size))
+        for middle, size in zip(torch.rand(2).tolist(), images.shape[2:], strict=True)
+    )
+    mixed = images.clone()
+    mixed[:, :, rows, columns] = images.roll(1, 0)[:, :, rows, columns]
+    return mixed, 1 - mixed[:, :, rows, columns].numel() / mixed.numel()
