@@ -38,7 +38,7 @@ def refused(*arguments: str) -> str:
         ("sead=3", "sead: unknown key. Did you mean seed?"),
         ("data.colums={a: drop}", "data.colums: unknown key. Did you mean columns?"),
         ("paths.dada=x", "paths.dada: unknown key. Did you mean data?"),
-        ("paths.q=x", "paths.q: unknown key. Known are data, output, cache."),
+        ("paths.q=x", "paths.q: unknown key. Known are cache, data, output."),
         ("hydra.run.dri=x", "hydra.run.dri: unknown key. Did you mean dir?"),
         (
             "callbacks.early_stopping.patiense=3",
