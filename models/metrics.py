@@ -58,11 +58,13 @@ class ClassMetrics(_Answers):
     def __init__(self, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.classes = classes
+        self.threshold = 0.5
+        """With two classes the probability of class 1 from which on a row is class 1."""
 
     def compute(self) -> dict[str, Tensor]:
         probabilities, truth = dim_zero_cat(self.answers), dim_zero_cat(self.truth)
         k = len(self.classes)
-        label = probabilities.argmax(1)
+        label = (probabilities[:, 1] >= self.threshold).long() if k == 2 else probabilities.argmax(1)
         rows, guesses = torch.bincount(truth, minlength=k), torch.bincount(label, minlength=k)
         recall = multiclass_recall(label, truth, k, average="none", validate_args=False)
         f1 = multiclass_f1_score(label, truth, k, average="none", validate_args=False)

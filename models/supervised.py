@@ -16,6 +16,7 @@ from datamodules.schema import TargetSpec
 from models import metrics
 from models.answers import answer
 from models.inputs import PiecewiseLinear
+from models.thresholds import check_threshold
 from serving.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -33,7 +34,8 @@ class SupervisedModule(pl.LightningModule):
 
     `optimizer` takes parameters or groups of them, `scheduler` takes the optimizer; what a scheduler requires of
     `total_steps` and `mode` is filled in. `l1` times the sum of absolute weights is added to the loss that is
-    minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings.
+    minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings. `threshold` of a
+    binary target: a number, or the metric that it is chosen for on the validation rows once training has ended.
 
     Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
     DivergedError soon after a loss is not finite.
@@ -50,8 +52,11 @@ class SupervisedModule(pl.LightningModule):
         monitor: str,
         mode: Literal["min", "max"],
         l1: float = 0.0,
+        threshold: float | str = 0.5,
     ) -> None:
         super().__init__()
+        if threshold != 0.5:
+            check_threshold(threshold, target)
         self.network = network
         self.target = target
         self.loss = loss
@@ -62,6 +67,8 @@ class SupervisedModule(pl.LightningModule):
         self.l1 = l1
         self.weights, self.others = split_parameters(network)
         self.metrics = metrics.build(target)
+        self.chosen_for = threshold if isinstance(threshold, str) else None
+        self.threshold = 0.5 if isinstance(threshold, str) else threshold
         self.samples = 0
         """Rows that training steps of this process have seen."""
         self.train_loss = math.nan
@@ -76,6 +83,16 @@ class SupervisedModule(pl.LightningModule):
     def predict(self, output: Tensor) -> Tensor:
         """Network output (rows, k) -> probabilities (rows, classes), or values (rows,) in the target's units."""
         return answer(output, self.target.task, self.target.mean, self.target.scale)
+
+    @property
+    def threshold(self) -> float:
+        """Of a binary target the probability of class 1 from which on a row is class 1, in metrics and the artefact."""
+        return self.metrics.threshold if isinstance(self.metrics, metrics.ClassMetrics) else 0.5
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if isinstance(self.metrics, metrics.ClassMetrics):
+            self.metrics.threshold = value
 
     def on_train_start(self) -> None:
         self.fitted.total = self.fitted.total.to(self.device)

@@ -49,6 +49,7 @@ class Root:
     monitor: str
     mode: Literal["min", "max"]
     l1: float
+    threshold: float | str
     resume: str | None
     cross_validate: int | None
     test: bool

@@ -76,7 +76,7 @@ def export(
     Raises ExportError where the artefact and the live model differ on validation rows, or the disk does not take it.
     """
     target = datamodule.target
-    threshold = 0.5
+    threshold = module.threshold
     network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
     with quiet():
         pipeline = torch.jit.script(Pipeline(datamodule.features, network, target, threshold))

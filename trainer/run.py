@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.table import TableDataModule
 from models.supervised import SupervisedModule
+from models.thresholds import best_threshold
 from trainer import folder as run_folder
 from trainer import report
 from trainer.callbacks.tensorboard import log_hyperparameters
@@ -82,6 +83,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         monitor=config.monitor,
         mode=config.mode,
         l1=config.l1,
+        threshold=config.threshold,
     )
     metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
     if module.samples == 0:
@@ -141,12 +143,27 @@ def train(
         saved = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
         metrics["fit/best_epoch"] = float(saved["epoch"] + 1)
+    if module.chosen_for is not None:
+        metrics["fit/threshold"] = choose_threshold(trainer, module, datamodule)
     for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
         metrics |= measured
     if test:
         for measured in trainer.test(module, datamodule=datamodule, verbose=False):
             metrics |= measured
     return metrics
+
+
+def choose_threshold(trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule) -> float:
+    """Sets the module's threshold to the best on the validation rows, and says so."""
+    assert module.chosen_for is not None
+    outputs: Any = trainer.predict(module, dataloaders=datamodule.val_dataloader())
+    probability = torch.cat([module.predict(output)[:, 1] for output in outputs])
+    truth = torch.cat([batch["target"] for batch in datamodule.val_dataloader()]).to(probability.device)
+    truth = truth[: len(probability)]  # a debug run looks at some batches alone
+    classes = module.target.classes
+    module.threshold, value = best_threshold(probability, truth, module.chosen_for, classes)
+    log.info("threshold: %.4g (val/%s %.5g)", module.threshold, module.chosen_for, value)
+    return module.threshold
 
 
 def quiet_lightning() -> None:

@@ -34,7 +34,8 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 def expected(spec: TargetSpec, probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """By scikit-learn; means over the classes that the truth has."""
-    label, k = probabilities.argmax(1), len(spec.classes)
+    k = len(spec.classes)
+    label = (probabilities[:, 1] >= 0.5).astype(int) if k == 2 else probabilities.argmax(1)
     ranked = [c for c in ([1] if k == 2 else range(k)) if 0 < (truth == c).sum() < len(truth)]
     pairs = [(truth == c, probabilities[:, c]) for c in ranked]
     with warnings.catch_warnings():
