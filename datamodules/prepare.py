@@ -114,7 +114,7 @@ class Preparation:
             split_column=None if column is None else sample[column],
         )
         fit = Fit(
-            [column for column in self.columns if self._is_feature(column)],
+            self._features(),
             self.settings,
             self._gather(pieces),
             sample.filter(pl.col(SPLIT) == 0),
@@ -123,7 +123,7 @@ class Preparation:
         features, inputs = fit.features()
         parts = self._encode(features, target, pieces)
         if self.ranks.rank == 0:
-            unused = [column.name for column in self.columns if not self._is_feature(column)]
+            unused = [column.name for column in self.columns if column not in self._features()]
             facts = {
                 "columns": [asdict(column) for column in self.columns],
                 "inputs": asdict(inputs),
@@ -297,10 +297,10 @@ class Preparation:
         own = [
             statistics.gather(
                 chunk.filter(pieces[chunk.number] == 0),
-                [column for column in self.columns if self._is_feature(column)],
+                self._features(),
                 missing=self.settings.missing,
-                number_rules=self.settings.number_rules(self.columns),
-                text_rules=self.settings.text_rules(self.columns),
+                number_rules=self.settings.number_rules(self._features()),
+                text_rules=self.settings.text_rules(self._features()),
                 char_ngrams=self.settings.char_ngrams,
             )
             for chunk in self.chunks
@@ -344,15 +344,17 @@ class Preparation:
 
     def _replaced(self, sample: pl.DataFrame) -> list[pl.Series]:
         """The columns with replaced values, as the features replace them."""
-        numbers, texts = self.settings.number_rules(self.columns), self.settings.text_rules(self.columns)
+        numbers, texts = self.settings.number_rules(self._features()), self.settings.text_rules(self._features())
         clean = {name: clean_text(sample[name], self.settings.missing) for name in texts}
         return [
             *(sample[name].replace(rules) for name, rules in numbers.items()),
             *(cells.replace(texts[name]) for name, cells in clean.items()),
         ]
 
-    def _is_feature(self, column: Column) -> bool:
-        return column.kind in FEATURE_KINDS and column.name != self.settings.target
+    def _features(self) -> list[Column]:
+        """The columns that a network gets."""
+        target = self.settings.target
+        return [column for column in self.columns if column.kind in FEATURE_KINDS and column.name != target]
 
 
 def in_parallel(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:

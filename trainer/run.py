@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.table import TableDataModule
 from models.supervised import SupervisedModule
 from models.thresholds import best_threshold
+from models.word2vec import Word2Vec, Word2VecModule
 from trainer import folder as run_folder
 from trainer import report
 from trainer.callbacks.tensorboard import log_hyperparameters
@@ -74,7 +75,8 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     check_monitor(config.monitor, datamodule.target)
 
     network = instantiate(config.model, inputs=datamodule.inputs, outputs=datamodule.target.outputs)
-    module = SupervisedModule(
+    kind = Word2VecModule if isinstance(network, Word2Vec) else SupervisedModule
+    module = kind(
         network,
         datamodule.target,
         loss=instantiate(config.loss, target=datamodule.target),
@@ -95,7 +97,9 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
 
     export = instantiate(config.export)
     artifact = None
-    if export is not None and not trainer.fast_dev_run:
+    if isinstance(module, Word2VecModule):
+        log.info("vectors of words: %s", module.write(folder))
+    elif export is not None and not trainer.fast_dev_run:
         exporting = time.perf_counter()
         artifact = export(folder / "model.pt", datamodule, module, metrics, plain)
         log.info("exported in %.1f s", time.perf_counter() - exporting)
