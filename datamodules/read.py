@@ -240,7 +240,8 @@ class _Repaired(io.RawIOBase):
 
     def close(self) -> None:
         if self.replaced and not self.closed:
-            log.warning("%s: %s bytes that are no UTF-8 became U+FFFD", self.file, f"{self.replaced:,}")
+            log.warning("%s: bytes that are no UTF-8 became U+FFFD: %s", self.file, f"{self.replaced:,}")
+        self.stream.close()
         super().close()
 
 

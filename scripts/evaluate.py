@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py --artifact model.pt --input labelled.csv [--output metrics.json]
 
+Text without a header needs the names that training had: --names label,message.
 Rows that cannot be answered and rows without a known class are left out of the metrics and counted.
 """
 
@@ -10,6 +11,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -19,22 +21,25 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from datamodules.read import read_chunks
 from datamodules.schema import TargetSpec
 from models import metrics
-from scripts.predict import tell_columns
+from scripts.predict import add_reading, reading, tell_columns
 from serving.artifact import ROW, Artifact
 from serving.cells import as_number, as_text, clean_text
 from serving.errors import EXIT_CODE, InputError
 from serving.write import blame
 
 
-def evaluate(artifact: Artifact, source: str) -> dict[str, float]:
-    """The metrics by name, and how many `rows` were measured, `rejected`, or were `without_target`."""
+def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, float]:
+    """The metrics by name, and how many `rows` were measured, `rejected`, or were `without_target`.
+
+    `settings`: of `datamodules.read.read_chunks`.
+    """
     facts = artifact.spec["target"]
     target = TargetSpec(facts["name"], facts["task"], tuple(facts["classes"]))
     measure = metrics.build(target)
     answer_columns = [f"probability_{name}" for name in target.classes]
     measured = rejected = unknown = 0
     said: set[str] = set()
-    for raw in read_chunks(source):
+    for raw in read_chunks(source, **settings):
         if target.name not in raw.frame.columns:
             raise InputError(
                 f"{source}: no column '{target.name}', the target of {artifact.path}. Give rows with"
@@ -70,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", required=True, help="the model.pt of a run folder")
     parser.add_argument("--input", required=True, help="rows with the target; - is CSV on standard input")
+    add_reading(parser)
     parser.add_argument("--output", type=Path, help="JSON of the metrics")
     given = parser.parse_args()
     try:
         artifact = Artifact.load(given.artifact)
         artifact.check()
-        values = evaluate(artifact, given.input)
+        values = evaluate(artifact, given.input, **reading(given))
         if given.output is not None:
             plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
             with blame(str(given.output)):

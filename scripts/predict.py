@@ -6,7 +6,8 @@ python scripts/predict.py --artifact model.pt --input - --output - --rejects rej
 The input is CSV, TSV, Parquet or JSON lines, compressed or not; "-" is CSV on standard input or output. The output has
 `line` of the input, `label` and `probability_<class>` (or `value`), and `flags`. The rejects file, by default
 answers.rejects.parquet beside answers.parquet, is there only where rows were rejected; it has `file`, `line`, `column`,
-`rule` and `value`. Exits with 2 where the input cannot be used, or where rejected rows had no file to go to.
+`rule` and `value`. Text without a header needs the names that training had: --names label,message. Exits with 2 where
+the input cannot be used, or where rejected rows had no file to go to.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -25,15 +27,18 @@ from serving.errors import EXIT_CODE, InputError
 from serving.write import SINKS, STANDARD, Append, writing
 
 
-def predict(artifact: Artifact, source: str, output: str, rejects: str | None, batch: int) -> str:
-    """Answers the rows of `source` in chunks of `batch`; returns the line that says how many, and where they are."""
+def predict(artifact: Artifact, source: str, output: str, rejects: str | None, batch: int, **settings: Any) -> str:
+    """Answers the rows of `source` in chunks of `batch`; returns the line that says how many, and where they are.
+
+    `settings`: of `datamodules.read.read_chunks`.
+    """
     rejects = rejects if output == STANDARD else rejects or beside(output)
     answered = flagged = rejected = 0
     said: set[str] = set()
     with ExitStack() as files:
         answer = files.enter_context(writing(output))
         reject: Append | None = None
-        for raw in read_chunks(source, rows=batch):
+        for raw in read_chunks(source, rows=batch, **settings):
             tell_columns(artifact, raw.frame, source, said)
             answers, bad = score(artifact, raw)
             answer(answers)
@@ -78,6 +83,24 @@ def tell_columns(artifact: Artifact, frame: pl.DataFrame, source: str, said: set
         print(f"note: not in the model, ignored: {', '.join(ignored)}", file=sys.stderr)
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options that say how the input is to be read; `reading` takes them."""
+    parser.add_argument("--names", help="of the columns of text without a header: label,message")
+    parser.add_argument("--separator", help="of the columns of text, where it is not found")
+    parser.add_argument("--replace-invalid", action="store_true", help="take U+FFFD for bytes that are no UTF-8")
+
+
+def reading(given: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `datamodules.read.read_chunks`."""
+    if given.separator is not None and len(given.separator.encode()) != 1:
+        raise InputError(f"--separator {given.separator!r}: must be one character; a tab is found without it")
+    return {
+        "names": given.names and given.names.split(","),
+        "separator": given.separator,
+        "replace_invalid": given.replace_invalid,
+    }
+
+
 def beside(output: str) -> str:
     """answers.parquet -> answers.rejects.parquet"""
     path = Path(output)
@@ -90,6 +113,7 @@ def main() -> None:
     parser.add_argument("--input", required=True, help="the rows")
     parser.add_argument("--output", required=True, help=f"{', '.join(SINKS)}, or - for CSV on standard output")
     parser.add_argument("--rejects", help="where the rows go that cannot be answered")
+    add_reading(parser)
     parser.add_argument("--batch", type=int, default=65_536, help="rows in memory at a time")
     given = parser.parse_args()
     if given.batch < 1:
@@ -101,7 +125,8 @@ def main() -> None:
     try:
         artifact = Artifact.load(given.artifact)
         artifact.check()
-        print(predict(artifact, given.input, given.output, given.rejects, given.batch), file=sys.stderr)
+        told = predict(artifact, given.input, given.output, given.rejects, given.batch, **reading(given))
+        print(told, file=sys.stderr)
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)

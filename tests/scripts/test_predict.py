@@ -3,12 +3,14 @@
 import gzip
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 from omegaconf import OmegaConf
+from polars.selectors import starts_with
 
 from scripts.predict import predict
 from serving.artifact import Artifact
@@ -58,7 +60,7 @@ def test_the_size_of_a_chunk_changes_nothing(adult: Artifact, rows: pl.DataFrame
     odd = rows.head(100).with_columns(age=pl.when(pl.int_range(100) % 9 == 8).then(pl.lit("x")).otherwise("age"))
     odd.write_csv(source)
     whole, cut = answers(adult, source), answers(adult, source, batch)
-    probability = pl.col("^probability.*$")
+    probability = starts_with("probability")
     assert cut.drop(probability).equals(whole.drop(probability))
     for name in whole.select(probability).columns:
         assert cut[name].to_list() == pytest.approx(whole[name].to_list(), abs=1e-6)
@@ -154,6 +156,58 @@ def test_the_artefact_answers_what_the_live_model_answers(
         datamodule.places("val").select(line=LINE).join(pl.read_parquet(output), on="line", maintain_order="left")
     )
     torch.testing.assert_close(torch.tensor(validation["probability_>50K"].to_numpy()), live, atol=1e-5, rtol=0)
+
+
+def test_text_without_a_header_and_with_broken_bytes(
+    data_dir: Path, tmp_path: Path, run_here: Callable[..., Path]
+) -> None:
+    """sms_spam is such, and has quotes that are none."""
+    run = run_here("data=sms_spam", f"paths.data={data_dir}", "model=linear", "trainer.max_epochs=1", "test=false")
+    lines = (data_dir / "sms_spam" / "sms.tsv").read_bytes().splitlines()[:200]
+    lines[7] += b" caf\xe9"
+    (tmp_path / "sms.tsv").write_bytes(b"\n".join(lines))
+    command = ("--artifact", f"{run}/model.pt", "--input", "sms.tsv")
+    refused = run_script(
+        "scripts/predict.py", *command, "--output", "out.csv", "--names", "label,message", cwd=tmp_path
+    )
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "sms.tsv, line 8: byte 0xe9 is not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        "\n",
+    )
+    how = ("--names", "label,message", "--replace-invalid")
+    done = run_script("scripts/predict.py", *command, "--output", "out.parquet", *how, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "",
+        "sms.tsv: bytes that are no UTF-8 became U+FFFD: 1\n"
+        "200 rows read, 200 answered (0 of them flagged), 0 rejected\n",
+    )
+    cells = [line.decode(errors="replace").split("\t") for line in lines]
+    texts = pl.DataFrame(cells, ["label", "message"], orient="row")
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found["line"].to_list() == list(range(1, 201))
+    assert found.drop("line").equals(Artifact.load(run / "model.pt").score(texts).answers.drop("row"))
+    measured = run_script("scripts/evaluate.py", *command, *how, "--separator", "\t", cwd=tmp_path)
+    assert (measured.returncode, measured.stdout.splitlines()[-3:]) == (
+        0,
+        ["rows               200", "rejected           0", "without_target     0"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--names", "a,a"), "data.names: 'a' is given twice; each column needs a name of its own"),
+        (("--names", "a,b"), "rows.csv, line 1: 1 fields, but data.names gives 2: a, b"),
+        (("--separator", "::"), "--separator '::': must be one character; a tab is found without it"),
+    ],
+)
+def test_how_a_file_cannot_be_read(adult: Artifact, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "rows.csv").write_text("age\n1\n")
+    command = ("--artifact", str(adult.path), "--input", "rows.csv", "--output", "out.csv", *arguments)
+    done = run_script("scripts/predict.py", *command, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
 
 
 def test_standard_input_and_output_from_any_folder(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
