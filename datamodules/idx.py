@@ -38,4 +38,4 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(
             f"{path} is damaged, fetch it again: its header means {expected:,} bytes, but it has {len(content):,}"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()

@@ -27,6 +27,7 @@ def test_plain_and_compressed_files_are_one(tmp_path: Path, compress: type[bytes
     path.write_bytes(compress(SMALL))
     array = read_idx(path)
     assert array.dtype == np.uint8
+    assert array.flags.writeable  # torch warns of others
     assert array.tolist() == [[97, 98, 99], [100, 101, 102]]
 
 
