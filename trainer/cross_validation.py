@@ -72,10 +72,11 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
         return rows.with_columns(
             target=pl.Series(truth.astype(np.float64) * target.scale + target.mean), prediction=pl.Series(answers)
         )
+    label = answers[:, 1] >= module.threshold if target.task == "binary" else answers.argmax(1)
     names = np.array(target.classes)
     return rows.with_columns(
         pl.Series("target", names[truth]),
-        pl.Series("prediction", names[answers.argmax(1)]),
+        pl.Series("prediction", names[label.astype(int)]),
         *(pl.Series(f"probability_{name}", answers[:, code]) for code, name in enumerate(target.classes)),
     )
 
