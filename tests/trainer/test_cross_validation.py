@@ -151,6 +151,10 @@ def test_folds_of_other_settings_are_not_mixed(run_here: RunHere, table: Path) -
             ["cross_validate=5", "data.split.fold=2"],
             "data.split.fold: is set by cross_validate=5 for each run: leave it out.",
         ),
+        (
+            ["cross_validate=5", "data=sms_spam", "model=word2vec"],
+            "cross_validate: needs a model that answers, but model=word2vec only learns vectors: leave it out.",
+        ),
         (["cross_validate=5", "~data.split"], "cross_validate: needs data.split, which this data has not."),
     ],
 )
