@@ -11,6 +11,7 @@ from torch import Tensor
 from datamodules.features.images import fit
 from datamodules.schema import DataError
 from serving import images
+from serving.cells import as_text
 from serving.images import ImageError
 
 Shape = tuple[int, int, int]
@@ -36,7 +37,7 @@ def choose_shape(paths: pl.Series, root: Path | None, size: Literal["auto"] | in
     "auto" is the size of the images where they have one size and it is small; else a square, as large as the middle
     one of their shorter sides, in steps of 32, from 32 to 128. DataError if no image can be read.
     """
-    given = paths.str.strip_chars().replace("", None).drop_nulls()
+    given = as_text(paths).str.strip_chars().replace("", None).drop_nulls()
     shapes: list[Shape] = []
     reasons: list[str] = []
     for path in given.gather_every(max(1, len(given) // SAMPLE)).head(SAMPLE):

@@ -56,8 +56,10 @@ class Raw:
 
     @property
     def root(self) -> Path:
-        """The folder of the file, or the folder that was read: paths in cells begin there, and may not leave it."""
-        file = Path(self.frame[FILE][0])
+        """The folder of the file, or the folder that was read: paths in cells begin there, and may not leave it.
+        Any folder where there are no rows.
+        """
+        file = Path(self.frame[FILE][0]) if len(self.frame) else Path()
         return file if file.is_dir() else file.parent
 
 

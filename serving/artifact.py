@@ -125,9 +125,7 @@ class Artifact:
             if column["kind"] == "text":
                 texts[name] = as_text(cells).fill_null("")
             elif column["kind"] == "image":
-                images[name], reasons = decode_column(
-                    as_text(cells), root, partial(self.module.features.images.fit, name)
-                )
+                images[name], reasons = decode_column(cells, root, partial(self.module.features.images.fit, name))
                 rejects.append(_rejects(cells, reasons.is_not_null(), name, reasons))
             elif column["kind"] == "date":
                 values[name], bad = as_date(cells, self.missing, column["day_first"])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from serving.cells import as_text
 from serving.errors import InputError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -71,7 +72,7 @@ def decode_column(paths: pl.Series, root: Path | None, fit: Callable[[Tensor], T
         return None
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside the interpreter's lock
-        reasons = list(pool.map(decode_row, range(len(paths)), paths.str.strip_chars()))
+        reasons = list(pool.map(decode_row, range(len(paths)), as_text(paths).str.strip_chars()))
     return pixels, pl.Series(paths.name, reasons, dtype=pl.String)
 
 

@@ -210,6 +210,18 @@ def test_how_a_file_cannot_be_read(adult: Artifact, tmp_path: Path, arguments: t
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
 
 
+def test_a_file_without_a_row_that_is_one(adult: Artifact, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("age,sex\n1;Male\n2;Female\n")
+    with pytest.raises(InputError) as error:
+        answers(adult, source)
+    assert str(error.value) == (
+        f"{source}, line 2: 1 fields instead of 2, and no other row is better; give the separator with"
+        " data.separator, or mend the file"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
 def test_standard_input_and_output_from_any_folder(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     table = rows.head(40).write_csv()
     done = run_script(
