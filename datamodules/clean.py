@@ -153,14 +153,8 @@ def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
 
 
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
-    """The target as clean text, values replaced, null where missing. Raises DataError where all are."""
-    text = clean_text(as_text(series), missing).replace(text_rules(rules))
-    if text.null_count() == len(text):
-        raise DataError(
-            f"data.target={series.name}: no row has a value. Cells that count as missing are"
-            f" {', '.join(repr(spelling) for spelling in missing)} (data.missing)."
-        )
-    return text
+    """The target as clean text, values replaced, null where missing."""
+    return clean_text(as_text(series), missing).replace(text_rules(rules))
 
 
 def check_target(target: pl.Series, task: Task, rules: Rules) -> None:

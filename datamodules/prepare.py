@@ -100,6 +100,7 @@ class Preparation:
             self._look(self._numbered(0, 1))
         keys = self._clean(chunks)
         split = self._split(keys)
+        keys = replace(keys, copy=keys.copy.clear())  # 160 MB of 20 million rows
         pieces = keys.pieces(split)
         target = self._describe_target(keys.target, split)
         sample = self._finish_sample(pieces)
@@ -176,6 +177,11 @@ class Preparation:
         if settings.split.column is not None:
             check_names("data.split.column", [settings.split.column], names)
         labels = clean_target(frame[settings.target], settings.missing, settings.replace.get(settings.target, {}))
+        if labels.null_count() == len(labels):
+            raise DataError(
+                f"data.target={settings.target}: no row has a value. Cells that count as missing are"
+                f" {', '.join(map(repr, settings.missing))} (data.missing)."
+            )
         task, reason = infer_task(labels, settings.task)
         if settings.split.by in ("group", "column"):
             why = "names the group of a row" if settings.split.by == "group" else "says which rows train"
@@ -251,32 +257,39 @@ class Preparation:
         settings = self.settings
         check_target(keys.target, self.task, settings.replace.get(settings.target, {}))
         first = first_copies(keys.copy.to_numpy())
-        is_copy = first != np.arange(len(first))
         split: np.ndarray = settings.split.assign(
             keys.target,
             self.task,
             column=keys.column,
-            first_copy=first if is_copy.any() else None,
+            first_copy=first,
             files=keys.file,
             missing=settings.missing,
         )
+        if first is None:
+            return split
+        is_copy = first != np.arange(len(first))
         copies = int(is_copy.sum())
-        if copies and settings.duplicates == "drop":
+        if settings.duplicates == "drop":
             split[is_copy] = -1
             self.notes.append(f"{count(copies, 'row')} were exact copies of others and are left out")
-        elif copies:
+        else:
             side = "kept" if settings.split.by == "time" else "kept, on one side of the split"
             self.notes.append(f"{count(copies, 'row')} with an exact copy before: {side}")
         return split
 
     def _describe_target(self, values: pl.Series, split: np.ndarray) -> TargetSpec:
         name = self.settings.target
+        train = values.filter(split == 0)
+        if train.n_unique() == 1:
+            raise DataError(
+                f"data.target={name}: every training row has {train[0]!r}; there is nothing to learn. Change"
+                " data.split, or give other training rows"
+            )
         if self.task == "regression":
-            train = values.to_numpy()[split == 0]
-            deviation = float(train.std())
-            return TargetSpec(name, self.task, mean=float(train.mean()), scale=deviation if deviation > 0 else 1.0)
+            numbers = train.to_numpy()
+            return TargetSpec(name, self.task, mean=float(numbers.mean()), scale=float(numbers.std()) or 1.0)
         classes = sorted(values.filter(split >= 0).unique().cast(pl.String).to_list(), key=_natural)
-        counts = _counts(values.filter(split == 0))
+        counts = _counts(train)
         return TargetSpec(name, self.task, tuple(classes), tuple(counts.get(each, 0) for each in classes))
 
     def _finish_sample(self, pieces: dict[int, np.ndarray]) -> pl.DataFrame:
@@ -374,14 +387,20 @@ def in_parallel(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iter
         torch.set_num_threads(threads)
 
 
-def first_copies(copy: np.ndarray) -> np.ndarray:
-    """For each row the position of the first row with the same number, int64; lean, for tens of millions of rows."""
-    order = np.argsort(copy, kind="stable")
-    ordered = copy[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    first = np.empty(len(copy), dtype=np.int64)
-    first[order] = np.repeat(order[starts], np.diff(np.append(starts, len(copy))))
-    return first
+def first_copies(copy: np.ndarray) -> np.ndarray | None:
+    """For each row the position of the first row with the same number, int64 (rows,); None where all are different.
+
+    Lean: of tens of millions of rows only those that have a copy are looked at by one.
+    """
+    ordered = np.sort(copy)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(twice):
+        return None
+    rows = np.flatnonzero(np.isin(copy, twice))
+    _, first, place = np.unique(copy[rows], return_index=True, return_inverse=True)
+    firsts = np.arange(len(copy))
+    firsts[rows] = rows[first[place]]
+    return firsts
 
 
 def _join(keys: Sequence[Keys]) -> Keys:

@@ -27,9 +27,13 @@ _EPOCH = (1e8, 1e10)
 
 
 def as_text(series: pl.Series) -> pl.Series:
-    """Cells of any type as String, not cleaned; a whole float is written without its ".0", null stays null."""
+    """Cells of any type as String, not cleaned; a whole float is written without its ".0", a duration as in
+    ISO 8601, null stays null.
+    """
     if series.dtype == pl.String:
         return series
+    if series.dtype == pl.Duration:
+        return series.dt.to_string("iso")
     text = series.cast(pl.String)
     return text.str.replace(_WHOLE, "${1}") if series.dtype.is_float() else text
 
