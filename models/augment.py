@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from datamodules.schema import InputSpec
 
@@ -48,10 +47,13 @@ class Augment(nn.Module):
                 "augment.mixup and augment.cutmix are for one column of images alone, and there are others: leave them"
                 " out."
             )
+        if rand_augment:
+            from torchvision.transforms.v2 import RandAugment  # slow to import
+
         self.names = [f"images.{image.name}" for image in inputs.images]
         self.flip = flip
         self.crop = crop
-        self.rand_augment = v2.RandAugment() if rand_augment else None
+        self.rand_augment = RandAugment() if rand_augment else None
         self.mixup = mixup
         self.cutmix = cutmix
 

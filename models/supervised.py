@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from datamodules.schema import TargetSpec
 from models import metrics
 from models.answers import answer
+from models.augment import mixed_loss
 from models.inputs import PiecewiseLinear
 from models.thresholds import check_threshold
 from serving.errors import InputError
@@ -36,6 +37,7 @@ class SupervisedModule(pl.LightningModule):
     `total_steps` and `mode` is filled in. `l1` times the sum of absolute weights is added to the loss that is
     minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings. `threshold` of a
     binary target: a number, or the metric that it is chosen for on the validation rows once training has ended.
+    `augment` changes the training batches.
 
     Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
     DivergedError soon after a loss is not finite.
@@ -53,6 +55,7 @@ class SupervisedModule(pl.LightningModule):
         mode: Literal["min", "max"],
         l1: float = 0.0,
         threshold: float | str = 0.5,
+        augment: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if threshold != 0.5:
@@ -60,6 +63,7 @@ class SupervisedModule(pl.LightningModule):
         self.network = network
         self.target = target
         self.loss = loss
+        self.augment = augment
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.monitor = monitor
@@ -100,7 +104,9 @@ class SupervisedModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx == 0:  # not in on_train_epoch_start, which Lightning leaves out after some resumes
             self.fitted.reset(self.device)
-        loss: Tensor = self.loss(self.network(batch), batch["target"])
+        if self.augment is not None:
+            batch = self.augment(batch)
+        loss = mixed_loss(self.loss, self.network(batch), batch)
         self.fitted.add(loss, len(batch["target"]))
         self.samples += len(batch["target"])
         if (batch_idx + 1) % CHECK_EVERY == 0:

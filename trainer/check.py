@@ -37,6 +37,7 @@ class Root:
 
     data: Node
     model: Node
+    augment: Node | None
     loss: Node
     optimizer: Node
     scheduler: Node | None
@@ -61,6 +62,7 @@ FILLED: dict[str, frozenset[str]] = {
     "model": frozenset({"inputs", "outputs"}),
     "model.encoder": frozenset({"spec"}),
     "model.encoder.text": frozenset({"spec"}),
+    "augment": frozenset({"inputs"}),
     "loss": frozenset({"target"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),

@@ -86,6 +86,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         mode=config.mode,
         l1=config.l1,
         threshold=config.threshold,
+        augment=instantiate(config.augment, inputs=datamodule.inputs),
     )
     metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
     if module.samples == 0:
