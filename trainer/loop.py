@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytorch_lightning
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,15 @@ class Trainer(pytorch_lightning.Trainer):
         chosen, self.precision_reason = choose_precision(precision, accelerator)
         super().__init__(accelerator=accelerator, precision=chosen, **settings)
 
-    def prepare(self, network: nn.Module, batch_size: int) -> None:
-        """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`."""
+    def prepare(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> None:
+        """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`.
+
+        `rows`: a few of the training rows, which tell what a batch costs.
+        """
         device = self.strategy.root_device
         threads = "-"
         if device.type == "cpu":
-            threads = self._set_threads(network, batch_size)
+            threads = self._set_threads(network, rows, batch_size)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
         log.info(
@@ -64,16 +68,26 @@ class Trainer(pytorch_lightning.Trainer):
         if self.compile_network:
             network.compile()
 
-    def _set_threads(self, network: nn.Module, batch_size: int) -> str:
+    def _set_threads(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> str:
         if self.threads != "auto":
             torch.set_num_threads(self.threads)
             return f"{self.threads} (given)"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cost = batch_size * sum(parameter.numel() for parameter in network.parameters())
+        cost = multiplications(network, rows) * batch_size / len(rows["target"])
         threads = 1 if cost < SMALL_STEP else min(cores, torch.get_num_threads())
         torch.set_num_threads(threads)
         size = "small" if threads == 1 and cores > 1 else "large enough"
         return f"{threads} of {cores} ({cost / 1e6:,.1f} million multiplications a step: {size})"
+
+
+def multiplications(network: nn.Module, rows: dict[str, Tensor]) -> int:
+    """What products of matrices and convolutions take on the way forward; looking vectors up takes none."""
+    # Nothing is left changed: neither the statistics of norms nor the random state.
+    network.eval()
+    with torch.no_grad(), torch.random.fork_rng([]), FlopCounterMode(display=False) as counter:
+        network(rows)
+    network.train()
+    return int(counter.get_total_flops()) // 2
 
 
 def choose_precision(precision: Precision, accelerator: str) -> tuple[Any, str]:

@@ -121,7 +121,7 @@ def train(
     Returns the flat metrics: `val/...` and `test/...` of the best weights, `train/loss` of the last epoch,
     `fit/seconds`, `fit/samples_per_second` and so on. The module holds the best weights afterwards.
     """
-    trainer.prepare(module.network, datamodule.batch_size)
+    trainer.prepare(module.network, datamodule.head("train", 16), datamodule.batch_size)
     started = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
