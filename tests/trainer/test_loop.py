@@ -8,7 +8,7 @@ from trainer.loop import multiplications
 
 
 class Network(nn.Module):
-    """Every kind of layer that matters: looked up, convolved, normed, dropped, multiplied."""
+    """Layers of every kind that matters, and noise, as Word2Vec draws it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Network(nn.Module):
         self.head = nn.Sequential(nn.Dropout(), nn.Linear(10, 3))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        image = self.norm(self.convolution(batch["images.photo"].float())).mean((2, 3))
+        image = self.norm(self.convolution(batch["images.photo"].float())).mean((2, 3)) + torch.rand(5)
         output: Tensor = self.head(torch.cat([self.words(batch["words"]), image], 1))
         return output
 
