@@ -42,7 +42,7 @@ class Word2Vec(nn.Module):
         outputs: int,
         *,
         size: int = 100,
-        window: int = 5,
+        window: int = 10,
         negatives: int = 5,
         subsample: float = 1e-3,
     ) -> None:
@@ -102,8 +102,8 @@ class Word2Vec(nn.Module):
         return torch.cat(words), torch.cat(rows)
 
     def vectors(self) -> Tensor:
-        """The vectors of `words`, (words, size)."""
-        return SCALE * self.centres.weight.detach()[1:]
+        """The vectors of `words`, (words, size): as centre and as context together, as GloVe has them (2014)."""
+        return SCALE * (self.centres.weight + self.contexts.weight).detach()[1:]
 
 
 class Word2VecModule(SupervisedModule):
