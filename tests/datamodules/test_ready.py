@@ -17,19 +17,23 @@ from trainer.config import instantiate
 CONF = Path(__file__).parents[2] / "conf"
 
 READY: dict[str, tuple[str, tuple[int, int, int], list[str]]] = {
+    "ag_news": ("multiclass", (4864, 1216, 1520), []),
     "adult": ("binary", (31259, 7817, 9766), ["fnlwgt"]),
     "bike_sharing": ("regression", (11122, 2781, 3476), ["instant", "casual", "registered"]),
     "breast_cancer": ("binary", (364, 91, 114), []),
     "california_housing": ("regression", (13209, 3303, 4128), []),
     "diabetes": ("regression", (282, 71, 89), []),
+    "digits": ("multiclass", (1150, 287, 360), []),
+    "fashion_mnist": ("multiclass", (48000, 12000, 10000), []),
     "diamonds": ("regression", (34522, 8630, 10788), []),
     "electricity": ("binary", (28999, 7250, 9063), []),
     "iris": ("multiclass", (96, 24, 30), []),
+    "sms_spam": ("binary", (3567, 892, 1115), []),
     "telco_churn": ("binary", (4508, 1126, 1409), ["customerID"]),
     "titanic": ("binary", (570, 143, 178), ["PassengerId", "Ticket", "Cabin"]),
     "wine": ("multiclass", (114, 28, 36), []),
 }
-"""Task, rows of the splits (64, 16 and 20 % but for rounding and copies), and columns that are not used."""
+"""Task, rows of the splits (64, 16 and 20 % but for rounding and copies, or as given), and columns that are not used."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +57,7 @@ def ready(name: str, data_dir: Path) -> TableDataModule:
 
 
 def test_all_ready_tables_are_tested() -> None:
-    assert {path.stem for path in (CONF / "data").iterdir()} - {"table"} == READY.keys()
+    assert {path.stem for path in (CONF / "data").iterdir()} - {"table", "images", "torchvision"} == READY.keys()
 
 
 @pytest.mark.parametrize("name", READY)
@@ -63,13 +67,13 @@ def test_ready_tables(data_dir: Path, name: str) -> None:
     found = [datamodule.splits[split]["rows"] for split in SPLITS]
     assert datamodule.target.task == task
     assert sum(found) == sum(rows)
-    assert found == pytest.approx(rows, rel=0.01, abs=2)
+    assert found == pytest.approx(rows, rel=0.02, abs=2)
     assert datamodule.describe()["unused"] == unused
     assert datamodule.quarantine is not None
     assert len(datamodule.quarantine) == 0
     batch = datamodule.head("train", found[0])
     assert len(batch["target"]) == found[0]
-    assert batch["numbers"].isfinite().all()
+    assert "numbers" not in batch or batch["numbers"].isfinite().all()
 
 
 MISSING_CELLS = {
