@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules.store import MemoryStore, Rows, Store, join, take
 
-WINDOW = 128 * 10**6
+WINDOW = 64 * 10**6
 """Bytes of rows that are mixed with each other: what is larger is shuffled part by part, then in such windows."""
 
 

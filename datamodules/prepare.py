@@ -1,7 +1,9 @@
 """Raw rows -> a folder of encoded parts: read and clean, split, gather statistics, fit, encode; three walks in all."""
 
 import json
+import logging
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +35,8 @@ from datamodules.statistics import ROW, Sample, Statistics
 from datamodules.store import Rows, save_part, size_of
 from serving.cells import clean_text
 from serving.torchscript import quiet
+
+log = logging.getLogger(__name__)
 
 HEAD = 8192
 """Raw rows of each split that are kept, for parity and for the spread of the answers."""
@@ -346,7 +350,9 @@ class Preparation:
                     heads[name][chunk.number] = some.frame
             return parts
 
+        started = time.perf_counter()
         parts = list(chain.from_iterable(in_parallel(encode, self.chunks)))
+        log.info("encoded: %s rows in %.1f s", f"{sum(part[3] for part in parts):,}", time.perf_counter() - started)
         for name in SPLITS:
             first = reduce(or_, self.ranks.gather(heads[name]))
             if self.ranks.rank == 0:

@@ -40,7 +40,7 @@ class Sample:
     def merge(self, ranked: pl.DataFrame) -> None:
         self._parts.append(ranked)
         self._rows += len(ranked)
-        if self._rows > 2 * self.most:
+        if self._rows > self.most * 5 // 4:
             self._parts = [self.ranked]
             self._rows = self.most
 

@@ -166,7 +166,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         return [file for path in paths if path is not None for file in find(path)]
 
     def _prepare(self, folder: Path, limit: int) -> None:
-        preparation = Preparation(self.settings, self.read, folder, limit // 4)
+        preparation = Preparation(self.settings, self.read, folder, limit // 16)
         try:
             preparation.run()
         finally:

@@ -195,7 +195,7 @@ def test_values_are_replaced_as_they_are_once_clean(tmp_path: Path) -> None:
     datamodule = set_up(tmp_path, table, columns={"c": "category"}, replace=rules)
     assert datamodule.target.classes == ("one", "zero")
     assert datamodule.inputs.categories == (("c", 2),)
-    codes = datamodule.features({}, {"c": ["1", " 1.0", "two", "three"]})["codes"]
+    codes = datamodule.features({}, {"c": ["1", " 1.0", "two", "three"]}, {})["codes"]
     assert codes.flatten().tolist() == [1, 1, 1, 0]
 
 
@@ -346,8 +346,8 @@ def test_batches_hold_each_training_row_once(tmp_path_factory: pytest.TempPathFa
         (
             plain(4),
             {"split": Split(fractions=(0.9, 0.05, 0.05))},
-            "4 different rows leave the val split empty with data.split.by=stratified, data.split.fractions=[0.9, 0.05,"
-            " 0.05]: give more rows, or change it",
+            "the val split is empty: 4 rows with data.split.by=stratified, data.split.fractions=[0.9, 0.05, 0.05]; give"
+            " more rows, or change these",
         ),
     ],
 )
