@@ -33,7 +33,7 @@ READY: dict[str, tuple[str, tuple[int, int, int], list[str]]] = {
     "titanic": ("binary", (570, 143, 178), ["PassengerId", "Ticket", "Cabin"]),
     "wine": ("multiclass", (114, 28, 36), []),
 }
-"""Task, rows of the splits (64, 16 and 20 % but for rounding and copies, or as given), and columns that are not used."""
+"""Task, rows of the splits (as given, or 64, 16 and 20 % but for rounding and copies), columns that are not used."""
 
 
 @pytest.fixture(scope="module", autouse=True)
