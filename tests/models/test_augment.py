@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.schema import ImageSpec, InputSpec
 from models.augment import Augment, mixed_loss
 from models.losses import CrossEntropy
-from tests.models.problems import INPUTS, MIXED, target
+from models.mlp import MLP
+from tests.models.problems import INPUTS, MIXED, build, target
 
 GREY = ImageSpec("photo", (1, 8, 6), (0.5,), (0.25,))
 COLOUR = ImageSpec("scan", (3, 9, 9), (0.5,) * 3, (0.25,) * 3)
@@ -116,6 +117,21 @@ def test_the_loss_of_a_mixed_batch_is_that_of_the_mixed_target() -> None:
     torch.testing.assert_close(mixed_loss(loss, output, result), expected)
     plain = rows()
     torch.testing.assert_close(mixed_loss(loss, output, plain), loss(output, plain["target"]))
+
+
+def test_training_batches_are_augmented_and_those_that_are_measured_are_not() -> None:
+    class Black(nn.Module):
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return batch | {"images.photo": torch.zeros_like(batch["images.photo"])}
+
+    batch, network = rows(), MLP(InputSpec(images=(GREY,)), 3, hidden=(4,), dropout=0.0)
+    module = build("multiclass", network=network, augment=Black())
+    with torch.no_grad():
+        trained = module.training_step(batch, 0)
+        module.validation_step(batch, 0)
+        plain, black = (module.loss(network(each), batch["target"]) for each in (batch, Black()(batch)))
+    assert trained == black != plain
+    assert module.measured.value() == pytest.approx(float(plain))
 
 
 def test_the_draws_follow_from_torchs_generator() -> None:

@@ -5,11 +5,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from serving.artifact import Artifact
 from tests.conftest import run_script
+from trainer.problems import ConfigError
 
 RunHere = Callable[..., Path]
 QUICK = ("trainer.max_epochs=2", "logger=none")
@@ -100,6 +104,45 @@ def test_one_epoch_and_one_resumed_equal_two(tmp_path: Path) -> None:
     assert "trainer.max_epochs 1 -> 2" in done.stdout + done.stderr
 
 
+IMAGES = ("data=digits", "model=cnn", "model.channels=8", "data.batch_size=64", "trainer.threads=1", "logger=none")
+AUGMENT = ("augment=images", "augment.crop=1", "augment.rand_augment=true", "augment.mixup=0.2", "augment.cutmix=1")
+
+
+def test_images_are_augmented_in_training_and_their_artefact_reads_files(run_here: RunHere, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    folder = run_here(
+        *IMAGES, "augment=images", "augment.flip=false", "augment.crop=1", "optimizer.lr=1e-2", "trainer.max_epochs=6"
+    )
+    assert metrics(folder)["test/accuracy"] > 0.9
+    digits = load_digits()
+    for row in range(100):
+        Image.fromarray((digits.images[row] * 255 / 16).round().astype("uint8")).save(tmp_path / f"{row}.png")
+    artifact = Artifact.load(folder / "model.pt")
+    scored = artifact.score(pl.DataFrame({"image": [f"{row}.png" for row in range(100)]}), tmp_path)
+    assert (scored.answers["label"] == pl.Series(digits.target[:100].astype(str))).sum() > 80
+
+
+def test_with_augmentation_a_seed_gives_the_same_weights_and_so_does_a_resumed_run(
+    run_here: RunHere, tmp_path: Path
+) -> None:
+    settings = (*IMAGES, *AUGMENT, "scheduler=none", "export=none", "test=false")
+    plain = run_here(*IMAGES, "scheduler=none", "export=none", "trainer.max_epochs=2", folder=tmp_path / "plain")
+    whole, again = (run_here(*settings, "trainer.max_epochs=2", folder=tmp_path / name) for name in ("a", "b"))
+    assert equal(weights(whole), weights(again))
+    assert not equal(weights(whole), weights(plain))
+    parts = run_here(*settings, "trainer.max_epochs=1", folder=tmp_path / "parts")
+    last = parts / "checkpoints" / "last.ckpt"
+    run_here(*settings, "trainer.max_epochs=2", f"resume={last}", folder=parts)
+    assert equal(weights(whole), weights(parts))
+
+
+def test_augmentation_without_images_is_refused(run_here: RunHere) -> None:
+    message = "^augment needs a column of images, and there is none: leave it out.$"
+    with pytest.raises(ConfigError, match=message):
+        run_here("augment=images", *QUICK)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -124,7 +167,7 @@ def test_choices_train_and_export(run_here: RunHere, overrides: tuple[str, ...])
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunHere, tmp_path: Path) -> None:
-    settings = ("model=linear", "data=iris", "trainer.max_epochs=2", "logger=none", "model.encoder.unknown_rate=0")
+    settings = ("model=linear", "data=iris", "trainer.max_epochs=2", "logger=none", "model.inputs.unknown_rate=0")
     eager = run_here(*settings, folder=tmp_path / "eager")
     compiled = run_here(*settings, "trainer.compile=true", folder=tmp_path / "compiled")
     assert metrics(compiled)["val/loss"] == pytest.approx(metrics(eager)["val/loss"], abs=1e-6)
