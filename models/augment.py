@@ -24,7 +24,7 @@ class Augment(nn.Module):
 
     def __init__(
         self,
-        inputs: InputSpec,
+        spec: InputSpec,
         *,
         flip: bool = False,
         crop: int = 0,
@@ -33,8 +33,8 @@ class Augment(nn.Module):
         cutmix: float = 0.0,
     ) -> None:
         super().__init__()
-        side = min((min(image.shape[1:]) for image in inputs.images), default=0)
-        if not inputs.images:
+        side = min((min(image.shape[1:]) for image in spec.images), default=0)
+        if not spec.images:
             raise ValueError("augment needs a column of images, and there is none: leave it out.")
         if not 0 <= crop < side:
             raise ValueError(
@@ -42,7 +42,7 @@ class Augment(nn.Module):
             )
         if mixup < 0 or cutmix < 0:
             raise ValueError(f"augment.mixup={mixup}, augment.cutmix={cutmix}: must not be negative.")
-        if (mixup > 0 or cutmix > 0) and inputs != InputSpec(images=inputs.images[:1]):
+        if (mixup > 0 or cutmix > 0) and spec != InputSpec(images=spec.images[:1]):
             raise ValueError(
                 "augment.mixup and augment.cutmix are for one column of images alone, and there are others: leave them"
                 " out."
@@ -50,7 +50,7 @@ class Augment(nn.Module):
         if rand_augment:
             from torchvision.transforms.v2 import RandAugment  # slow to import
 
-        self.names = [f"images.{image.name}" for image in inputs.images]
+        self.names = [f"images.{image.name}" for image in spec.images]
         self.flip = flip
         self.crop = crop
         self.rand_augment = RandAugment() if rand_augment else None

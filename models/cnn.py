@@ -47,17 +47,17 @@ class CNN(nn.Module):
     """
 
     def __init__(
-        self, inputs: InputSpec, outputs: int, *, channels: int = 32, depth: int = 2, dropout: float = 0.0
+        self, spec: InputSpec, outputs: int, *, channels: int = 32, depth: int = 2, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if not inputs.images:
+        if not spec.images:
             raise ValueError("model=cnn needs a column of images, and there is none: choose model=mlp or linear.")
-        if inputs != InputSpec(images=inputs.images):
+        if spec != InputSpec(images=spec.images):
             raise ValueError(
                 "model=cnn takes images alone, and there are other columns: choose model=fusion, or leave them out with"
                 " data.columns={NAME: drop}."
             )
-        encoders = [ImageEncoder(image, channels, depth) for image in inputs.images]
+        encoders = [ImageEncoder(image, channels, depth) for image in spec.images]
         self.images = nn.ModuleList(encoders)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(sum(encoder.width for encoder in encoders), outputs)

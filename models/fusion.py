@@ -14,7 +14,7 @@ from models.mlp import perceptron
 
 
 class Fusion(nn.Module):
-    """Images by convolutions, all other columns as `encoder` has them, side by side under an MLP that mixes them.
+    """Images by convolutions, all other columns as `inputs` has them, side by side under an MLP that mixes them.
 
     `channels` and `depth` are those of `ImageEncoder`; the others are those of `MLP`, which this is where no column
     holds images. Gives (rows, outputs) logits or standardised values.
@@ -22,7 +22,7 @@ class Fusion(nn.Module):
 
     def __init__(
         self,
-        inputs: InputSpec,
+        spec: InputSpec,
         outputs: int,
         *,
         hidden: Sequence[int] = (256,),
@@ -32,12 +32,12 @@ class Fusion(nn.Module):
         init: Init = "he",
         channels: int = 32,
         depth: int = 1,
-        encoder: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], Inputs] = Inputs,
     ) -> None:
         super().__init__()
-        table = replace(inputs, images=())
-        self.inputs = encoder(table) if table != InputSpec() or not inputs.images else None
-        self.images = nn.ModuleList(encoders := [ImageEncoder(image, channels, depth) for image in inputs.images])
+        table = replace(spec, images=())
+        self.inputs = inputs(table) if table != InputSpec() or not spec.images else None
+        self.images = nn.ModuleList(encoders := [ImageEncoder(image, channels, depth) for image in spec.images])
         width = sum(image.width for image in encoders) + (self.inputs.width if self.inputs is not None else 0)
         self.layers = perceptron(width, hidden, outputs, activation, norm, dropout, init)
 

@@ -48,24 +48,24 @@ class WordWeights(nn.Module):
 class Linear(nn.Module):
     """One linear layer that starts at zero, so that it starts at even odds or at the mean.
 
-    `encoder` makes the first layer, of all columns but texts: each word of a text has its own weight, times its TF-IDF.
+    `inputs` makes the first layer, of all columns but texts: each word of a text has its own weight, times its TF-IDF.
     Gives (rows, outputs) logits or standardised values.
     """
 
-    def __init__(self, inputs: InputSpec, outputs: int, *, encoder: Callable[[InputSpec], Inputs] = ONE_HOT) -> None:
+    def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = ONE_HOT) -> None:
         super().__init__()
-        table = replace(inputs, texts=())
+        table = replace(spec, texts=())
         self.inputs: Inputs | None = None
         self.layer: nn.Linear | None = None
         self.bias: nn.Parameter | None = None
-        if table == InputSpec() and inputs.texts:
+        if table == InputSpec() and spec.texts:
             self.bias = nn.Parameter(torch.zeros(outputs))
         else:
-            self.inputs = encoder(table)
+            self.inputs = inputs(table)
             self.layer = nn.Linear(self.inputs.width, outputs)
             nn.init.zeros_(self.layer.weight)
             nn.init.zeros_(self.layer.bias)
-        self.texts = nn.ModuleList(WordWeights(text, outputs) for text in inputs.texts)
+        self.texts = nn.ModuleList(WordWeights(text, outputs) for text in spec.texts)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         output = self.bias

@@ -12,14 +12,14 @@ from models.layers import Init, Norm, initialise, make_activation, make_norm
 class MLP(nn.Module):
     """Blocks of linear, normalisation, activation and dropout, one for each size in `hidden`, then a linear head.
 
-    `encoder` makes the first layer. `init` draws the hidden weights; the head keeps torch's small start, so that the
+    `inputs` makes the first layer. `init` draws the hidden weights; the head keeps torch's small start, so that the
     first answers are near to even.
     Gives (rows, outputs) logits or standardised values.
     """
 
     def __init__(
         self,
-        inputs: InputSpec,
+        spec: InputSpec,
         outputs: int,
         *,
         hidden: Sequence[int] = (256, 256),
@@ -27,10 +27,10 @@ class MLP(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.1,
         init: Init = "he",
-        encoder: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], Inputs] = Inputs,
     ) -> None:
         super().__init__()
-        self.inputs = encoder(inputs)
+        self.inputs = inputs(spec)
         self.layers = perceptron(self.inputs.width, hidden, outputs, activation, norm, dropout, init)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

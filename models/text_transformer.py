@@ -56,7 +56,7 @@ class TextTransformer(nn.Module):
 
     def __init__(
         self,
-        inputs: InputSpec,
+        spec: InputSpec,
         outputs: int,
         *,
         size: int = 128,
@@ -67,15 +67,15 @@ class TextTransformer(nn.Module):
         unknown_rate: float = 0.02,
     ) -> None:
         super().__init__()
-        if not inputs.texts:
+        if not spec.texts:
             raise ValueError("no column is a text: take model=mlp or model=linear, or say data.columns={NAME: text}.")
         if size % heads:
             raise ValueError(f"size={size}: must be a multiple of heads={heads}.")
-        self.names = [spec.name for spec in inputs.texts]
+        self.names = [text.name for text in spec.texts]
         self.max_length = max_length
         self.part: int = PART
         self.unknown_rate = unknown_rate
-        words, ids, self.starts = shared_words(inputs.texts)
+        words, ids, self.starts = shared_words(spec.texts)
         self.register_buffer("ids", ids, persistent=False)
         self.words = nn.Embedding(len(words) + 2, size)
         self.positions = nn.Embedding(max_length, size)
@@ -85,7 +85,7 @@ class TextTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(size, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(size)
-        others = replace(inputs, texts=())
+        others = replace(spec, texts=())
         self.inputs = Inputs(others) if others != InputSpec() else None
         self.head = nn.Linear(size + (self.inputs.width if self.inputs is not None else 0), outputs)
 

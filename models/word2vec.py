@@ -30,7 +30,7 @@ class Word2Vec(nn.Module):
     with the words at most 1 to `window` (drawn) beside it, after unknown words are taken out and of each word of share
     f in the texts all but sqrt(subsample / f). A pair counts as much as `negatives` words drawn by count^0.75.
 
-    Takes a batch of `inputs`, gives the mean loss of its pairs; in training it counts the words that it sees.
+    Takes a batch, gives the mean loss of its pairs; in training it counts the words that it sees.
     """
 
     ids: Tensor
@@ -38,7 +38,7 @@ class Word2Vec(nn.Module):
 
     def __init__(
         self,
-        inputs: InputSpec,
+        spec: InputSpec,
         outputs: int,
         *,
         size: int = 100,
@@ -47,7 +47,7 @@ class Word2Vec(nn.Module):
         subsample: float = 1e-3,
     ) -> None:
         super().__init__()
-        if not inputs.texts:
+        if not spec.texts:
             raise ValueError(
                 "model=word2vec learns from texts, and no column is one. data.columns={NAME: text} makes it one."
             )
@@ -57,8 +57,8 @@ class Word2Vec(nn.Module):
         self.window = window
         self.negatives = negatives
         self.subsample = subsample
-        self.names = [spec.name for spec in inputs.texts]
-        self.words, ids, self.starts = shared_words(inputs.texts, ngrams=False)
+        self.names = [text.name for text in spec.texts]
+        self.words, ids, self.starts = shared_words(spec.texts, ngrams=False)
         self.register_buffer("ids", ids, persistent=False)
         self.register_buffer("counts", torch.zeros(len(self.words) + 1))
         self.centres = nn.Embedding(len(self.words) + 1, size)

@@ -107,7 +107,7 @@ def network(run: Path, train: Callable[..., TableDataModule]) -> nn.Module:
     """The live network, from its checkpoint."""
     datamodule = train()
     built: nn.Module = instantiate(
-        OmegaConf.load(run / "config.yaml").model, inputs=datamodule.inputs, outputs=datamodule.target.outputs
+        OmegaConf.load(run / "config.yaml").model, spec=datamodule.inputs, outputs=datamodule.target.outputs
     )
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     prefix = "network."

@@ -59,10 +59,10 @@ class Root:
 
 ALLOWED = ("datamodules", "models", "trainer", "torch", "torchmetrics", "torchvision", "pytorch_lightning")
 FILLED: dict[str, frozenset[str]] = {
-    "model": frozenset({"inputs", "outputs"}),
-    "model.encoder": frozenset({"spec"}),
-    "model.encoder.text": frozenset({"spec"}),
-    "augment": frozenset({"inputs"}),
+    "model": frozenset({"spec", "outputs"}),
+    "model.inputs": frozenset({"spec"}),
+    "model.inputs.text": frozenset({"spec"}),
+    "augment": frozenset({"spec"}),
     "loss": frozenset({"target"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),
@@ -72,7 +72,7 @@ FILLED: dict[str, frozenset[str]] = {
 """Arguments that the run gives."""
 OFFERED: dict[str, frozenset[str]] = {"scheduler": frozenset({"total_steps", "mode"})}
 """Arguments that the run gives where the settings do not."""
-PARTIAL = frozenset({"optimizer", "scheduler", "export", "model.encoder", "model.encoder.text"})
+PARTIAL = frozenset({"optimizer", "scheduler", "export", "model.inputs", "model.inputs.text"})
 """Nodes that are called in the course of the run; the others are built before."""
 DIRECTIVES = {"_target_": str, "_partial_": bool, "_recursive_": bool, "_convert_": str}
 

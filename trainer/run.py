@@ -74,7 +74,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         log.info("%s\n", report.describe_data(datamodule))
     check_monitor(config.monitor, datamodule.target)
 
-    network = instantiate(config.model, inputs=datamodule.inputs, outputs=datamodule.target.outputs)
+    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
     kind = Word2VecModule if isinstance(network, Word2Vec) else SupervisedModule
     module = kind(
         network,
@@ -86,7 +86,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         mode=config.mode,
         l1=config.l1,
         threshold=config.threshold,
-        augment=instantiate(config.augment, inputs=datamodule.inputs),
+        augment=instantiate(config.augment, spec=datamodule.inputs),
     )
     metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
     if module.samples == 0:

@@ -57,9 +57,7 @@ def epochs(rows: Path) -> dict[str, list[float]]:
         for store, loader in loaders.items():
             started = time.perf_counter()
             for batch in loader:
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                    network(batch)[:, 0], batch["target"].float()
-                )
+                loss = loss_of(network(batch)[:, 0], batch["target"].float())
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()

@@ -48,7 +48,7 @@ def test_stages_halve_the_image_until_it_is_small_and_double_the_channels(size: 
 
 
 def test_the_shipped_config_is_the_networks_own() -> None:
-    shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "cnn.yaml"), inputs=spec((1, 8, 8)), outputs=2)
+    shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "cnn.yaml"), spec=spec((1, 8, 8)), outputs=2)
     assert str(shipped) == str(CNN(spec((1, 8, 8)), 2))
 
 

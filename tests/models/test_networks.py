@@ -30,7 +30,7 @@ NETWORKS: dict[str, Callable[[InputSpec, int], nn.Module]] = {
     "batch norm": lambda inputs, outputs: MLP(inputs, outputs, norm="batch", activation="silu", init="xavier"),
     "layer norm": lambda inputs, outputs: MLP(inputs, outputs, norm="layer", init="orthogonal", hidden=(8,)),
     "piecewise linear": lambda inputs, outputs: MLP(replace(inputs, edges=EDGES), outputs),
-    "periodic": lambda inputs, outputs: MLP(replace(inputs, edges=EDGES), outputs, encoder=PERIODIC),
+    "periodic": lambda inputs, outputs: MLP(replace(inputs, edges=EDGES), outputs, inputs=PERIODIC),
 }
 TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
 
@@ -65,7 +65,7 @@ def test_answers_have_the_shape_of_the_task_and_are_the_same_in_torchscript(name
 @pytest.mark.parametrize("name", ["linear", "mlp", "fusion"])
 def test_the_shipped_settings_are_the_defaults_of_the_code(name: str) -> None:
     torch.manual_seed(0)
-    shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"), inputs=MIXED, outputs=2)
+    shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"), spec=MIXED, outputs=2)
     torch.manual_seed(0)
     plain = NETWORKS[name](MIXED, 2)
     assert str(shipped) == str(plain)

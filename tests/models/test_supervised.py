@@ -57,7 +57,7 @@ def test_golden_losses(task: Task) -> None:
 def fixed_network(task: Task) -> MLP:
     """Weights that follow from a formula, not from a random generator, which may differ between versions of torch."""
     encoder = functools.partial(Inputs, unknown_rate=0.0)
-    network = MLP(INPUTS, target(task).outputs, hidden=(16, 8), dropout=0.0, encoder=encoder)
+    network = MLP(INPUTS, target(task).outputs, hidden=(16, 8), dropout=0.0, inputs=encoder)
     with torch.no_grad():
         for number, weight in enumerate(network.parameters()):
             values = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) * 1.7 + number)

@@ -141,7 +141,7 @@ def test_the_artefact_answers_what_the_live_model_answers(
     config = OmegaConf.load(adult_run / "config.yaml")
     datamodule = instantiate(config.data)
     datamodule.setup()
-    network = instantiate(config.model, inputs=datamodule.inputs, outputs=datamodule.target.outputs)
+    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
     saved = torch.load(adult_run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     network.load_state_dict(
         {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}

@@ -324,7 +324,11 @@ def test_a_package_that_allowed_targets_names_may_be_used() -> None:
     assert prepare(arguments) == arguments
 
 
-NEEDED = {"data=table": ["data.path=rows.csv", "data.target=y"], "data=images": ["data.path=folder"]}
+NEEDED = {
+    "data=table": ["data.path=rows.csv", "data.target=y"],
+    "data=images": ["data.path=folder"],
+    "experiment=images": ["data.path=folder"],
+}
 SHIPPED = sorted((ROOT / "conf").glob("*/*.yaml"))
 
 

@@ -30,7 +30,7 @@ def test_instantiate_gives_plain_containers_and_leaves_nulls_out() -> None:
             "empty": {},
         }
     )
-    network = instantiate(config.model, inputs=InputSpec(numbers=("a", "b")), outputs=1)
+    network = instantiate(config.model, spec=InputSpec(numbers=("a", "b")), outputs=1)
     assert [layer.out_features for layer in network.layers if hasattr(layer, "out_features")] == [4, 4, 1]
     counters = instantiate(config.counters)
     assert counters == {"one": {"a": {"b": [1]}}}
