@@ -169,7 +169,8 @@ class Preparation:
         self.columns, self.task, reason = found
         self.notes.append(f"task: {self.task} ({reason})")
         if looked:
-            self.pixels.look(looked[0][2], [column.name for column in self.columns if column.kind == "image"])
+            first = next(raw for _, _, raw in looked if len(raw.frame))
+            self.pixels.look(first, [column.name for column in self.columns if column.kind == "image"])
         self.pixels.shapes = self.ranks.gather(self.pixels.shapes)[0]
         return looked
 
