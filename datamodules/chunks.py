@@ -1,8 +1,11 @@
 """Cleaned rows in the order they were read, walked several times: in memory, or on disk once they are too many."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -10,6 +13,8 @@ import torch
 from torch import Tensor
 
 from datamodules.store import load_part, save_part, size_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,20 @@ class Chunks:
 
     def _file(self, number: int, kind: str) -> Path:
         return self.folder / f"{number}.{kind}"
+
+
+def in_parallel(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+    """The results for the chunks, in their order, one chunk a core at a time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # within a chunk, for there is one on each core
+    waiting: deque[Future[T]] = deque()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for chunk in chunks:
+                waiting.append(pool.submit(function, chunk))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)

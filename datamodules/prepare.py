@@ -4,15 +4,13 @@ import json
 import logging
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import accumulate, chain
 from operator import add, or_
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +18,7 @@ import torch
 
 from datamodules import statistics
 from datamodules.audit import audit
-from datamodules.chunks import Chunk, Chunks
+from datamodules.chunks import Chunk, Chunks, in_parallel
 from datamodules.clean import COPY, check_target, clean, clean_target, count, refuse_if_too_many
 from datamodules.features import Features
 from datamodules.fit import Fit
@@ -33,6 +31,7 @@ from datamodules.settings import Settings
 from datamodules.split import SPLITS
 from datamodules.statistics import ROW, Sample, Statistics
 from datamodules.store import Rows, save_part, size_of
+from datamodules.target import describe_splits, describe_target, encode_target
 from serving.cells import clean_text
 from serving.torchscript import quiet
 
@@ -49,7 +48,6 @@ PLACES = ".parquet"
 """Ending of the file beside a part that has file and line of its rows."""
 FACTS, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
 
-T = TypeVar("T")
 Reader = Callable[[Any, int, int], Iterator[tuple[int, Raw]]]
 """A path, a process and the number of processes -> the chunks of raw rows that are its share, each with its number
 among all.
@@ -106,7 +104,7 @@ class Preparation:
         split = self._split(keys)
         keys = replace(keys, copy=keys.copy.clear())  # 160 MB of 20 million rows
         pieces = keys.pieces(split)
-        target = self._describe_target(keys.target, split)
+        target = describe_target(self.settings.target, self.task, keys.target, split)
         sample = self._finish_sample(pieces)
         column = self.settings.split.column
         findings = audit(
@@ -134,7 +132,7 @@ class Preparation:
                 "inputs": asdict(inputs),
                 "target": asdict(target),
                 "described": fit.describe(target, [name for name in unused if name != target.name]),
-                "splits": _describe_splits(keys.target, split, target),
+                "splits": describe_splits(keys.target, split, target),
                 "parts": parts,
                 "notes": self.notes,
                 "findings": [asdict(finding) for finding in findings],
@@ -282,21 +280,6 @@ class Preparation:
             self.notes.append(f"{count(copies, 'row')} with an exact copy before: {side}")
         return split
 
-    def _describe_target(self, values: pl.Series, split: np.ndarray) -> TargetSpec:
-        name = self.settings.target
-        train = values.filter(split == 0)
-        if train.n_unique() == 1:
-            raise DataError(
-                f"data.target={name}: every training row has {train[0]!r}; there is nothing to learn. Change"
-                " data.split, or give other training rows"
-            )
-        if self.task == "regression":
-            numbers = train.to_numpy()
-            return TargetSpec(name, self.task, mean=float(numbers.mean()), scale=float(numbers.std()) or 1.0)
-        classes = sorted(values.filter(split >= 0).unique().cast(pl.String).to_list(), key=_natural)
-        counts = _counts(train)
-        return TargetSpec(name, self.task, tuple(classes), tuple(counts.get(each, 0) for each in classes))
-
     def _finish_sample(self, pieces: dict[int, np.ndarray]) -> pl.DataFrame:
         """The sample of all processes, with the split of each row as SPLIT."""
         own = self.sample.ranked
@@ -342,7 +325,7 @@ class Preparation:
                 if not len(some.frame):
                     continue
                 rows: Rows = features.encode(some.frame, some.images)
-                rows["target"] = _encode_target(some.frame[target.name], target)
+                rows["target"] = encode_target(some.frame[target.name], target)
                 file = f"{name}-{chunk.number:06}.pt"
                 save_part(folder / file, rows)
                 some.frame.select(FILE, LINE).write_parquet((folder / file).with_suffix(PLACES))
@@ -377,23 +360,6 @@ class Preparation:
         return [column for column in self.columns if column.kind in FEATURE_KINDS and column.name != target]
 
 
-def in_parallel(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
-    """The results for the chunks, in their order, one chunk a core at a time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # within a chunk, for there is one on each core
-    waiting: deque[Future[T]] = deque()
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for chunk in chunks:
-                waiting.append(pool.submit(function, chunk))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(threads)
-
-
 def first_copies(copy: np.ndarray) -> np.ndarray | None:
     """For each row the position of the first row with the same number, int64 (rows,); None where all are different.
 
@@ -420,36 +386,3 @@ def _join(keys: Sequence[Keys]) -> Keys:
         concat([column.to_frame() for column in columns]).to_series() if columns else None,
         np.concatenate([key.file for key in keys]),
     )
-
-
-def _describe_splits(values: pl.Series, split: np.ndarray, target: TargetSpec) -> dict[str, dict[str, Any]]:
-    """Of each split the rows, and the rows of each class, or mean and deviation of the target."""
-    described: dict[str, dict[str, Any]] = {}
-    for code, name in enumerate(SPLITS):
-        some = values.filter(split == code)
-        described[name] = {"rows": len(some)}
-        if target.task == "regression":
-            numbers = some.to_numpy()
-            described[name] |= {"mean": float(numbers.mean()), "deviation": float(numbers.std())}
-        else:
-            described[name]["classes"] = _counts(some)
-    return described
-
-
-def _counts(values: pl.Series) -> dict[str, int]:
-    return dict(values.cast(pl.String).value_counts().iter_rows())
-
-
-def _encode_target(values: pl.Series, target: TargetSpec) -> torch.Tensor:
-    if target.task == "regression":
-        return torch.from_numpy((values.to_numpy() - target.mean) / target.scale).float()
-    codes = values.replace_strict(list(target.classes), range(len(target.classes)), return_dtype=pl.Int64)
-    return torch.from_numpy(codes.to_numpy().copy())
-
-
-def _natural(name: str) -> tuple[bool, float, str]:
-    """Classes that are numbers in their order, then the others by name."""
-    try:
-        return (False, float(name), name)
-    except ValueError:
-        return (True, 0.0, name)

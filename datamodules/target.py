@@ -1,0 +1,60 @@
+"""The target: what it is in the training rows, what it is in each split, and its codes."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from datamodules.schema import DataError, TargetSpec, Task
+from datamodules.split import SPLITS
+
+
+def describe_target(name: str, task: Task, values: pl.Series, split: np.ndarray) -> TargetSpec:
+    """The target of these rows, of which `split` says which train (0). Raises DataError where these are all alike."""
+    train = values.filter(split == 0)
+    if train.n_unique() == 1:
+        raise DataError(
+            f"data.target={name}: every training row has {train[0]!r}; there is nothing to learn. Change"
+            " data.split, or give other training rows"
+        )
+    if task == "regression":
+        numbers = train.to_numpy()
+        return TargetSpec(name, task, mean=float(numbers.mean()), scale=float(numbers.std()) or 1.0)
+    classes = sorted(values.filter(split >= 0).unique().cast(pl.String).to_list(), key=_natural)
+    counts = _counts(train)
+    return TargetSpec(name, task, tuple(classes), tuple(counts.get(each, 0) for each in classes))
+
+
+def describe_splits(values: pl.Series, split: np.ndarray, target: TargetSpec) -> dict[str, dict[str, Any]]:
+    """Of each split the rows, and the rows of each class, or mean and deviation of the target."""
+    described: dict[str, dict[str, Any]] = {}
+    for code, name in enumerate(SPLITS):
+        some = values.filter(split == code)
+        described[name] = {"rows": len(some)}
+        if target.task == "regression":
+            numbers = some.to_numpy()
+            described[name] |= {"mean": float(numbers.mean()), "deviation": float(numbers.std())}
+        else:
+            described[name]["classes"] = _counts(some)
+    return described
+
+
+def encode_target(values: pl.Series, target: TargetSpec) -> Tensor:
+    if target.task == "regression":
+        return torch.from_numpy((values.to_numpy() - target.mean) / target.scale).float()
+    codes = values.replace_strict(list(target.classes), range(len(target.classes)), return_dtype=pl.Int64)
+    return torch.from_numpy(codes.to_numpy().copy())
+
+
+def _counts(values: pl.Series) -> dict[str, int]:
+    return dict(values.cast(pl.String).value_counts().iter_rows())
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Classes that are numbers in their order, then the others by name."""
+    try:
+        return (False, float(name), name)
+    except ValueError:
+        return (True, 0.0, name)
