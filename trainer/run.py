@@ -73,6 +73,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     if describe:
         log.info("%s\n", report.describe_data(datamodule))
     check_monitor(config.monitor, datamodule.target)
+    warn_of_other_rows(config)
 
     network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
     kind = Word2VecModule if isinstance(network, Word2Vec) else SupervisedModule
@@ -156,6 +157,24 @@ def train(
         for measured in trainer.test(module, datamodule=datamodule, verbose=False):
             metrics |= measured
     return metrics
+
+
+def warn_of_other_rows(config: DictConfig) -> None:
+    """Says where words start from vectors of a run that trained on other rows, which may be tested here."""
+    vectors = OmegaConf.select(config, "model.inputs.text.vectors")
+    described = Path(vectors or "", "config.yaml")
+    if vectors is None or not described.exists():
+        return
+    then = OmegaConf.load(described)
+    for key in ("data.path", "data.split"):
+        if OmegaConf.select(then, key) != OmegaConf.select(config, key):
+            log.warning(
+                "model.inputs.text.vectors=%s: another %s trained these vectors, perhaps on rows that are tested here;"
+                " train them with the same data.split",
+                vectors,
+                key,
+            )
+            return
 
 
 def choose_threshold(trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule) -> float:

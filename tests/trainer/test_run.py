@@ -1,6 +1,7 @@
 """A run from the command to the artefact: what it leaves, that it repeats, that it goes on."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -254,3 +255,24 @@ def test_a_gpu_that_is_not_there_is_said_before_the_data_are_read(tmp_path: Path
         f"trainer.accelerator=gpu: torch {torch.__version__} finds no CUDA device here; take trainer=cpu, or see to the"
         " driver and to a torch with CUDA\n"
     )
+
+
+def test_words_start_from_vectors_of_the_same_rows(
+    run_here: RunHere, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = ("data=sms_spam", f"paths.data={data_dir}", "trainer.max_epochs=1", "logger=none")
+    vectors = run_here(*settings, "model=word2vec", "model.size=8", folder=tmp_path / "words")
+    assert (vectors / "vectors.txt").is_file()
+    assert not (vectors / "model.pt").exists()
+    used = run_here(*settings, "model=mlp", f"model.inputs.text.vectors={vectors}", folder=tmp_path / "used")
+    assert metrics(used)["test/accuracy"] > 0.8
+    assert re.search(r"message: vectors of [\d]+ of [\d]+ words start as in", caplog.text)
+    assert "perhaps on rows that are tested here" not in caplog.text
+    run_here(
+        *settings, "model=mlp", f"model.inputs.text.vectors={vectors}", "data.split.seed=5", folder=tmp_path / "other"
+    )
+    assert (
+        f"model.inputs.text.vectors={vectors}: another data.split trained these vectors, perhaps on rows that are"
+        " tested here; train them with the same data.split"
+    ) in caplog.text
