@@ -76,7 +76,7 @@ class TorchvisionDataModule(TableDataModule):
     def __init__(self, path: str, root: str, target: str = LABEL, download: bool = False, **settings: Any) -> None:
         if path not in TORCHVISION:
             raise DataError(f"data.path={path}: the sets of torchvision here are {', '.join(TORCHVISION)}")
-        super().__init__(f"{path}/train", target, test_path=f"{path}/test", **settings)
+        super().__init__(f"{path}/train", target, **settings | {"test_path": f"{path}/test"})
         self.root = root
         self.download = download
 
@@ -93,7 +93,7 @@ class TorchvisionDataModule(TableDataModule):
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
-                f"data.root={self.root}: {name} cannot be read there: {reason} data.download=true fetches it"
+                f"data.root={self.root}: {name} cannot be read there ({reason}); data.download=true fetches it"
             ) from error
         images = torch.as_tensor(found.data)
         if images.ndim == 3:

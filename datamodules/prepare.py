@@ -198,9 +198,18 @@ class Preparation:
         if not features:
             kinds = ", ".join(f"{column.name} ({column.kind})" for column in columns)
             raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
-        ranged = [column.name for column in columns if column.kind == "number" and column.name != settings.target]
-        check_names("data.ranges", settings.ranges, ranged)
-        check_names("data.replace", settings.replace, [*features, settings.target])
+        check_names("data.ranges", settings.ranges, names)
+        check_names("data.replace", settings.replace, names)
+        for column in columns:
+            what = f"{column.name} is taken for {column.kind} ({column.reason})"
+            if column.name in settings.ranges and (column.kind != "number" or column.name == settings.target):
+                raise DataError(f"data.ranges: {what}; a range is for a number that is learnt from")
+            if (
+                column.name in settings.replace
+                and column.kind not in ("number", "category")
+                and column.name != settings.target
+            ):
+                raise DataError(f"data.replace: {what}; values are replaced in numbers, categories and the target")
         return columns, task, reason
 
     def _clean(self, chunks: Iterator[tuple[int, int, Raw]]) -> Keys:
@@ -285,7 +294,8 @@ class Preparation:
         own = self.sample.ranked
         self.sample = Sample()
         for ranked in self.ranks.gather(own):
-            self.sample.merge(ranked)
+            if len(ranked):  # a process may have had no chunk
+                self.sample.merge(ranked)
         sample = self.sample.frame
         codes = [
             pieces[number][rows[ROW].to_numpy() - (number << SHIFT)]

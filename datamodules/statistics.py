@@ -38,6 +38,7 @@ class Sample:
         self.merge(frame.with_columns(rank.alias(_RANK), pl.int_range(first, first + len(frame)).alias(ROW)))
 
     def merge(self, ranked: pl.DataFrame) -> None:
+        """Adds the `ranked` rows of another sample."""
         self._parts.append(ranked)
         self._rows += len(ranked)
         if self._rows > self.most * 5 // 4:
@@ -46,7 +47,7 @@ class Sample:
 
     @property
     def ranked(self) -> pl.DataFrame:
-        whole = pl.concat(self._parts)
+        whole = pl.concat(self._parts) if self._parts else pl.DataFrame()
         return whole if len(whole) <= self.most else whole.bottom_k(self.most, by=_RANK)
 
     @property

@@ -110,6 +110,11 @@ def as_bytes(setting: str, value: str | int) -> int:
     return int(float(found[1]) * UNITS[(found[2] or "B").upper()])
 
 
+def readable(size: int) -> str:
+    """ "2.4 GB", "350 MB", "0.1 MB"."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.{0 if size >= 1e7 else 1}f} MB"
+
+
 def free_memory() -> int:
     """Bytes that this process may still take: of the machine, or of its container where that has less."""
     free = int(psutil.virtual_memory().available)
@@ -123,10 +128,10 @@ def choose(wanted: Literal["auto", "memory", "device", "disk"], size: int, limit
     """Where `size` bytes of rows go, and why; `limit` is what the rows may take of the memory."""
     if wanted == "device" and not torch.cuda.is_available():
         raise DataError("data.store=device: torch finds no CUDA device here; take data.store=auto")
-    told = f"{size / 1e6:,.1f} MB of rows"
+    told = f"{readable(size)} of rows"
     if wanted != "auto":
         return wanted, f"{told}, given"
     if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
         return "device", f"{told}, less than half of what is free there"
     fits = size <= limit / 2
-    return "memory" if fits else "disk", f"{told}, {'less' if fits else 'more'} than half of {limit / 1e9:,.1f} GB"
+    return "memory" if fits else "disk", f"{told}, {'less' if fits else 'more'} than half of {readable(limit)}"

@@ -54,9 +54,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     if not isinstance(wanted, str):
         # A run that ended before its first checkpoint, at bad data for one, leaves nothing to lose.
         if (run / LAST).exists() or (run / "metrics.json").exists():
-            return refuse(
-                "hydra.run.dir", f"{run} holds a run already: go on with it by resume={run}, or choose another folder."
-            )
+            go_on = f"go on with it by resume={run}, or " if (run / LAST).exists() else ""
+            return refuse("hydra.run.dir", f"{run} holds a run already: {go_on}choose another folder.")
         return found
     if not base.config.callbacks:
         return refuse("resume", "there are no checkpoints to go on from with callbacks=none: take callbacks=default.")

@@ -125,6 +125,6 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_the_store_is_chosen_by_the_limit() -> None:
-    assert choose("auto", 40 * 10**6, 10**8) == ("memory", "40.0 MB of rows, less than half of 0.1 GB")
-    assert choose("auto", 60 * 10**6, 10**8) == ("disk", "60.0 MB of rows, more than half of 0.1 GB")
+    assert choose("auto", 40 * 10**6, 10**8) == ("memory", "40 MB of rows, less than half of 100 MB")
+    assert choose("auto", 60 * 10**6, 10**8) == ("disk", "60 MB of rows, more than half of 100 MB")
     assert choose("disk", 10**6, 10**8) == ("disk", "1.0 MB of rows, given")

@@ -384,3 +384,14 @@ def test_no_such_target(tmp_path: Path) -> None:
         TableDataModule(f"{tmp_path}/rows.csv", "yy").setup()
     assert str(error.value) == "data.target: the table has no column 'yy'; did you mean 'y'?"
     assert FILE not in str(error.value)
+
+
+def test_rules_for_columns_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    table = plain(note=[f"a note of {row} words" for row in range(100)])
+    kind = "note is taken for text (5 words a cell, 100 different texts)"
+    assert refused(tmp_path, table, replace={"note": [["a", "b"]]}) == (
+        f"data.replace: {kind}; values are replaced in numbers, categories and the target"
+    )
+    assert refused(tmp_path, table, ranges={"note": [0, 1]}) == (
+        f"data.ranges: {kind}; a range is for a number that is learnt from"
+    )

@@ -118,8 +118,12 @@ def test_a_linear_network_has_a_weight_for_each_word_times_its_tfidf() -> None:
     network = Linear(MIXED, 2)
     assert not network(batch).any()
     bag = TextBag(MIXED.texts[0], 2)
-    network.texts[0].load_state_dict(bag.state_dict())
-    torch.testing.assert_close(network(batch), network.words * bag(batch))
+    words = network.texts[0]
+    with torch.no_grad():
+        words.weights.weight.copy_(bag.embedding.weight / words.pace.unsqueeze(1))
+    torch.testing.assert_close(network(batch), bag(batch))
+    common, rare = words.pace[1], words.pace[-1]
+    assert (common > rare) == (MIXED.texts[0].idf[0] < MIXED.texts[0].idf[-1])
     assert network.layer is not None
     assert network.layer.in_features == 1 + 64
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules import loader, read
 from serving.artifact import Artifact
 from tests.conftest import run_script
 from trainer.problems import ConfigError
@@ -276,3 +277,19 @@ def test_words_start_from_vectors_of_the_same_rows(
         f"model.inputs.text.vectors={vectors}: another data.split trained these vectors, perhaps on rows that are"
         " tested here; train them with the same data.split"
     ) in caplog.text
+
+
+def test_rows_on_disk_end_in_the_weights_of_rows_in_memory(
+    run_here: RunHere, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "CHUNK", 1000)
+    monkeypatch.setattr(loader, "WINDOW", 50_000)  # several windows an epoch
+    settings = ("data=telco_churn", f"paths.data={data_dir}", "trainer.max_epochs=2", "logger=none", "export=none")
+    memory, disk = (
+        weights(
+            run_here(*settings, f"data.store={store}", f"paths.cache={tmp_path}/cache-{store}", folder=tmp_path / store)
+        )
+        for store in ("memory", "disk")
+    )
+    assert memory.keys() == disk.keys()
+    assert all(torch.equal(memory[name], disk[name]) for name in memory)
