@@ -38,6 +38,7 @@ class ImageFolderDataModule(TableDataModule):
         if (folder / "train").is_dir():
             parts = {name: str(folder / name) if (folder / name).is_dir() else None for name in ("val", "test")}
             path, val_path, test_path = str(folder / "train"), val_path or parts["val"], test_path or parts["test"]
+        settings["columns"] = {IMAGE: "image", **(settings.get("columns") or {})}  # whatever else lies in the folder
         super().__init__(path, target, val_path=val_path, test_path=test_path, **settings)
 
     def files(self) -> list[str]:

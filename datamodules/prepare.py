@@ -198,6 +198,8 @@ class Preparation:
         if not features:
             kinds = ", ".join(f"{column.name} ({column.kind})" for column in columns)
             raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
+        if settings.columns.get(settings.target) == "drop":
+            raise DataError(f"data.columns: {settings.target} is data.target, and cannot be dropped")
         check_names("data.ranges", settings.ranges, names)
         check_names("data.replace", settings.replace, names)
         for column in columns:

@@ -194,6 +194,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             disk = DiskStore(self._parts[split], [rows for _, rows, _ in parts], sum(size for _, _, size in parts))
             self.stores[split] = disk if kind == "disk" else disk.read()
         self._on_device = kind == "device"
+        if self.sampling == "balanced" and self.target.task == "regression":
+            raise DataError(f"data.sampling=balanced: only classes can be balanced, and '{self.target.name}' has none")
         if self.audit == "strict":
             refuse(self.findings)
 

@@ -62,7 +62,9 @@ class Artifact:
         except FileNotFoundError as error:
             raise ArtifactError(f"{path}: no such file. Give the model.pt of a run folder.") from error
         except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from error
+            raise ArtifactError(
+                f"{path}: cannot be read: {error.strerror}. Give the model.pt of a run folder."
+            ) from error
         spec, selftest = _read_description(path, content)
         try:
             with quiet():

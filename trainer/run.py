@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.table import TableDataModule
 from models.supervised import SupervisedModule
+from models.texts import VECTORS
 from models.thresholds import best_threshold
 from models.word2vec import Word2Vec, Word2VecModule
 from trainer import folder as run_folder
@@ -163,7 +164,7 @@ def warn_of_other_rows(config: DictConfig) -> None:
     """Says where words start from vectors of a run that trained on other rows, which may be tested here."""
     vectors = OmegaConf.select(config, "model.inputs.text.vectors")
     described = Path(vectors or "", "config.yaml")
-    if vectors is None or not described.exists():
+    if vectors is None or not (described.exists() and (described.parent / VECTORS).exists()):
         return
     then = OmegaConf.load(described)
     for key in ("data.path", "data.split"):

@@ -395,3 +395,11 @@ def test_rules_for_columns_of_other_kinds_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, table, ranges={"note": [0, 1]}) == (
         f"data.ranges: {kind}; a range is for a number that is learnt from"
     )
+
+
+def test_what_the_target_does_not_allow_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, plain(), columns={"y": "drop"}) == "data.columns: y is data.target, and cannot be dropped"
+    amounts = plain().with_columns(y=pl.Series([str(row) for row in range(100)]))
+    assert refused(tmp_path, amounts, sampling="balanced") == (
+        "data.sampling=balanced: only classes can be balanced, and 'y' has none"
+    )

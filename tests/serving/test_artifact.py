@@ -198,7 +198,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert refused(tmp_path) == f"{tmp_path}: cannot be read: Is a directory."
+    assert refused(tmp_path) == f"{tmp_path}: cannot be read: Is a directory. Give the model.pt of a run folder."
 
 
 @pytest.mark.parametrize("content", [b"", b"age,workclass\n39,Private\n", b"\x80\x02}q\x00."])
