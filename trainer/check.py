@@ -230,9 +230,6 @@ def _cross_validation(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "cross_validate", "needs data.split, which this data has not."
     elif split.get("fold") is not None:
         yield "data.split.fold", f"is set by cross_validate={config['cross_validate']} for each run: leave it out."
-    model = config.get("model")
-    if isinstance(model, dict) and model.get("_target_") == "models.word2vec.Word2Vec":
-        yield "cross_validate", "needs a model that answers, but model=word2vec only learns vectors: leave it out."
     if config.get("test") is False:
         yield "test", "false leaves out what cross_validate is for: take test=true."
     if config.get("resume") is not None:

@@ -16,6 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from datamodules.read import FILE, LINE
+from models.texts import VECTORS
+from models.word2vec import Word2VecModule
 from serving.write import writing
 from trainer import folder as run_folder
 from trainer import report
@@ -25,6 +27,8 @@ from trainer.run import Outcome, carry_out
 
 log = logging.getLogger(__name__)
 
+START = "model.inputs.text.vectors"
+"""The setting of a run whose vectors words start from."""
 PREDICTIONS, OUT_OF_FOLD = "predictions.parquet", "out_of_fold.parquet"
 
 
@@ -33,7 +37,8 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
 
     Returns the mean of each metric under its name, and the deviation between the folds (n - 1) under NAME/std. Writes
     them as metrics.json, and as out_of_fold.parquet the answer to each row in the fold that tested it (`predictions`,
-    and `fold`). Raises ConfigError where a fold was begun with other settings.
+    and `fold`). Word2Vec answers nothing: its folds have vectors, and a cross-validation whose words start from them
+    takes those of the same fold. Raises ConfigError where a fold was begun with other settings.
     """
     started = time.perf_counter()
     run_folder.write_config(folder, config)
@@ -42,9 +47,14 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
     for fold, each in enumerate(folders):
         log.info("fold %d of %d, %s", fold, len(folders), each.name)
         _carry_out_fold(config, fold, each)
-    answers = [pl.read_parquet(each / PREDICTIONS).with_columns(fold=pl.lit(k)) for k, each in enumerate(folders)]
-    with writing(str(folder / OUT_OF_FOLD)) as write:
-        write(pl.concat(answers).sort("file", "line"))
+    answers = [
+        pl.read_parquet(each / PREDICTIONS).with_columns(fold=pl.lit(fold))
+        for fold, each in enumerate(folders)
+        if (each / PREDICTIONS).exists()
+    ]
+    if answers:
+        with writing(str(folder / OUT_OF_FOLD)) as write:
+            write(pl.concat(answers).sort("file", "line"))
     metrics = summary([json.loads((each / "metrics.json").read_text()) for each in folders])
     run_folder.write_metrics(folder, metrics)
     log.info("%s", report.cross_validation(folder, metrics, len(folders), time.perf_counter() - started))
@@ -87,14 +97,20 @@ def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
         OmegaConf.update(own, "data.split.folds", config.cross_validate, force_add=True)
         OmegaConf.update(own, "data.split.fold", fold, force_add=True)
         own.cross_validate = None
+        vectors = OmegaConf.select(own, START)
+        if vectors is not None and (Path(vectors) / folder.name).is_dir():
+            OmegaConf.update(own, START, str(Path(vectors) / folder.name))
         own.resume = str(folder / LAST) if (folder / LAST).exists() else None
         _check_same(own, folder)
-        if (folder / PREDICTIONS).exists():
+        if (folder / PREDICTIONS).exists() or (folder / VECTORS).exists():
             log.info("was done before")
             return
         folder.mkdir(exist_ok=True)
-        answers = predictions(carry_out(own, folder, describe=fold == 0))
-        # Last of all: it says of a fold that it is done.
+        outcome = carry_out(own, folder, describe=fold == 0)
+        if isinstance(outcome.module, Word2VecModule):
+            return
+        answers = predictions(outcome)
+        # Last of all: it says of a fold that it is done, as its vectors do of Word2Vec's.
         with writing(str(folder / PREDICTIONS)) as write:
             write(answers)
 

@@ -65,16 +65,15 @@ def cross_validation(folder: Path, metrics: Mapping[str, float], folds: int, sec
     for name in names:
         cells = [(metrics[f"{split}/{name}"], metrics[f"{split}/{name}/std"]) for split in ("val", "test")]
         results.add_row(name, *(f"{mean:,.5g} ± {deviation:.2g}" for mean, deviation in cells))
-    folder = _short(folder)
-    return "\n".join(
-        [
-            _render(results),
-            "",
-            f"{seconds:.1f} s in all.",
-            f"run folder  {folder}, with a run for each fold",
-            f"answers     {folder / 'out_of_fold.parquet'}: each row as it was when tested",
-        ]
-    )
+    lines = [
+        _render(results),
+        "",
+        f"{seconds:.1f} s in all.",
+        f"run folder  {_short(folder)}, with a run for each fold",
+    ]
+    if (answers := folder / "out_of_fold.parquet").exists():
+        lines.append(f"answers     {_short(answers)}: each row as it was when tested")
+    return "\n".join(lines)
 
 
 def _short(path: Path) -> Path:
