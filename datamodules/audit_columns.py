@@ -188,7 +188,7 @@ def _counts(values: pl.Series) -> bool:
 def _commonest(values: pl.Series) -> float:
     """The share of the commonest value, which may be missing, where it is most of them."""
     if values.dtype == pl.String:
-        return float(values.unique_counts().max() or 0) / len(values)  # type: ignore[arg-type]
+        return float(values.unique_counts().sort()[-1:].sum()) / len(values)
     filled = values.fill_null(float("inf"))
     return float((filled == filled.median()).sum()) / len(values)
 

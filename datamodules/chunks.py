@@ -54,6 +54,9 @@ class Chunks:
             save_part(self._file(chunk.number, "images"), dict(chunk.images))
         self._chunks.append(chunk.number)
 
+    def __len__(self) -> int:
+        return len(self._chunks)
+
     def __iter__(self) -> Iterator[Chunk]:
         for chunk in self._chunks:
             if isinstance(chunk, Chunk):

@@ -77,8 +77,8 @@ class TorchvisionDataModule(TableDataModule):
     def __init__(self, path: str, root: str, target: str = LABEL, download: bool = False, **settings: Any) -> None:
         if path not in TORCHVISION:
             raise DataError(f"data.path={path}: the sets of torchvision here are {', '.join(TORCHVISION)}")
-        super().__init__(f"{path}/train", target, **settings | {"test_path": f"{path}/test"})
-        self.root = root
+        folder = f"{root}/{path}"  # so that the cache tells sets of different roots apart
+        super().__init__(f"{folder}/train", target, **settings | {"test_path": f"{folder}/test"})
         self.download = download
 
     def files(self) -> list[str]:
@@ -87,14 +87,15 @@ class TorchvisionDataModule(TableDataModule):
     def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         from torchvision import datasets
 
-        name, _, part = str(path).partition("/")
+        *above, name, part = Path(str(path)).parts
+        root = Path(*above)
         which = {"split": part} if name == "SVHN" else {"train": part == "train"}
         try:
-            found = getattr(datasets, name)(self.root, download=self.download, **which)
+            found = getattr(datasets, name)(root, download=self.download, **which)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
-                f"data.root={self.root}: {name} cannot be read there ({reason}); data.download=true fetches it"
+                f"data.root={root}: {name} cannot be read there ({reason}); data.download=true fetches it"
             ) from error
         images = torch.as_tensor(found.data)
         if images.ndim == 3:

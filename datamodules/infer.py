@@ -81,9 +81,9 @@ def _infer(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
     if bad.sum() <= MAX_BAD_NUMBERS * present and series.dtype != pl.Boolean:
         return _number(numbers, int(bad.sum()), rows)
     first = text.drop_nulls().head(LOOKED_AT)
-    if as_date(first, missing, day_first(first))[1].mean() <= MAX_BAD_NUMBERS:  # type: ignore[operator]
+    if as_date(first, missing, day_first(first))[1].sum() <= MAX_BAD_NUMBERS * len(first):
         return "date", f"dates such as {example}"
-    if first.str.contains(_IMAGE).mean() >= 1 - MAX_BAD_NUMBERS:  # type: ignore[operator]
+    if first.str.contains(_IMAGE).sum() >= (1 - MAX_BAD_NUMBERS) * len(first):
         return "image", f"paths of images such as {example}"
     hint = ""
     if 0 < bad.sum() < present / 2:

@@ -28,7 +28,7 @@ from datamodules.ranks import Ranks
 from datamodules.read import BAD, FILE, LINE, Raw, concat
 from datamodules.schema import FEATURE_KINDS, Column, DataError, Kind, TargetSpec, Task
 from datamodules.settings import Settings
-from datamodules.split import SPLITS
+from datamodules.split import SPLITS, first_equal
 from datamodules.statistics import ROW, Sample, Statistics
 from datamodules.store import Rows, save_part, size_of
 from datamodules.target import describe_splits, describe_target, encode_target
@@ -307,7 +307,7 @@ class Preparation:
 
     def _gather(self, pieces: dict[int, np.ndarray]) -> Statistics:
         """The second walk: the statistics of the training rows of all processes."""
-        own = [
+        own = (
             statistics.gather(
                 chunk.filter(pieces[chunk.number] == 0),
                 self._features(),
@@ -317,8 +317,9 @@ class Preparation:
                 char_ngrams=self.settings.char_ngrams,
             )
             for chunk in self.chunks
-        ]
-        return reduce(add, chain(*self.ranks.gather([reduce(add, own)] if own else [])))
+        )
+        found = [reduce(add, own)] if len(self.chunks) else []  # a process may have had no chunk
+        return reduce(add, chain(*self.ranks.gather(found)))
 
     def _encode(
         self, features: Features, target: TargetSpec, pieces: dict[int, np.ndarray]
@@ -382,9 +383,8 @@ def first_copies(copy: np.ndarray) -> np.ndarray | None:
     if not len(twice):
         return None
     rows = np.flatnonzero(np.isin(copy, twice))
-    _, first, place = np.unique(copy[rows], return_index=True, return_inverse=True)
     firsts = np.arange(len(copy))
-    firsts[rows] = rows[first[place]]
+    firsts[rows] = rows[first_equal(copy[rows])]
     return firsts
 
 

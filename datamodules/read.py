@@ -85,7 +85,8 @@ def read_share(path: str | Path | Sequence[str], rank: int, world: int, **settin
                 yield number, raw
         return
     chunks = [(file, first) for file in files for first in range(0, _count_rows(file), CHUNK)]
-    columns = next(read_chunks(files[:1])).frame.columns
+    with _told(files[0]):
+        columns = [*pl.scan_parquet(files[0], glob=False).collect_schema(), FILE, LINE]
     for number in range(len(chunks) * rank // world, len(chunks) * (rank + 1) // world):
         file, first = chunks[number]
         for raw in _read_file(file, None, None, CHUNK, first=first):

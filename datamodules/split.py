@@ -109,7 +109,7 @@ class Split:
             target = target.filter(pl.Series(free))
             column = None if column is None else column.filter(pl.Series(free))
             # The copies of a row in another file are the audit's.
-            first_copy = None if first_copy is None else _first_equal(first_copy[free])
+            first_copy = None if first_copy is None else first_equal(first_copy[free])
         split[free] = self._divide(target, task, sides, column, first_copy, missing)
         for code, name in enumerate(SPLITS):
             if not (split == code).any():
@@ -244,10 +244,10 @@ def _groups(column: pl.Series, first_copy: np.ndarray | None, missing: Sequence[
     if alone.any():
         log.info("%s is missing in %s rows: each is a group of its own", column.name, f"{alone.sum():,}")
         keys = np.where(alone, np.arange(len(names)) if first_copy is None else first_copy, keys)
-    return _numbered(_first_equal(keys))[0]
+    return _numbered(first_equal(keys))[0]
 
 
-def _first_equal(keys: np.ndarray) -> np.ndarray:
+def first_equal(keys: np.ndarray) -> np.ndarray:
     """For each row the position of the first row with the same key, int64."""
     _, first, place = np.unique(keys, return_index=True, return_inverse=True)
     return first[place]

@@ -47,6 +47,8 @@ class DiskStore:
 
     def window(self, parts: Sequence[int]) -> tuple[Rows, Tensor]:
         rows = join([load_part(self.files[part]) for part in parts])
+        if len(parts) == 1:
+            rows = {name: values.clone() for name, values in rows.items()}
         return rows, torch.arange(len(rows["target"]))
 
     def read(self) -> MemoryStore:

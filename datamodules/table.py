@@ -46,7 +46,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
     inputs: InputSpec
     target: TargetSpec
     columns: list[Column]
-    findings: Sequence[Finding] = ()
+    findings: Sequence[Finding] | None = None
     splits: dict[str, dict[str, Any]]
     quarantine: pl.DataFrame | None = None
 
@@ -166,6 +166,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         return [file for path in paths if path is not None for file in find(path)]
 
     def _prepare(self, folder: Path, limit: int) -> None:
+        # Torch, the keys of all rows and the parts in the making need most of the rest.
         preparation = Preparation(self.settings, self.read, folder, limit // 16)
         try:
             preparation.run()
@@ -183,9 +184,13 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.findings = [Finding(**finding) for finding in facts["findings"]]
         for note in facts["notes"]:
             log.info("%s", note)
+        self.quarantine = pl.read_parquet(folder / QUARANTINE)
+        if self.sampling == "balanced" and self.target.task == "regression":
+            raise DataError(f"data.sampling=balanced: only classes can be balanced, and '{self.target.name}' has none")
+        if self.audit == "strict":
+            refuse(self.findings)
         with quiet():
             self.features = torch.jit.load(folder / FEATURES)
-        self.quarantine = pl.read_parquet(folder / QUARANTINE)
         size = sum(part[2] for parts in facts["parts"].values() for part in parts)
         kind, why = choose(self.wanted_store, size, limit)
         log.info("store: %s (%s)", kind, why)
@@ -194,10 +199,6 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             disk = DiskStore(self._parts[split], [rows for _, rows, _ in parts], sum(size for _, _, size in parts))
             self.stores[split] = disk if kind == "disk" else disk.read()
         self._on_device = kind == "device"
-        if self.sampling == "balanced" and self.target.task == "regression":
-            raise DataError(f"data.sampling=balanced: only classes can be balanced, and '{self.target.name}' has none")
-        if self.audit == "strict":
-            refuse(self.findings)
 
     def train_dataloader(self) -> Batches:
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0

@@ -68,9 +68,10 @@ def write_quarantine(folder: Path, quarantine: pl.DataFrame | None) -> None:
         quarantine.write_parquet(folder / "quarantine.parquet")
 
 
-def write_audit(folder: Path, findings: Sequence[Finding]) -> None:
-    """All that the audit found; the run's log has the first of it."""
-    (folder / "audit.json").write_text(to_json(findings))
+def write_audit(folder: Path, findings: Sequence[Finding] | None) -> None:
+    """All that the audit found, the run's log has the first of it; no file where the data did not come so far."""
+    if findings is not None:
+        (folder / "audit.json").write_text(to_json(findings))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:

@@ -24,7 +24,7 @@ def describe_data(datamodule: TableDataModule) -> str:
     splits = _table("Splits", "split", "rows", datamodule.target.name)
     for split in SPLITS:
         splits.add_row(split, f"{datamodule.splits[split]['rows']:,}", _distribution(datamodule, split))
-    text = f"{_render(columns)}\n\n{_render(splits)}\n\n{audit.report(datamodule.findings)}"
+    text = f"{_render(columns)}\n\n{_render(splits)}\n\n{audit.report(datamodule.findings or ())}"
     aside = 0 if datamodule.quarantine is None else len(datamodule.quarantine)
     return text + (
         f"\n\n{count(aside, 'cell')} set aside with the row and the reason: quarantine.parquet" if aside else ""

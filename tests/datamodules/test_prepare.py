@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -34,7 +35,8 @@ def rows(tmp_path: Path, data_dir: Path) -> Path:
 
 
 def facts(datamodule: TableDataModule) -> dict[str, object]:
-    return json.loads((datamodule._folder / FACTS).read_text())  # type: ignore[no-any-return]
+    loaded: dict[str, object] = json.loads((datamodule._folder / FACTS).read_text())
+    return loaded
 
 
 def test_a_store_on_disk_and_chunks_on_disk_give_the_batches_of_memory(
@@ -95,9 +97,9 @@ def test_what_was_prepared_is_found_again_until_a_file_or_a_setting_changes(
 ) -> None:
     caplog.set_level("INFO")
 
-    def found(**settings: object) -> bool:
+    def found(**settings: Any) -> bool:
         caplog.clear()
-        datamodule = TableDataModule(str(rows), "price", cache=str(tmp_path / "cache"), **settings)  # type: ignore[arg-type]
+        datamodule = TableDataModule(str(rows), "price", cache=str(tmp_path / "cache"), **settings)
         datamodule.setup()
         return "prepared before" in caplog.text
 
