@@ -1,5 +1,6 @@
 """The ready tables as their configs have them, against counts that were made without Lathe."""
 
+import gzip
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from datamodules import prepare
+from datamodules.images import TorchvisionDataModule
+from datamodules.schema import DataError
 from datamodules.split import SPLITS
 from datamodules.table import TableDataModule
 from serving.cells import clean_text
@@ -115,3 +118,21 @@ def test_copies_stay_on_one_side(data_dir: Path) -> None:
 def test_the_latest_rows_are_the_test(data_dir: Path, name: str) -> None:
     lines = pl.concat(frames(ready(name, data_dir)))["lathe.line"]
     assert lines.to_list() == list(range(2, len(lines) + 2))
+
+
+def test_a_set_of_torchvision_is_read_from_its_root(data_dir: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (data_dir / "fashion_mnist").glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    datamodule = TorchvisionDataModule("FashionMNIST", str(tmp_path))
+    datamodule.setup()
+    assert [datamodule.splits[split]["rows"] for split in SPLITS] == [48_000, 12_000, 10_000]
+    assert "Ankle boot" in datamodule.target.classes
+    assert datamodule.inputs.images[0].shape == (1, 28, 28)
+    with pytest.raises(DataError) as error:
+        TorchvisionDataModule("MNIST", str(tmp_path)).setup()
+    assert str(error.value) == (
+        f"data.root={tmp_path}: MNIST cannot be read there (Dataset not found. You can use download=True to download"
+        " it); data.download=true fetches it"
+    )
