@@ -13,6 +13,10 @@ from models.texts import TextBag
 
 BAG = functools.partial(TextBag, size=64)
 """What becomes of a text column unless the settings say another thing."""
+NO_COLUMN = (
+    "there is nothing to learn from: every column but the target is constant, an identifier or left out."
+    " data.columns={NAME: KIND} says what a column is."
+)
 
 
 class PiecewiseLinear(nn.Module):
@@ -99,10 +103,12 @@ class Inputs(nn.Module):
     `number_size=0` it stays a number. A category of two known levels (three, unknown counted) is one column: -1, +1,
     and 0 for unknown. One of up to `one_hot_max` levels is one-hot; a wider one is a learned embedding of
     `embedding_size` values. In training each code becomes 0 (unknown) with probability `unknown_rate`, so that an
-    unseen level has a trained meaning. `text` makes of a text column a module with a `width`; of images each pixel is a
+    unseen level has a trained meaning, and `noise` is the standard deviation of what is added to each encoded number
+    (indicators stay as they are). `text` makes of a text column a module with a `width`; of images each pixel is a
     number.
 
-    Takes a batch of `spec`, gives float (rows, `width`). ValueError where the spec has no column.
+    Takes a batch of `spec`, gives float (rows, `width`). ValueError where the spec has no column, or `noise` is
+    negative.
     """
 
     numbers_bent: Tensor
@@ -122,9 +128,12 @@ class Inputs(nn.Module):
         one_hot_max: int = 9,
         embedding_size: int = 8,
         unknown_rate: float = 0.01,
+        noise: float = 0.0,
         text: Callable[[TextSpec], TextBag] = BAG,
     ) -> None:
         super().__init__()
+        if noise < 0:
+            raise ValueError(f"noise={noise}: must not be negative.")
         bent = [index for index, edges in enumerate(spec.edges) if number_size > 0 and len(edges) > 2]
         plain = [index for index in range(len(spec.numbers) + len(spec.indicators)) if index not in bent]
         self.bent: PiecewiseLinear | Periodic | None = None
@@ -133,6 +142,8 @@ class Inputs(nn.Module):
         elif bent:
             self.bent = PiecewiseLinear([spec.edges[index] for index in bent], number_size)
         self.unknown_rate = unknown_rate
+        self.noise = noise
+        self.noisy = len(spec.numbers)
         # Output j of the narrow block is (code[column] == plus) - (code[column] == minus): one-hot has no minus (-1
         # matches no code), a binary column has level 2 as plus and level 1 as minus.
         narrow: list[tuple[int, int, int]] = []
@@ -167,17 +178,19 @@ class Inputs(nn.Module):
         self.width = len(bent) * number_size + self.plain + self.narrow + len(wide) * embedding_size
         self.width += sum(bag.width for bag in bags) + sum(math.prod(each.shape) for each in spec.images)
         if self.width == 0:
-            raise ValueError(
-                "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-                " data.columns={NAME: KIND} says what a column is."
-            )
+            raise ValueError(NO_COLUMN)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         blocks: list[Tensor] = []
-        if self.bent is not None:
-            blocks.append(self.bent(batch["numbers"].index_select(1, self.numbers_bent)).flatten(1))
-        if self.plain > 0:
-            blocks.append(batch["numbers"].index_select(1, self.numbers_plain))
+        if self.bent is not None or self.plain > 0:
+            numbers = batch["numbers"]
+            if self.training and self.noise > 0:
+                numbers = numbers.clone()
+                numbers[:, : self.noisy] += self.noise * torch.randn_like(numbers[:, : self.noisy])
+            if self.bent is not None:
+                blocks.append(self.bent(numbers.index_select(1, self.numbers_bent)).flatten(1))
+            if self.plain > 0:
+                blocks.append(numbers.index_select(1, self.numbers_plain))
         if self.narrow > 0 or self.embedding is not None:
             codes = batch["codes"]
             if self.training and self.unknown_rate > 0:

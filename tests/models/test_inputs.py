@@ -79,6 +79,27 @@ def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> 
     assert inputs.eval()({"codes": codes})[:, 0].sum().item() == 0
 
 
+@pytest.mark.parametrize("edges", [(), ((-2.0, 0.0, 2.0), (-2.0, 1.0, 2.0))])
+def test_noise_is_added_to_numbers_in_training_and_to_nothing_else(edges: tuple[tuple[float, ...], ...]) -> None:
+    torch.manual_seed(0)
+    spec = InputSpec(numbers=("a", "b"), indicators=("b",), categories=(("yes", 3),), edges=edges)
+    inputs = Inputs(spec, number_size=1, unknown_rate=0.0, noise=0.1)
+    batch = {"numbers": torch.tensor([[0.5, -1.0, 1.0]]).repeat(20_000, 1), "codes": torch.ones(20_000, 1).int()}
+    before = {name: values.clone() for name, values in batch.items()}
+    noise = (inputs(batch) - inputs.eval()(batch)).detach()
+    assert all(torch.equal(values, before[name]) for name, values in batch.items())
+    slope = inputs.bent.linear.detach()[:, 0].abs() if isinstance(inputs.bent, PiecewiseLinear) else torch.ones(2)
+    torch.testing.assert_close(noise[:, :2].std(0), 0.1 * slope, rtol=0.02, atol=0)
+    assert float(noise[:, :2].T.corrcoef()[0, 1].abs()) < 0.03
+    assert not noise[:, 2:].any()
+    torch.testing.assert_close(script(inputs)(batch), inputs(batch))
+
+
+def test_noise_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^noise=-0.1: must not be negative\.$"):
+        Inputs(INPUTS, noise=-0.1)
+
+
 def test_a_periodic_vector_is_the_number_and_waves_of_it() -> None:
     torch.manual_seed(0)
     layer = Periodic(2, 4)
