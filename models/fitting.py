@@ -1,56 +1,48 @@
-"""Which networks fit which columns, and the sentence for a network that does not fit."""
+"""Which networks fit which columns, and the sentence for one that does not."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-from datamodules.schema import InputSpec
+from datamodules.schema import InputSpec, Kind
 
-Part = Literal["table", "text", "image"]
-"""What networks tell apart: numbers and categories (dates among them), texts, images."""
-
-_WORDS: dict[Part, str] = {"table": "numbers and categories", "text": "texts", "image": "images"}
-_FITTING: dict[Part, str] = {
-    "table": "linear, mlp, resnet, tabm, realmlp, ft_transformer or tree",
-    "text": "text_transformer, linear or mlp",
-    "image": "cnn, resnet18, torchvision or fusion",
-}
+_PLURALS: dict[Kind, str] = {"number": "numbers", "category": "categories", "text": "texts", "image": "images"}
 
 
-def refuse_columns(spec: InputSpec, network: str, takes: Sequence[Part], needs: Part | None = None) -> None:
-    """Raises ValueError where `spec` has other parts than the network `takes`, none at all, or not the one it `needs`.
+def refuse_columns(spec: InputSpec, network: str, takes: Sequence[Kind], needs: Kind | None = None) -> None:
+    """Raises ValueError where `spec` has a column that is none of what the network `takes`, or none that it `needs`.
 
+    Kinds are number, category, text and image; what it needs may be any of those that it takes unless it is said.
     The message says what there is, which networks fit that, and how a column is left out or becomes another kind.
     """
-    there: list[Part] = []
-    if spec.numbers or spec.categories:
-        there.append("table")
-    if spec.texts:
-        there.append("text")
-    if spec.images:
-        there.append("image")
-    if there and set(there) <= set(takes) and (needs is None or needs in there):
+    columns = {"number": spec.numbers, "category": spec.categories, "text": spec.texts, "image": spec.images}
+    there = {kind for kind in _PLURALS if columns[kind]}
+    if there and there <= set(takes) and (needs is None or needs in there):
         return
-    claim = f"takes {_listed(takes)} alone" if needs is None else f"needs {_WORDS[needs]}"
+    lacks = needs is not None and needs not in there
+    claim = f"{network} needs {_listed([needs])}" if lacks else f"{network} takes {_listed(takes)} alone"
     if not there:
         raise ValueError(
-            f"model={network} {claim}, and there is no column to learn from: data.columns={{NAME: KIND}} says what a"
-            " column is."
+            f"{claim}, and there is no column to learn from: data.columns={{NAME: KIND}} says what a column is."
         )
-    message = f"model={network} {claim}, and there are {_listed(there)}: choose model={_fitting(there)}"
-    wanted = set(takes) if needs is None else {needs}
-    if wanted & set(there):
+    message = f"{claim}, and there are {_listed(there)}: choose model={_fitting(there)}"
+    if not lacks and there & set(takes):
         message += ", or leave columns out with data.columns={NAME: drop}"
-    elif "text" in wanted:
+    elif "text" in (needs, *takes):
         message += ", or say which column is a text with data.columns={NAME: text}"
     raise ValueError(f"{message}.")
 
 
-def _fitting(there: Sequence[Part]) -> str:
-    if len(there) == 1:
-        return _FITTING[there[0]]
-    return "fusion or mlp" if "image" in there else "text_transformer, linear or mlp"
+def _fitting(there: set[Kind]) -> str:
+    if there == {"image"}:
+        return "cnn, resnet18, torchvision or fusion"
+    if "image" in there:
+        return "fusion or mlp"
+    if there == {"text"}:
+        return "text_transformer, linear or mlp"
+    if "text" in there:
+        return "mlp, linear or text_transformer"
+    return "linear, mlp, resnet, tabm, realmlp, ft_transformer or tree"
 
 
-def _listed(parts: Sequence[Part]) -> str:
-    words = [_WORDS[part] for part in parts]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def _listed(kinds: Iterable[Kind]) -> str:
+    *others, last = [plural for kind, plural in _PLURALS.items() if kind in kinds]
+    return f"{', '.join(others)} and {last}" if others else last
