@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datamodules.schema import InputSpec
 from models.cnn import ImageEncoder
 from models.inputs import Inputs
-from models.layers import Init, Norm
+from models.layers import Init, Norm, unit_variance
 from models.mlp import perceptron
 
 
@@ -40,6 +40,7 @@ class Fusion(nn.Module):
         self.images = nn.ModuleList(encoders := [ImageEncoder(image, channels, depth) for image in spec.images])
         width = sum(image.width for image in encoders) + (self.inputs.width if self.inputs is not None else 0)
         self.layers = perceptron(width, hidden, outputs, activation, norm, dropout, init)
+        self.init = init
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         blocks: list[Tensor] = []
@@ -49,3 +50,8 @@ class Fusion(nn.Module):
             blocks += [image(batch)]
         output: Tensor = self.layers(torch.cat(blocks, 1))
         return output
+
+    def start(self, batch: dict[str, Tensor]) -> None:
+        """Looks at training rows before the first step."""
+        if self.init == "data":
+            unit_variance(self, self.layers, batch)

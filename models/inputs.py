@@ -13,10 +13,6 @@ from models.texts import TextBag
 
 BAG = functools.partial(TextBag, size=64)
 """What becomes of a text column unless the settings say another thing."""
-NO_COLUMN = (
-    "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-    " data.columns={NAME: KIND} says what a column is."
-)
 
 
 class PiecewiseLinear(nn.Module):
@@ -27,6 +23,7 @@ class PiecewiseLinear(nn.Module):
     Takes (rows, columns), gives (rows, columns, `size`). `edges`: of the bins of each column, ascending.
     """
 
+    spared = True
     slope: Tensor
     start: Tensor
     low: Tensor
@@ -175,10 +172,16 @@ class Inputs(nn.Module):
         self.narrow = len(narrow)
         self.texts = nn.ModuleList(bags := [text(each) for each in spec.texts])
         self.images = nn.ModuleList(Pixels(each) for each in spec.images)
-        self.width = len(bent) * number_size + self.plain + self.narrow + len(wide) * embedding_size
-        self.width += sum(bag.width for bag in bags) + sum(math.prod(each.shape) for each in spec.images)
+        self.sizes = [number_size] * len(bent) + [1] * len(plain)
+        self.sizes += [1 if levels == 3 else levels for _, levels in spec.categories if levels <= max(3, one_hot_max)]
+        self.sizes += [embedding_size] * len(wide) + [bag.width for bag in bags]
+        self.sizes += [math.prod(each.shape) for each in spec.images]
+        self.width = sum(self.sizes)
         if self.width == 0:
-            raise ValueError(NO_COLUMN)
+            raise ValueError(
+                "there is nothing to learn from: every column but the target is constant, an identifier or left out."
+                " data.columns={NAME: KIND} says what a column is."
+            )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         blocks: list[Tensor] = []

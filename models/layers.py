@@ -1,13 +1,14 @@
 """Parts that several networks share: activations by name, initialisation, and a batch norm that takes any batch."""
 
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import activation as activations
 
-Init = Literal["he", "xavier", "orthogonal"]
+Init = Literal["he", "xavier", "orthogonal", "data"]
 Norm = Literal["none", "batch", "layer"]
 
 # Those left out change the width, mix columns, or need an argument.
@@ -27,17 +28,45 @@ def make_activation(name: str) -> nn.Module:
 
 
 def initialise(linear: nn.Linear, init: Init) -> nn.Linear:
-    """Draws the weight by He (arXiv 1502.01852), Xavier (Glorot and Bengio 2010) or orthogonal (1312.6120); bias 0."""
+    """Draws the weight by He (arXiv 1502.01852), Xavier (Glorot and Bengio 2010) or orthogonal (1312.6120); bias 0.
+
+    "data" draws an orthogonal one too, for `unit_variance` to scale once there are rows.
+    """
     if init == "he":
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
     elif init == "xavier":
         nn.init.xavier_normal_(linear.weight)
-    elif init == "orthogonal":
+    elif init in ("orthogonal", "data"):
         nn.init.orthogonal_(linear.weight)
     else:
-        raise ValueError(f"init={init!r}: choose he, xavier or orthogonal.")
+        raise ValueError(f"init={init!r}: choose he, xavier, orthogonal or data.")
     nn.init.zeros_(linear.bias)
     return linear
+
+
+@torch.no_grad()
+def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Tensor]) -> None:
+    """Scales the weights of the network's linear `layers`, all but the last, so that what each gives has variance 1.
+
+    Layer-sequential unit variance (arXiv 1511.06422): a layer is measured on the rows of `batch` when all before it
+    are scaled, in one pass without dropout. Biases have to be 0. A layer that always gives the same stays as it is.
+    """
+
+    def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Linear)
+        deviation = output.std(correction=0)
+        if deviation == 0:
+            return output
+        layer.weight.div_(deviation)
+        return output / deviation
+
+    *hidden, _ = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    handles = [layer.register_forward_hook(scale) for layer in hidden]
+    network.eval()
+    network(batch)
+    network.train()
+    for handle in handles:
+        handle.remove()
 
 
 class BatchNorm(nn.BatchNorm1d):

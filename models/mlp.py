@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.inputs import Inputs
-from models.layers import Init, Norm, initialise, make_activation, make_norm
+from models.layers import Init, Norm, initialise, make_activation, make_norm, unit_variance
 
 
 class MLP(nn.Module):
     """Blocks of linear, normalisation, activation and dropout, one for each size in `hidden`, then a linear head.
 
-    `inputs` makes the first layer. `init` draws the hidden weights; the head keeps torch's small start, so that the
-    first answers are near to even.
+    `inputs` makes the first layer. `init` draws the hidden weights, and "data" scales them in `start`; the head keeps
+    torch's small start, so that the first answers are near to even.
     Gives (rows, outputs) logits or standardised values.
     """
 
@@ -32,10 +32,16 @@ class MLP(nn.Module):
         super().__init__()
         self.inputs = inputs(spec)
         self.layers = perceptron(self.inputs.width, hidden, outputs, activation, norm, dropout, init)
+        self.init = init
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         output: Tensor = self.layers(self.inputs(batch))
         return output
+
+    def start(self, batch: dict[str, Tensor]) -> None:
+        """Looks at training rows before the first step."""
+        if self.init == "data":
+            unit_variance(self, self.layers, batch)
 
 
 def perceptron(
