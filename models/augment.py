@@ -1,4 +1,4 @@
-"""Changes to training images that leave their class as it is: on whole batches, on the batch's device."""
+"""Changes to training batches, on the batch's device: images that keep their class, and rows mixed in pairs."""
 
 import torch
 from torch import Tensor, nn
@@ -76,23 +76,73 @@ class Augment(nn.Module):
         if self.mixup > 0 or self.cutmix > 0:
             chosen = self.mixup > 0 and (self.cutmix == 0 or bool(torch.rand(()) < 0.5))
             mix, alpha = (_mixup, self.mixup) if chosen else (_cutmix, self.cutmix)
-            share = float(torch.distributions.Beta(alpha, alpha).sample())
-            batch[self.names[0]], share = mix(batch[self.names[0]], share)
-            # Batches are shuffled: the next row is any row.
-            batch["other_target"] = batch["target"].roll(1, 0)
-            batch["share"] = torch.full((), share, device=batch["target"].device)
+            batch[self.names[0]], share = mix(batch[self.names[0]], _draw_share(alpha))
+            batch |= _both_targets(batch, share)
         return batch
+
+
+class TableMixup(nn.Module):
+    """Mixup (arXiv 1710.09412) for tables: each training row becomes a share of its own and the rest of another row.
+
+    Numbers, indicators among them, are means weighted by the shares; a code, which has nothing between two levels, is
+    the row's own with the probability of its share, cell by cell. `alpha` is the two parameters of the beta
+    distribution of the shares, one draw a batch. ValueError where a column holds texts or images.
+    """
+
+    def __init__(self, spec: InputSpec, *, alpha: float = 0.2) -> None:
+        super().__init__()
+        if spec.texts or spec.images:
+            names = ", ".join([*(text.name for text in spec.texts), *(image.name for image in spec.images)])
+            raise ValueError(
+                f"augment=mixup mixes numbers and categories alone, and {names} holds texts or images: leave such"
+                " columns out with data.columns={NAME: drop}, or take augment=none."
+            )
+        if alpha <= 0:
+            raise ValueError(f"augment.alpha={alpha}: must be above 0.")
+        self.alpha = alpha
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of mixed rows, each with `share` (a scalar) of its own target and the rest of `other_target`."""
+        share = _draw_share(self.alpha)
+        numbers, codes = batch["numbers"], batch["codes"]
+        own = torch.rand(codes.shape, device=codes.device) < share
+        mixed = {
+            "numbers": torch.lerp(numbers.roll(1, 0), numbers, share),
+            "codes": torch.where(own, codes, codes.roll(1, 0)),
+        }
+        return batch | mixed | _both_targets(batch, share)
 
 
 def mixed_loss(loss: nn.Module, output: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """The loss for the targets of a batch; of a mixed one, for both targets by their shares.
 
-    With cross-entropy, which is linear in the target, that is the loss for the mixed target.
+    With cross-entropy, which is linear in the target, that is the loss for the mixed target. With squared errors it is
+    more than that by share * (1 - share) * (difference of the targets)^2, which no weight changes: the gradient is
+    that of the mixed target. Other losses of numbers go to another point between the two: absolute errors to the
+    target of the larger share.
     """
-    value: Tensor = loss(output, batch["target"])
+    value = _mean_loss(loss, output, batch["target"])
     if "share" in batch:
-        value = torch.lerp(loss(output, batch["other_target"]), value, batch["share"])
+        value = torch.lerp(_mean_loss(loss, output, batch["other_target"]), value, batch["share"])
     return value
+
+
+def _mean_loss(loss: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """Of (rows, members, k) the mean of the members' losses, which is not the loss of their mean."""
+    if output.ndim == 3:
+        target, output = target.repeat_interleave(output.shape[1]), output.flatten(0, 1)
+    value: Tensor = loss(output, target)
+    return value
+
+
+def _draw_share(alpha: float) -> float:
+    return float(torch.distributions.Beta(alpha, alpha).sample())
+
+
+def _both_targets(batch: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    # Batches are shuffled: the row before is any row.
+    target = batch["target"]
+    return {"other_target": target.roll(1, 0), "share": torch.full((), share, device=target.device)}
 
 
 def _flip(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Augmentation: what each change does to an image, and that the loss of a mixed batch is that of the mixed target."""
+"""Augmentation: what each change does to a batch, and that the loss of a mixed one is that of the mixed target."""
 
 import re
 from typing import Any
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.schema import ImageSpec, InputSpec
-from models.augment import Augment, mixed_loss
+from models.augment import Augment, TableMixup, mixed_loss
 from models.losses import CrossEntropy
 from models.mlp import MLP
-from tests.models.problems import INPUTS, MIXED, build, target
+from tests.models import problems
+from tests.models.problems import INPUTS, MIXED, build, fit, target
 
 GREY = ImageSpec("photo", (1, 8, 6), (0.5,), (0.25,))
 COLOUR = ImageSpec("scan", (3, 9, 9), (0.5,) * 3, (0.25,) * 3)
@@ -119,6 +120,47 @@ def test_the_loss_of_a_mixed_batch_is_that_of_the_mixed_target() -> None:
     torch.testing.assert_close(mixed_loss(loss, output, plain), loss(output, plain["target"]))
 
 
+def test_mixed_rows_have_numbers_between_the_two_and_codes_of_either() -> None:
+    torch.manual_seed(0)
+    mixup, shares = TableMixup(INPUTS, alpha=1.0), []
+    batch = problems.rows("regression", 500)
+    before = {name: values.clone() for name, values in batch.items()}
+    for _ in range(20):
+        result = mixup(batch)
+        share, others = result["share"], {name: values.roll(1, 0) for name, values in before.items()}
+        assert result.keys() == batch.keys() | {"other_target", "share"}
+        expected = share * before["numbers"] + (1 - share) * others["numbers"]
+        torch.testing.assert_close(result["numbers"], expected)
+        assert result["codes"].dtype == torch.int32
+        unlike = before["codes"] != others["codes"]
+        kept, taken = result["codes"] == before["codes"], result["codes"] == others["codes"]
+        assert bool((kept | taken).all())
+        assert float(kept[unlike].float().mean()) == pytest.approx(float(share), abs=0.06)
+        assert torch.equal(result["target"], before["target"])
+        assert torch.equal(result["other_target"], others["target"])
+        shares.append(float(share))
+    assert all(torch.equal(values, before[name]) for name, values in batch.items())
+    assert min(shares) < 0.2
+    assert max(shares) > 0.8
+
+
+def test_a_mixed_number_pulls_as_the_mixed_target_does() -> None:
+    torch.manual_seed(0)
+    result = TableMixup(INPUTS, alpha=1.0)(problems.rows("regression", 100))
+    loss = build("regression").loss
+    output = torch.randn(100, 1, requires_grad=True)
+    middle = torch.lerp(result["other_target"], result["target"], result["share"])
+    (ours,) = torch.autograd.grad(mixed_loss(loss, output, result), output)
+    (theirs,) = torch.autograd.grad(loss(output, middle), output)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_network_learns_from_mixed_rows() -> None:
+    module = build("regression", augment=TableMixup(INPUTS))
+    trainer = fit(module, problems.rows("regression", 512), epochs=15)
+    assert float(trainer.callback_metrics["val/r2"]) > 0.8
+
+
 def test_training_batches_are_augmented_and_those_that_are_measured_are_not() -> None:
     class Black(nn.Module):
         def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -170,3 +212,20 @@ def test_settings_that_do_not_suit_the_images_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Augment(inputs, **settings)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "alpha", "message"),
+    [
+        (
+            MIXED,
+            0.2,
+            "augment=mixup mixes numbers and categories alone, and title, photo holds texts or images: leave such"
+            " columns out with data.columns={NAME: drop}, or take augment=none.",
+        ),
+        (INPUTS, 0.0, "augment.alpha=0.0: must be above 0."),
+    ],
+)
+def test_columns_and_shares_that_cannot_be_mixed_are_refused(inputs: InputSpec, alpha: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TableMixup(inputs, alpha=alpha)
