@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.schema import ImageSpec, InputSpec
+from models.fitting import refuse_columns
 from models.inputs import Pixels
 from models.layers import BatchNorm
 
@@ -50,13 +51,7 @@ class CNN(nn.Module):
         self, spec: InputSpec, outputs: int, *, channels: int = 32, depth: int = 2, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if not spec.images:
-            raise ValueError("model=cnn needs a column of images, and there is none: choose model=mlp or linear.")
-        if spec != InputSpec(images=spec.images):
-            raise ValueError(
-                "model=cnn takes images alone, and there are other columns: choose model=fusion, or leave them out with"
-                " data.columns={NAME: drop}."
-            )
+        refuse_columns(spec, "cnn", ["image"])
         encoders = [ImageEncoder(image, channels, depth) for image in spec.images]
         self.images = nn.ModuleList(encoders)
         self.dropout = nn.Dropout(dropout)

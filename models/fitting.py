@@ -17,8 +17,10 @@ def refuse_columns(spec: InputSpec, network: str, takes: Sequence[Kind], needs: 
     there = {kind for kind in _PLURALS if columns[kind]}
     if there and there <= set(takes) and (needs is None or needs in there):
         return
-    lacks = needs is not None and needs not in there
-    claim = f"{network} needs {_listed([needs])}" if lacks else f"{network} takes {_listed(takes)} alone"
+    if lacks := needs is not None and needs not in there:
+        claim = f"{network} needs {_PLURALS[needs]}"
+    else:
+        claim = f"{network} takes {_listed(takes)} alone"
     if not there:
         raise ValueError(
             f"{claim}, and there is no column to learn from: data.columns={{NAME: KIND}} says what a column is."

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.schema import InputSpec
+from models.fitting import refuse_columns
 from models.inputs import Inputs
 from models.texts import shared_words
 
@@ -67,8 +68,7 @@ class TextTransformer(nn.Module):
         unknown_rate: float = 0.02,
     ) -> None:
         super().__init__()
-        if not spec.texts:
-            raise ValueError("no column is a text: take model=mlp or model=linear, or say data.columns={NAME: text}.")
+        refuse_columns(spec, "text_transformer", ["number", "category", "text", "image"], needs="text")
         if size % heads:
             raise ValueError(f"size={size}: must be a multiple of heads={heads}.")
         self.names = [text.name for text in spec.texts]
