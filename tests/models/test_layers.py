@@ -37,6 +37,17 @@ def test_each_hidden_layer_gives_variance_1(kind: type[MLP] | type[Fusion], norm
     assert [float(output.detach().std(correction=0)) for output in given[:-1]] == pytest.approx([1.0] * 3, abs=1e-4)
 
 
+def test_what_is_compiled_before_answers_as_what_is_not() -> None:
+    torch.manual_seed(0)
+    network, batch = MLP(INPUTS, 1, init="data"), rows("binary", 50)
+    network.compile(backend="eager")
+    with torch.no_grad():
+        network.start(batch)
+        network.eval()
+        others = rows("binary", 50, seed=1)
+        torch.testing.assert_close(network(others), network.forward(others))
+
+
 def test_rows_that_are_all_the_same_scale_nothing() -> None:
     network = MLP(InputSpec(numbers=("a",)), 1, hidden=(1,), init="data")
     weight = network.layers[0].weight.detach().clone()
