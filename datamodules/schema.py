@@ -1,5 +1,6 @@
 """What a column is, what the target is, and what a network needs to know of the data. Plain values, no torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -81,7 +82,8 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """The target: classes in code order with their counts in training, or the mean and scale that standardise it."""
+    """The target: classes in code order with their counts in training, or the mean and scale that standardise it, and
+    the smallest and the largest value in training."""
 
     name: str
     task: Task
@@ -89,6 +91,8 @@ class TargetSpec:
     counts: tuple[int, ...] = field(default=())
     mean: float = 0.0
     scale: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def outputs(self) -> int:

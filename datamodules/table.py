@@ -18,6 +18,7 @@ from datamodules.cache import find_or_make, key
 from datamodules.clean import as_range, as_rules
 from datamodules.features import as_tensor
 from datamodules.features.numbers import Scaling
+from datamodules.features.wordpiece import read_vocabulary
 from datamodules.loader import Batches
 from datamodules.prepare import FACTS, FEATURES, PARTS, PLACES, QUARANTINE, Preparation
 from datamodules.ranks import Ranks
@@ -31,6 +32,8 @@ from serving.torchscript import quiet
 
 log = logging.getLogger(__name__)
 
+BATCH_SIZES = {2_800: 32, 4_500: 64, 6_400: 128, 32_000: 256, 108_000: 512}
+"""For fewer training rows than the key (arXiv 2410.24210); above them 1024."""
 SplitName = Literal["train", "val", "test"]
 
 
@@ -73,9 +76,10 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         hash_buckets: int = 0,
         max_tokens: int = 20_000,
         char_ngrams: tuple[int, int] | None = None,
+        wordpiece: str | None = None,
         image_size: Literal["auto"] | int | tuple[int, int] = "auto",
         sampling: Literal["all", "balanced"] = "all",
-        batch_size: int = 256,
+        batch_size: int | Literal["auto"] = "auto",
         eval_batch_size: int = 8192,
         store: Literal["auto", "memory", "device", "disk"] = "auto",
         memory_limit: str | int | None = None,
@@ -108,14 +112,15 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
             hash_buckets=hash_buckets,
             max_tokens=max_tokens,
             char_ngrams=char_ngrams,
+            wordpiece=None if wordpiece is None else read_vocabulary(wordpiece),
             image_size=image_size,
         )
         for setting, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if value < 1:
+            if value != "auto" and value < 1:
                 raise DataError(f"data.{setting}={value}: must be 1 or more")
         self.audit = audit
         self.sampling = sampling
-        self.batch_size = batch_size
+        self.wanted_batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.wanted_store = store
         self.memory_limit = None if memory_limit is None else as_bytes("data.memory_limit", memory_limit)
@@ -123,6 +128,13 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.seed = seed
         self.stores: dict[str, Store] = {}
         self._parts: dict[str, list[Path]] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Training rows of a batch; "auto" goes by the rows there are, so that an epoch has steps enough."""
+        if self.wanted_batch_size != "auto":
+            return self.wanted_batch_size
+        return batch_size_for(self.splits["train"]["rows"])
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -255,3 +267,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         "reference", for drift.
         """
         return self.described
+
+
+def batch_size_for(rows: int) -> int:
+    """The batch size that suits so many training rows."""
+    return next((size for limit, size in BATCH_SIZES.items() if rows < limit), 1024)

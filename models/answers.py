@@ -1,17 +1,53 @@
-"""What a network's output means: the one function that turns it into answers, in training and in the artefact."""
+"""What a network's output means: the one place that turns it into answers, in training and in the artefact."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from datamodules.schema import TargetSpec
+
+MARGIN = 0.1
+"""Of the range of the training targets, by which a value may lie outside of it."""
 
 
-def answer(output: Tensor, task: str, mean: float, scale: float) -> Tensor:
-    """Output (rows, k) -> probabilities (rows, classes), or values (rows,) in the target's units. Scriptable.
+class Answer(nn.Module):
+    """Output (rows, k) or (rows, members, k) -> probabilities (rows, classes), or values (rows,) in the target's units.
 
-    A binary network gives one logit, that of class 1; class 0 has logit 0.
+    A binary network gives one logit, that of class 1; class 0 has logit 0. Logits are divided by `temperature` (Guo et
+    al. 2017, arXiv 1706.04599). Values are held in the range of the training targets, widened by a tenth on either
+    side, but not past zero: a row unlike all others is not answered by a number that never was. Scriptable.
     """
+
+    def __init__(self, target: TargetSpec) -> None:
+        super().__init__()
+        self.task: str = target.task
+        self.mean = target.mean
+        self.scale = target.scale
+        self.temperature = 1.0
+        margin = MARGIN * (target.high - target.low)
+        self.low = max(target.low - margin, 0.0) if target.low >= 0 else target.low - margin
+        self.high = min(target.high + margin, 0.0) if target.high <= 0 else target.high + margin
+
+    def forward(self, output: Tensor) -> Tensor:
+        output = combine(output, self.task).float()
+        if self.task == "regression":
+            return (output[:, 0] * self.scale + self.mean).clamp(self.low, self.high)
+        return torch.softmax(all_logits(output) / self.temperature, dim=1)
+
+
+def combine(output: Tensor, task: str) -> Tensor:
+    """(rows, members, k) -> (rows, k): the mean of the members' values, or what gives the mean of their probabilities.
+
+    An output of one member, (rows, k), is left as it is. Scriptable.
+    """
+    if output.ndim == 2:
+        return output
     if task == "regression":
-        return output[:, 0].float() * scale + mean
-    return torch.softmax(all_logits(output).float(), dim=1)
+        return output.mean(1)
+    if output.shape[2] == 1:
+        # The logarithms of the means of p and of 1 - p: their difference is the logit, however near to 0 or 1 p is.
+        ones = torch.logsumexp(nn.functional.logsigmoid(output), 1)
+        return ones - torch.logsumexp(nn.functional.logsigmoid(-output), 1)
+    return torch.logsumexp(torch.log_softmax(output, 2), 1)
 
 
 def all_logits(output: Tensor) -> Tensor:

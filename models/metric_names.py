@@ -9,6 +9,7 @@ CLASSES = (
     "auroc",
     "average_precision",
     "log_loss",
+    "calibrated_log_loss",
     "calibration_error",
 )
 NUMBERS = ("rmse", "mae", "r2", "mape")

@@ -6,7 +6,6 @@ waits for nothing, and sums of large values are taken in double precision.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.classification import (
@@ -19,6 +18,7 @@ from torchmetrics.functional.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.schema import TargetSpec
+from models.calibration import best_temperature, log_loss_at
 
 CALIBRATION_BINS = 15
 
@@ -52,6 +52,7 @@ class ClassMetrics(_Answers):
     """Metrics of probabilities. A class that the data lack is left out of every mean over classes.
 
     With two classes AUROC and average precision are those of class 1. `f1/<class>` is 0 for a class without rows.
+    `calibrated_log_loss` is the log-loss at the temperature that makes it smallest (arXiv 2501.19195).
     `calibration_error`: mean gap of confidence and accuracy of the likeliest class in 15 bins (Naeini et al. 2015).
     """
 
@@ -74,15 +75,15 @@ class ClassMetrics(_Answers):
         pairs = [(probabilities[:, c], (truth == c).long()) for c in scored]
         auroc = [binary_auroc(p, t, validate_args=False) for p, t in pairs]
         precision = [binary_average_precision(p, t, validate_args=False) for p, t in pairs]
-        # torchmetrics has no log-loss.
-        log_loss = F.nll_loss(probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log(), truth)
+        logits = probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
         return {
             "accuracy": (label == truth).double().mean(),
             "balanced_accuracy": recall[rows > 0].mean(),
             "f1": f1[rows + guesses > 0].mean(),
             "auroc": _mean(auroc, truth),
             "average_precision": _mean(precision, truth),
-            "log_loss": log_loss,
+            "log_loss": log_loss_at(logits, truth, 1.0),
+            "calibrated_log_loss": log_loss_at(logits, truth, best_temperature(logits, truth)),
             "calibration_error": multiclass_calibration_error(
                 probabilities, truth, k, n_bins=CALIBRATION_BINS, validate_args=False
             ),

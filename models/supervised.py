@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.schema import TargetSpec
 from models import metrics
-from models.answers import answer
+from models.answers import Answer, combine
 from models.augment import mixed_loss
-from models.inputs import PiecewiseLinear
+from models.groups import Factors, parameter_groups, split_parameters
 from models.thresholds import check_threshold
 from serving.errors import InputError
 
@@ -35,9 +35,13 @@ class SupervisedModule(pl.LightningModule):
 
     `optimizer` takes parameters or groups of them, `scheduler` takes the optimizer; what a scheduler requires of
     `total_steps` and `mode` is filled in. `l1` times the sum of absolute weights is added to the loss that is
-    minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings. `threshold` of a
-    binary target: a number, or the metric that it is chosen for on the validation rows once training has ended.
-    `augment` changes the training batches.
+    minimised, not to the one that is logged. L1 and weight decay spare biases, norms and embeddings. `groups`: for
+    patterns of parameter names, factors of the optimizer's `lr` and `weight_decay`. `threshold` of a binary target: a
+    number, or the metric that it is chosen for on the validation rows once training has ended. `augment` changes the
+    training batches.
+
+    A network may answer several times for a row, (rows, members, k): the loss that is minimised is the mean of the
+    members' losses, what is measured is their mean.
 
     Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
     DivergedError soon after a loss is not finite.
@@ -54,6 +58,7 @@ class SupervisedModule(pl.LightningModule):
         monitor: str,
         mode: Literal["min", "max"],
         l1: float = 0.0,
+        groups: Mapping[str, Factors] | None = None,
         threshold: float | str = 0.5,
         augment: nn.Module | None = None,
     ) -> None:
@@ -69,7 +74,9 @@ class SupervisedModule(pl.LightningModule):
         self.monitor = monitor
         self.mode = mode
         self.l1 = l1
-        self.weights, self.others = split_parameters(network)
+        self.groups = dict(groups or {})
+        self.weights, _ = split_parameters(network)
+        self.answer = Answer(target)
         self.metrics = metrics.build(target)
         self.chosen_for = threshold if isinstance(threshold, str) else None
         self.threshold = 0.5 if isinstance(threshold, str) else threshold
@@ -86,7 +93,8 @@ class SupervisedModule(pl.LightningModule):
 
     def predict(self, output: Tensor) -> Tensor:
         """Network output (rows, k) -> probabilities (rows, classes), or values (rows,) in the target's units."""
-        return answer(output, self.target.task, self.target.mean, self.target.scale)
+        answers: Tensor = self.answer(output)
+        return answers
 
     @property
     def threshold(self) -> float:
@@ -182,17 +190,14 @@ class SupervisedModule(pl.LightningModule):
             and self.device.type in ("cpu", "cuda")
         ):
             filled["fused"] = True
-        if "weight_decay" not in inspect.signature(self.optimizer).parameters:
-            return self.optimizer(self.network.parameters(), **filled)
-        groups: list[dict[str, Any]] = [{"params": self.weights}, {"params": self.others, "weight_decay": 0.0}]
-        return self.optimizer([group for group in groups if group["params"]], **filled)
+        return self.optimizer(parameter_groups(self.network, self.optimizer, self.groups), **filled)
 
     def _start_measuring(self) -> None:
         self.measured.reset(self.device)
         self.metrics.reset()
 
     def _measure(self, batch: Batch) -> None:
-        output, truth = self.network(batch), batch["target"]
+        output, truth = combine(self.network(batch), self.target.task), batch["target"]
         self.measured.add(self.loss(output, truth), len(truth))
         if self.target.task == "regression":
             truth = truth * self.target.scale + self.target.mean
@@ -238,18 +243,6 @@ class RunningMean:
 
     def value(self) -> float:
         return self.total.item() / self.rows
-
-
-def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights, which are to be kept small; and all others: biases, scales of norms, embeddings."""
-    kinds = (nn.Embedding, nn.EmbeddingBag, PiecewiseLinear)
-    embeddings = {id(p) for m in network.modules() if isinstance(m, kinds) for p in m.parameters()}
-    weights: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in network.parameters():
-        is_weight = parameter.ndim >= 2 and id(parameter) not in embeddings
-        (weights if is_weight else others).append(parameter)
-    return weights, others
 
 
 def _unset(function: Callable[..., Any], name: str) -> bool:

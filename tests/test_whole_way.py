@@ -17,8 +17,9 @@ from PIL import Image
 from torch import nn
 
 from datamodules.read import BAD, FILE, LINE
+from datamodules.schema import TargetSpec
 from datamodules.table import TableDataModule
-from models.answers import answer
+from models.answers import Answer
 from scripts.predict import predict
 from serving.artifact import Artifact
 from tests.conftest import run_script
@@ -209,7 +210,7 @@ def live_answers(datamodule: TableDataModule, network: nn.Module, file: Path) ->
     places = datamodule.places("test")
     batch = datamodule.head("test", len(places))
     with torch.inference_mode():
-        answers = answer(network(batch), "binary", 0.0, 1.0)[:, 1]
+        answers = Answer(TargetSpec("y", "binary", ("no", "yes")))(network(batch))[:, 1]
     found = places.select(line=LINE, file=FILE).with_columns(probability=pl.Series(answers.numpy()))
     return found.filter(pl.col("file") == str(file)).select("line", "probability")
 

@@ -51,6 +51,8 @@ class Root:
     mode: Literal["min", "max"]
     l1: float
     threshold: float | str
+    calibrate: bool
+    groups: dict[str, dict[str, float]]
     resume: str | None
     cross_validate: int | None
     test: bool

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.prepare import HEAD
-from datamodules.schema import ImageSpec, TargetSpec
+from datamodules.schema import ImageSpec
 from datamodules.table import TableDataModule
-from models.answers import answer
+from models.answers import Answer
 from models.supervised import SupervisedModule
 from serving.artifact import FORMAT, TOLERANCE, pattern
 from serving.errors import InputError
@@ -41,13 +41,12 @@ class ExportError(InputError):
 class Pipeline(nn.Module):
     """Raw columns -> answers: the whole way of a row, scripted into the artefact."""
 
-    def __init__(self, features: nn.Module, network: nn.Module, target: TargetSpec, threshold: float) -> None:
+    def __init__(self, features: nn.Module, network: nn.Module, answer: Answer, threshold: float) -> None:
         super().__init__()
         self.features = features
         self.network = network
-        self.task: str = target.task
-        self.mean = target.mean
-        self.scale = target.scale
+        self.answer = answer
+        self.task = answer.task
         self.threshold = threshold
 
     def forward(
@@ -56,7 +55,7 @@ class Pipeline(nn.Module):
         """`numbers`: float64 or int64 (rows,), NaN for missing; `strings`: a cell a row, "" for missing; `images`:
         uint8 (rows, C, H, W). Returns `probabilities` (rows, classes) and `label` int64 (rows,), or `value` (rows,).
         """
-        answers = answer(self.network(self.features(numbers, strings, images)), self.task, self.mean, self.scale)
+        answers = self.answer(self.network(self.features(numbers, strings, images)))
         if self.task == "regression":
             return {"value": answers}
         if self.task == "binary":
@@ -79,7 +78,7 @@ def export(
     threshold = module.threshold
     network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
     with quiet():
-        pipeline = torch.jit.script(Pipeline(datamodule.features, network, target, threshold))
+        pipeline = torch.jit.script(Pipeline(datamodule.features, network, module.answer.cpu(), threshold))
     _check_parity(pipeline, datamodule, module)
 
     described = datamodule.describe()

@@ -5,7 +5,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pytorch_lightning
 import torch
@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.table import TableDataModule
+from models.groups import Factors
 from models.supervised import SupervisedModule
 from models.texts import VECTORS
-from models.thresholds import best_threshold
 from models.word2vec import Word2Vec, Word2VecModule
 from trainer import folder as run_folder
 from trainer import report
@@ -23,8 +23,19 @@ from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
 from trainer.loop import Trainer
 from trainer.problems import ConfigError
+from trainer.settle import settle
 
 log = logging.getLogger(__name__)
+
+START_ROWS = 4096
+"""Training rows that a network may see before training."""
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """A network whose start depends on data."""
+
+    def start(self, batch: dict[str, torch.Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -87,10 +98,11 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         monitor=config.monitor,
         mode=config.mode,
         l1=config.l1,
+        groups=cast(dict[str, Factors], OmegaConf.to_container(config.groups)),
         threshold=config.threshold,
         augment=instantiate(config.augment, spec=datamodule.inputs),
     )
-    metrics = train(trainer, module, datamodule, checkpoint=config.resume, test=config.test)
+    metrics = train(trainer, module, datamodule, checkpoint=config.resume, calibrate=config.calibrate, test=config.test)
     if module.samples == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
@@ -116,14 +128,18 @@ def train(
     datamodule: TableDataModule,
     *,
     checkpoint: str | None = None,
+    calibrate: bool = True,
     test: bool = True,
 ) -> dict[str, float]:
-    """Fits, takes the best weights back, measures them; all objects are built, so Hydra is not needed.
+    """Fits, takes the best weights back, settles the answers, measures; all objects are built, so Hydra is not needed.
 
     Returns the flat metrics: `val/...` and `test/...` of the best weights, `train/loss` of the last epoch,
     `fit/seconds`, `fit/samples_per_second` and so on. The module holds the best weights afterwards.
     """
     trainer.prepare(module.network, datamodule.head("train", 16), datamodule.batch_size)
+    if isinstance(module.network, Starts) and checkpoint is None:
+        with torch.no_grad():
+            module.network.start(datamodule.head("train", START_ROWS))
     started = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -150,8 +166,7 @@ def train(
         saved = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
         metrics["fit/best_epoch"] = float(saved["epoch"] + 1)
-    if module.chosen_for is not None:
-        metrics["fit/threshold"] = choose_threshold(trainer, module, datamodule)
+    metrics |= settle(trainer, module, datamodule, calibrate=calibrate)
     for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
         metrics |= measured
     if test:
@@ -176,19 +191,6 @@ def warn_of_other_rows(config: DictConfig) -> None:
                 key,
             )
             return
-
-
-def choose_threshold(trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule) -> float:
-    """Sets the module's threshold to the best on the validation rows, and says so."""
-    assert module.chosen_for is not None
-    outputs: Any = trainer.predict(module, dataloaders=datamodule.val_dataloader())
-    probability = torch.cat([module.predict(output)[:, 1] for output in outputs])
-    truth = torch.cat([batch["target"] for batch in datamodule.val_dataloader()]).to(probability.device)
-    truth = truth[: len(probability)]  # a debug run looks at some batches alone
-    classes = module.target.classes
-    module.threshold, value = best_threshold(probability, truth, module.chosen_for, classes)
-    log.info("threshold: %.4g (val/%s %.5g)", module.threshold, module.chosen_for, value)
-    return module.threshold
 
 
 def quiet_lightning() -> None:

@@ -8,12 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn import metrics as sk
 from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.schema import TargetSpec, Task
 from models import metrics
+from models.calibration import LIMIT
 from models.metric_names import HIGHER_IS_BETTER, NAMES
 from tests.models.problems import target
 
@@ -24,6 +27,16 @@ def measure(spec: TargetSpec, answers: Tensor, truth: Tensor) -> dict[str, float
     for part in np.array_split(np.arange(len(truth)), 3):
         metric.update(answers[part], truth[part])
     return {name: float(value) for name, value in metric.compute().items()}
+
+
+def calibrated_log_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    logits = np.log(np.clip(probabilities.astype(np.float64), np.finfo(np.float32).tiny, None))
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return float(np.mean(logsumexp(scaled, 1) - scaled[np.arange(len(truth)), truth]))
+
+    return float(minimize_scalar(loss, bounds=(-LIMIT, LIMIT), method="bounded", options={"xatol": 1e-9}).fun)
 
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
@@ -50,6 +63,7 @@ def expected(spec: TargetSpec, probabilities: np.ndarray, truth: np.ndarray) -> 
             if pairs
             else math.nan,
             "log_loss": sk.log_loss(truth, probabilities, labels=range(k)),
+            "calibrated_log_loss": calibrated_log_loss(probabilities, truth),
             "calibration_error": calibration_error(probabilities, truth),
         } | {f"f1/{name}": per_class[c] for c, name in enumerate(spec.classes)}
 

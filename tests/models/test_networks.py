@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from datamodules.schema import InputSpec, Task
-from models.answers import answer
+from datamodules.schema import InputSpec, TargetSpec, Task
+from models.answers import Answer
 from models.fusion import Fusion
 from models.inputs import Inputs
 from models.layers import ACTIVATIONS, BatchNorm, initialise, make_activation
@@ -36,13 +36,13 @@ TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
 
 
 class Answering(nn.Module):
-    def __init__(self, network: nn.Module, task: str) -> None:
+    def __init__(self, network: nn.Module, target: TargetSpec) -> None:
         super().__init__()
         self.network = network
-        self.task = task
+        self.answer = Answer(target)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return answer(self.network(batch), self.task, 50.0, 8.0)
+        return self.answer(self.network(batch))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -50,7 +50,7 @@ class Answering(nn.Module):
 def test_answers_have_the_shape_of_the_task_and_are_the_same_in_torchscript(name: str, task: Task) -> None:
     torch.manual_seed(0)
     spec, batch = target(task), rows(task, 20)
-    model = Answering(NETWORKS[name](INPUTS, spec.outputs), task).eval()
+    model = Answering(NETWORKS[name](INPUTS, spec.outputs), spec).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter)  # those that start at zero would hide a difference
     answers = model(batch)
@@ -75,8 +75,8 @@ def test_the_shipped_settings_are_the_defaults_of_the_code(name: str) -> None:
 
 def test_a_binary_answer_is_the_sigmoid_of_its_logit_and_a_number_has_the_targets_unit() -> None:
     output = torch.tensor([[-1.5], [0.0], [3.0]])
-    torch.testing.assert_close(answer(output, "binary", 0.0, 1.0)[:, 1], torch.sigmoid(output[:, 0]))
-    assert answer(output, "regression", 50.0, 8.0).tolist() == [38.0, 50.0, 74.0]
+    torch.testing.assert_close(Answer(target("binary"))(output)[:, 1], torch.sigmoid(output[:, 0]))
+    assert Answer(TargetSpec("y", "regression", mean=50.0, scale=8.0))(output).tolist() == [38.0, 50.0, 74.0]
 
 
 @pytest.mark.parametrize(

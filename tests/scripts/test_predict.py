@@ -135,7 +135,8 @@ def test_the_artefact_answers_what_the_live_model_answers(
     adult: Artifact, adult_run: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     from datamodules.read import LINE
-    from models.answers import answer
+    from datamodules.schema import TargetSpec
+    from models.answers import Answer
     from trainer.config import instantiate
 
     config = OmegaConf.load(adult_run / "config.yaml")
@@ -148,7 +149,7 @@ def test_the_artefact_answers_what_the_live_model_answers(
     )
     batch = datamodule.head("val", datamodule.splits["val"]["rows"])
     with torch.inference_mode():
-        live = answer(network.eval()(batch), "binary", 0.0, 1.0)[:, 1]
+        live = Answer(TargetSpec("y", "binary", ("no", "yes")))(network.eval()(batch))[:, 1]
 
     output = tmp_path / "out.parquet"
     predict(adult, str(data_dir / "adult" / "adult.csv.gz"), str(output), None, 65_536)

@@ -1,0 +1,53 @@
+"""What is settled on the validation rows once the weights are: members, temperature, threshold."""
+
+import logging
+from typing import Any
+
+import torch
+
+from datamodules.table import TableDataModule
+from models.answers import all_logits, combine
+from models.calibration import best_temperature, log_loss_at
+from models.supervised import SupervisedModule
+from models.tabm import TabM, choose_members
+from models.thresholds import best_threshold
+from trainer.loop import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def settle(
+    trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, calibrate: bool = True
+) -> dict[str, float]:
+    """Chooses the members that stay, the temperature and the threshold, where they are asked for, and says so.
+
+    Returns `fit/members`, `fit/temperature` and `fit/threshold` of those.
+    """
+    network, target = module.network, module.target
+    keep = network.keep if isinstance(network, TabM) else None
+    calibrate = calibrate and target.task != "regression"
+    if keep is None and not calibrate and module.chosen_for is None:
+        return {}
+    outputs: Any = trainer.predict(module, dataloaders=datamodule.val_dataloader())
+    output = torch.cat(outputs)
+    truth = torch.cat([batch["target"] for batch in datamodule.val_dataloader()]).to(output.device)
+    truth = truth[: len(output)]  # a debug run looks at some batches alone
+    settled: dict[str, float] = {}
+    if isinstance(network, TabM) and keep is not None:
+        chosen = choose_members(output, truth, module.loss, target.task, keep)
+        network.select(chosen)
+        log.info("members: %d of %d stay", keep, output.shape[1])
+        output = output[:, chosen]
+        settled["fit/members"] = float(keep)
+    if calibrate:
+        logits = all_logits(combine(output, target.task)).double()
+        module.answer.temperature = temperature = best_temperature(logits, truth)
+        before, after = log_loss_at(logits, truth, 1.0), log_loss_at(logits, truth, temperature)
+        log.info("temperature: %.4g (val/log_loss %.5g, %.5g without)", temperature, after, before)
+        settled["fit/temperature"] = temperature
+    if module.chosen_for is not None:
+        probability = module.predict(output)[:, 1]
+        module.threshold, value = best_threshold(probability, truth, module.chosen_for, target.classes)
+        log.info("threshold: %.4g (val/%s %.5g)", module.threshold, module.chosen_for, value)
+        settled["fit/threshold"] = module.threshold
+    return settled
