@@ -102,7 +102,8 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         threshold=config.threshold,
         augment=instantiate(config.augment, spec=datamodule.inputs),
     )
-    metrics = train(trainer, module, datamodule, checkpoint=config.resume, calibrate=config.calibrate, test=config.test)
+    calibrate = config.calibrate and not isinstance(module, Word2VecModule)
+    metrics = train(trainer, module, datamodule, checkpoint=config.resume, calibrate=calibrate, test=config.test)
     if module.samples == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
