@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.inputs import Inputs
-from models.layers import Init, Norm, initialise, make_activation, make_norm, unit_variance
+from models.layers import Dropout, Init, Norm, initialise, make_activation, make_norm, unit_variance
 
 
 class MLP(nn.Module):
@@ -55,6 +55,6 @@ def perceptron(
             layers.append(make_norm(norm, size))
         layers.append(make_activation(activation))
         if dropout > 0:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
         width = size
     return nn.Sequential(*layers, nn.Linear(width, outputs))

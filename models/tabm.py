@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datamodules.schema import InputSpec
 from models.answers import combine
 from models.inputs import Inputs
-from models.layers import make_activation
+from models.layers import Dropout, make_activation
 
 
 class Scale(nn.Module):
@@ -104,7 +104,7 @@ class TabM(nn.Module):
                 layers.append(shared := SharedLinear(members, width, size))
                 if index == 0:
                     shared.before.differ(self.inputs.sizes, signs)
-            layers += [make_activation(activation), nn.Dropout(dropout)]
+            layers += [make_activation(activation), Dropout(dropout)]
             width = size
         self.layers = nn.Sequential(*layers)
         self.heads = Heads(members, width, outputs)
