@@ -1,5 +1,6 @@
 """Files of weights: what is in them, and how it goes into a network, each name and shape compared."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"weights={path}: there is no file {file}.")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a model.pt, which is refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for what is damaged or no file of tensors
         raise ValueError(
             f"weights={path}: cannot be read. It is damaged, or holds other things than tensors, as a model.pt does."
