@@ -76,15 +76,17 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or input.device.type != "cpu":
-            return F.dropout(input, self.p, self.training)
+        return self.drop(input) if self.training else input
+
+    @torch.jit.unused
+    def drop(self, input: Tensor) -> Tensor:
         cut = round(self.p * 256)
-        if cut == 0:
-            return input
+        if input.device.type != "cpu" or cut in (0, 256):
+            return F.dropout(input, self.p)
         values = input.numel()
         numbers = torch.empty((values + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         kept = numbers.view(torch.uint8)[:values].view(input.shape) >= cut
-        return input * kept.to(input.dtype).mul_(256 / max(256 - cut, 1))
+        return input * kept.to(input.dtype).mul_(256 / (256 - cut))
 
 
 class BatchNorm(nn.BatchNorm1d):

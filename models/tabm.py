@@ -122,6 +122,7 @@ class TabM(nn.Module):
                     setattr(module, name, nn.Parameter(parameter[list(members)]))
 
 
+@torch.no_grad()
 def choose_members(output: Tensor, truth: Tensor, loss: nn.Module, task: str, keep: int) -> list[int]:
     """The `keep` members of `output` (rows, members, k) whose mean has the smallest loss, found one after another."""
     chosen: list[int] = []
