@@ -56,6 +56,7 @@ class Root:
     resume: str | None
     cross_validate: int | None
     test: bool
+    baselines: bool
     allowed_targets: Sequence[str]
 
 

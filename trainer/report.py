@@ -12,6 +12,10 @@ from datamodules.schema import FEATURE_KINDS
 from datamodules.split import SPLITS
 from datamodules.table import TableDataModule
 
+COLUMNS = {"val": "val", "test": "test", "linear": "baseline/linear", "constant": "baseline/constant"}
+"""Of the table of results: their names, and where their metrics are. The baselines are measured on the test rows."""
+NUMERIC = ("rows", *COLUMNS)
+
 
 def describe_data(datamodule: TableDataModule) -> str:
     """The columns with their kinds and reasons, the splits, and what was set aside, as text."""
@@ -31,13 +35,15 @@ def describe_data(datamodule: TableDataModule) -> str:
     )
 
 
-def closing(folder: Path, metrics: Mapping[str, float], artifact: Path | None, seconds: float) -> str:
-    """The last lines: what came out, where it is, and how to use it."""
-    splits = [split for split in ("val", "test") if f"{split}/loss" in metrics]
-    results = _table("Result", "metric", *splits)
-    names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in splits)
+def closing(
+    folder: Path, metrics: Mapping[str, float], artifact: Path | None, seconds: float, verdict: str = ""
+) -> str:
+    """The last lines: what came out, how it does beside the baselines (`verdict`), where it is, and how to use it."""
+    columns = {name: prefix for name, prefix in COLUMNS.items() if f"{prefix}/loss" in metrics}
+    results = _table("Result", "metric", *columns)
+    names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in columns)
     for name in names:
-        cells = [metrics.get(f"{split}/{name}") for split in splits]
+        cells = [metrics.get(f"{prefix}/{name}") for prefix in columns.values()]
         results.add_row(name, *("" if value is None else f"{value:,.5g}" for value in cells))
     folder = _short(folder)
     best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
@@ -45,6 +51,7 @@ def closing(folder: Path, metrics: Mapping[str, float], artifact: Path | None, s
     lines = [
         _render(results),
         "",
+        *([verdict, ""] if verdict else []),
         f"{epochs} in {metrics['fit/seconds']:.1f} s{best}; {seconds:.1f} s in all.",
         f"run folder  {folder}",
     ]
@@ -60,10 +67,11 @@ def closing(folder: Path, metrics: Mapping[str, float], artifact: Path | None, s
 
 def cross_validation(folder: Path, metrics: Mapping[str, float], folds: int, seconds: float) -> str:
     """The last lines of a cross-validation: mean and deviation of each metric, and where the rest is."""
-    results = _table(f"Result of {folds} folds, mean ± deviation", "metric", "val", "test")
+    columns = {name: prefix for name, prefix in COLUMNS.items() if f"{prefix}/loss" in metrics}
+    results = _table(f"Result of {folds} folds, mean ± deviation", "metric", *columns)
     names = [name.removeprefix("test/") for name in metrics if name.startswith("test/") and not name.endswith("/std")]
     for name in names:
-        cells = [(metrics[f"{split}/{name}"], metrics[f"{split}/{name}/std"]) for split in ("val", "test")]
+        cells = [(metrics[f"{prefix}/{name}"], metrics[f"{prefix}/{name}/std"]) for prefix in columns.values()]
         results.add_row(name, *(f"{mean:,.5g} ± {deviation:.2g}" for mean, deviation in cells))
     lines = [
         _render(results),
@@ -85,7 +93,7 @@ def _short(path: Path) -> Path:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("rows", "val", "test") else "left")
+        table.add_column(heading, overflow="fold", justify="right" if heading in NUMERIC else "left")
     return table
 
 

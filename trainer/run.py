@@ -19,6 +19,7 @@ from models.texts import VECTORS
 from models.word2vec import Word2Vec, Word2VecModule
 from trainer import folder as run_folder
 from trainer import report
+from trainer.baselines import Comparison, compare
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
 from trainer.loop import Trainer
@@ -107,6 +108,10 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     if module.samples == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
+    comparison = Comparison()
+    if config.baselines and not trainer.fast_dev_run:
+        comparison = compare(trainer, module, datamodule, test=config.test)
+        metrics |= comparison.metrics
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     log_hyperparameters(trainer, plain, metrics)
     run_folder.write_metrics(folder, metrics)
@@ -119,7 +124,8 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         exporting = time.perf_counter()
         artifact = export(folder / "model.pt", datamodule, module, metrics, plain)
         log.info("exported in %.1f s", time.perf_counter() - exporting)
-    log.info("%s", report.closing(folder, metrics, artifact, time.perf_counter() - started))
+    seconds = time.perf_counter() - started
+    log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict))
     return Outcome(metrics, trainer, module, datamodule)
 
 
