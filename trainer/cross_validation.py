@@ -2,18 +2,14 @@
 
 import json
 import logging
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from datamodules.read import FILE, LINE
 from models.texts import VECTORS
@@ -21,9 +17,8 @@ from models.word2vec import Word2VecModule
 from serving.write import writing
 from trainer import folder as run_folder
 from trainer import report
-from trainer.problems import ConfigError
-from trainer.resume import LAST
 from trainer.run import Outcome, carry_out
+from trainer.several import inside, own_config, summary
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +56,6 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def summary(folds: list[dict[str, float | None]]) -> dict[str, float]:
-    """Mean and deviation of each metric, NaN where a fold has none."""
-    metrics: dict[str, float] = {}
-    for name in dict.fromkeys(name for fold in folds for name in fold):
-        values = [math.nan if (value := fold.get(name)) is None else value for fold in folds]
-        metrics[name] = float(np.mean(values))
-        metrics[f"{name}/std"] = float(np.std(values, ddof=1))
-    return metrics
-
-
 def predictions(outcome: Outcome) -> pl.DataFrame:
     """Of each test row `file`, `line`, `target`, `prediction`, and for classes `probability_<class>`."""
     module, datamodule, target = outcome.module, outcome.datamodule, outcome.datamodule.target
@@ -92,16 +77,12 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
 
 
 def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
-    with _run_folder(folder):
-        own = config.copy()
-        OmegaConf.update(own, "data.split.folds", config.cross_validate, force_add=True)
-        OmegaConf.update(own, "data.split.fold", fold, force_add=True)
-        own.cross_validate = None
-        vectors = OmegaConf.select(own, START)
+    with inside(folder):
+        changes = {"cross_validate": None, "data.split.folds": config.cross_validate, "data.split.fold": fold}
+        vectors = OmegaConf.select(config, START)
         if vectors is not None and (Path(vectors) / folder.name).is_dir():
-            OmegaConf.update(own, START, str(Path(vectors) / folder.name))
-        own.resume = str(folder / LAST) if (folder / LAST).exists() else None
-        _check_same(own, folder)
+            changes[START] = str(Path(vectors) / folder.name)
+        own = own_config(config, folder, changes)
         if (folder / PREDICTIONS).exists() or (folder / VECTORS).exists():
             log.info("was done before")
             return
@@ -113,32 +94,3 @@ def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
         # Last of all: it says of a fold that it is done, as its vectors do of Word2Vec's.
         with writing(str(folder / PREDICTIONS)) as write:
             write(answers)
-
-
-@contextmanager
-def _run_folder(folder: Path) -> Iterator[None]:
-    """`${hydra:runtime.output_dir}`, where callbacks and loggers write, is this folder."""
-    instance = HydraConfig.instance()
-    before: Any = instance.cfg
-    changed = before.copy()
-    with read_write(changed.hydra), open_dict(changed.hydra):
-        changed.hydra.runtime.output_dir = str(folder)
-    instance.set_config(changed)
-    try:
-        yield
-    finally:
-        instance.cfg = before
-
-
-def _check_same(config: DictConfig, folder: Path) -> None:
-    if not (folder / "config.yaml").exists():
-        return
-    before: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    now: Any = OmegaConf.to_container(config, resolve=True)
-    keys = sorted((before.keys() | now.keys()) - {"resume"})
-    changed = [key for key in keys if before.get(key) != now.get(key)]
-    if changed:
-        raise ConfigError(
-            f"cross_validate: {folder} was begun with other settings of {', '.join(changed)} (its config.yaml): leave"
-            " them as they were, or choose another hydra.run.dir."
-        )

@@ -159,7 +159,7 @@ def test_folds_of_other_settings_are_not_mixed(run_here: RunHere, table: Path) -
     with pytest.raises(ConfigError) as error:
         run_here(*settings(table, "kind", "model.hidden=[8]", "seed=1"))
     assert str(error.value) == (
-        f"cross_validate: {folder}/fold_0 was begun with other settings of data, model, seed (its config.yaml): leave"
+        f"{folder}/fold_0 was begun with other settings of data, model, seed (its config.yaml): leave"
         " them as they were, or choose another hydra.run.dir."
     )
 
