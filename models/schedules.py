@@ -41,6 +41,28 @@ def step(
     return _over_run(optimizer, total_steps, warmup, lambda t: gamma ** sum(t >= m for m in milestones))
 
 
+def flat_cosine(
+    optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, flat: float = 0.5, final: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up, then 1 for the share `flat` of the steps after it, then half a cosine down to `final`."""
+    if not 0 <= flat < 1:
+        raise ValueError(f"scheduler.flat={flat}: a fraction of the run, at least 0 and below 1.")
+    return _over_run(optimizer, total_steps, warmup, lambda t: final + (1 - final) * flat_cos(t, flat))
+
+
+def flat_cos(t: float, flat: float = 0.5) -> float:
+    """1 up to the fraction `flat` of a run, then half a cosine down to 0 at its end."""
+    return _bend(max(t - flat, 0.0) / (1 - flat), 1, 0)
+
+
+def coslog4(optimizer: Optimizer, total_steps: int) -> LambdaLR:
+    """Four waves from 0 up to 1 and back, each twice as long as the one before (arXiv 2407.04491).
+
+    The rate is 0 after 1/15, 3/15, 7/15 and all of the run, so that good epochs come early and late.
+    """
+    return _over_run(optimizer, total_steps, 0.0, lambda t: (1 - math.cos(2 * math.pi * math.log2(1 + 15 * t))) / 2)
+
+
 def plateau(
     optimizer: Optimizer,
     mode: Literal["min", "max"],

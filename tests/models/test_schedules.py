@@ -40,12 +40,25 @@ def rates(schedule: Schedule, steps: int = 100) -> list[float]:
         (functools.partial(schedules.cosine, warmup=0.1), {0: 0.1, 4: 0.5, 9: 1, 10: 1, 55: 0.5, 100: 0}),
         (schedules.onecycle, {0: 0.04, 15: 0.52, 30: 1, 65: 0.5, 100: 4e-6}),
         (schedules.step, {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 100: 0.01}),
+        (schedules.flat_cosine, {0: 1, 50: 1, 75: 0.5, 100: 0}),
+        (
+            functools.partial(schedules.flat_cosine, warmup=0.2, flat=0.75, final=0.1),
+            {0: 0.05, 19: 1, 80: 1, 90: 0.55, 100: 0.1},
+        ),
         (functools.partial(schedules.step, milestones=[0.5], gamma=0.5, warmup=0.2), {9: 0.5, 59: 1, 60: 0.5}),
     ],
 )
 def test_a_schedule_passes_through_its_points(schedule: Schedule, points: dict[int, float]) -> None:
     seen = rates(schedule)
     assert {step: seen[step] for step in points} == pytest.approx(points, abs=1e-5)
+
+
+def test_coslog4_is_four_waves_each_twice_as_long() -> None:
+    seen = rates(schedules.coslog4, steps=1500)
+    assert [seen[step] for step in (0, 100, 300, 700, 1500)] == pytest.approx([0] * 5, abs=1e-9)
+    middles = [(2 ** (wave + 0.5) - 1) / 15 * 1500 for wave in range(4)]
+    assert [seen[round(middle)] for middle in middles] == pytest.approx([1] * 4, abs=1e-3)
+    assert seen[50] == pytest.approx((1 - math.cos(2 * math.pi * math.log2(1.5))) / 2)
 
 
 def test_one_cycle_is_torchs() -> None:
@@ -74,6 +87,10 @@ def test_a_run_longer_than_planned_stays_at_the_end() -> None:
         (
             functools.partial(schedules.onecycle, peak=0),
             "scheduler.peak=0: a fraction of the run, above 0 and below 1.",
+        ),
+        (
+            functools.partial(schedules.flat_cosine, flat=1.0),
+            "scheduler.flat=1.0: a fraction of the run, at least 0 and below 1.",
         ),
     ],
 )

@@ -1,0 +1,112 @@
+"""RealMLP: its start from data, its parts, and what it learns."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from datamodules.schema import InputSpec, Task
+from models.groups import parameter_groups, split_parameters
+from models.realmlp import NTKLinear, PartActivation, RealMLP
+from tests.conftest import ROOT
+from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows, script, target
+from trainer.config import instantiate
+
+TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
+BENT = replace(INPUTS, edges=((-2.0, 0.0, 2.0), (0.0, 1.0), (-1.0, -0.5, 0.0, 1.5)))
+small = functools.partial(RealMLP, hidden=(16, 16))
+
+
+def started(task: Task, spec: InputSpec = BENT, dropout: float = 0.15) -> RealMLP:
+    torch.manual_seed(0)
+    network = small(spec, target(task).outputs, dropout=dropout)
+    network.start(rows(task, 500))
+    return network
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: Task) -> None:
+    network, batch = started(task), rows(task, 400, seed=1)
+    output = network(batch)
+    assert output.shape == (400, target(task).outputs)
+    output.square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+    network.eval()
+    torch.testing.assert_close(script(network)(batch), network(batch), rtol=0, atol=1e-5)
+
+
+def test_units_have_deviation_one_at_the_start_and_bend_inside_the_data() -> None:
+    network = started("multiclass").eval()
+    seen: list[torch.Tensor] = []
+    for layer in network.layers:
+        if isinstance(layer, NTKLinear):
+            layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.detach()))
+    network(rows("multiclass", 500))  # those that it started from
+    assert [tuple(values.shape) for values in seen] == [(500, 16), (500, 16), (500, 3)]
+    for values in seen:
+        torch.testing.assert_close(values.std(0), torch.ones(values.shape[1]), rtol=0, atol=0.1)
+        assert (values > 0).any(0).all()
+        assert (values < 0).any(0).all()
+
+
+def test_a_unit_whose_inputs_never_change_keeps_its_weights() -> None:
+    torch.manual_seed(0)
+    layer = NTKLinear(3, 4)
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.start(torch.ones(10, 3))
+    torch.testing.assert_close(layer.weight.detach(), before)
+    torch.testing.assert_close(layer(torch.ones(2, 3)), torch.zeros(2, 4), rtol=0, atol=1e-6)
+
+
+def test_the_size_of_what_a_layer_gives_does_not_hang_on_its_width() -> None:
+    torch.manual_seed(0)
+    for width in (10, 1000):
+        assert float(NTKLinear(width, 2000)(torch.ones(1, width)).detach().std()) == pytest.approx(1, rel=0.05)
+
+
+def test_the_share_of_an_activation_leads_from_none_of_it_to_all() -> None:
+    part, x = PartActivation("relu", 3), torch.tensor([[-1.0, -1.0, -1.0]])
+    part.share.data = torch.tensor([0.0, 0.25, 1.0])
+    assert part(x).tolist() == [[-1.0, -0.75, 0.0]]
+
+
+def test_scale_shares_and_biases_are_spared_and_matched_by_the_recipes_groups() -> None:
+    network = started("binary")
+    weights = {id(weight) for weight in split_parameters(network)[0]}
+    decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
+    assert decayed == {"layers.0.weight", "layers.3.weight", "layers.6.weight"}
+    recipe = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / "realmlp.yaml").groups)
+    groups = parameter_groups(network, functools.partial(torch.optim.AdamW, lr=1.0), recipe)  # type: ignore[arg-type]
+    named = {id(weight): name for name, weight in network.named_parameters()}
+    rates = {named[id(weight)]: group.get("lr", 1.0) for group in groups for weight in group["params"]}
+    assert rates["scale.factor"] == 6.0
+    assert {name for name, rate in rates.items() if rate == 0.1} == {
+        *(f"layers.{index}.bias" for index in (0, 3, 6)),
+        *(f"layers.{index}.share" for index in (1, 4)),
+    }
+
+
+def test_texts_and_images_may_be_among_the_columns() -> None:
+    network = small(MIXED, 2).eval()
+    network.start(mixed_rows(20))
+    torch.testing.assert_close(script(network)(mixed_rows(6)), network(mixed_rows(6)))
+
+
+def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
+    shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "realmlp.yaml"), spec=INPUTS, outputs=2)
+    assert str(shipped) == str(RealMLP(INPUTS, 2))
+
+
+@pytest.mark.parametrize(("task", "metric", "least"), [("regression", "r2", 0.97), ("binary", "accuracy", 0.85)])
+def test_a_known_function_is_learned(task: Task, metric: str, least: float) -> None:
+    module = build(task, network=started(task, dropout=0.0))
+    trainer = fit(module, rows(task, 1024), epochs=10)
+    assert float(trainer.callback_metrics[f"val/{metric}"]) > least
+
+
+def test_the_loss_after_some_steps_is_as_it_was() -> None:
+    trainer = fit(build("binary", network=started("binary")), rows("binary", 256), epochs=3)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(0.55563, abs=1e-4)
