@@ -25,6 +25,8 @@ def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "| --- | --- |",
         *(f"| {name} | {value:.5g} |" for name, value in spec["metrics"].items() if value is not None),
         "",
+        *_answers(spec),
+        "",
         "## Takes",
         "",
         "| column | kind | in training |",
@@ -40,6 +42,29 @@ def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _answers(spec: Mapping[str, Any]) -> list[str]:
+    """What was settled after training, and what it changed."""
+    if spec["clamp"] is not None:
+        low, high = spec["clamp"]
+        return [
+            f"Values are held from {low:.6g} to {high:.6g}: the range of training, and a tenth of it on either side."
+        ]
+    lines = []
+    if spec["threshold"] is not None:
+        lines.append(
+            f"A row is {spec['target']['classes'][1]} where the probability of it is {spec['threshold']:.4g} or more."
+        )
+    if spec["temperature"] != 1.0:
+        lines.append(f"Probabilities have temperature {spec['temperature']:.4g}, fitted on validation rows.")
+    if (calibration := spec["calibration"]) is not None:
+        before, after = (calibration[when]["error"] for when in ("before", "after"))
+        lines.append(
+            f"On {calibration['split']} rows the probability of {calibration['of']} is off by {after:.3g} on average"
+            f" (without temperature by {before:.3g}), in bins of equal width."
+        )
+    return [" ".join(lines)]
 
 
 def _seen(column: Mapping[str, Any]) -> str:

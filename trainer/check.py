@@ -53,6 +53,7 @@ class Root:
     threshold: float | str
     calibrate: bool
     groups: dict[str, dict[str, float]]
+    lr_find: bool
     resume: str | None
     cross_validate: int | None
     test: bool
@@ -69,7 +70,7 @@ FILLED: dict[str, frozenset[str]] = {
     "loss": frozenset({"target"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),
-    "export": frozenset({"path", "datamodule", "module", "metrics", "config"}),
+    "export": frozenset({"path", "datamodule", "module", "metrics", "config", "calibration"}),
     "trainer": frozenset({"callbacks", "logger", "default_root_dir"}),
 }
 """Arguments that the run gives."""
@@ -202,6 +203,8 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
     """Settings that are each right, but not together."""
     if config.get("cross_validate") is not None:
         yield from _cross_validation(config)
+    if config.get("lr_find") is True and "optimizer" in takes and "lr" not in takes["optimizer"].hints:
+        yield "lr_find", f"{config['optimizer']['_target_']} takes no lr to be found: leave lr_find out."
     trainer = config.get("trainer")
     nodes = {"": config} | {f"callbacks.{name}": node for name, node in (config.get("callbacks") or {}).items()}
     for key, node in nodes.items():

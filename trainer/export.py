@@ -69,16 +69,18 @@ def export(
     module: SupervisedModule,
     metrics: Mapping[str, float],
     config: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None,
 ) -> Path:
     """Scripts the trained pipeline and writes it to `path` with its extra files, whole or not at all.
 
-    Raises ExportError where the artefact and the live model differ on validation rows, or the disk does not take it.
+    `calibration`: of classes, what `trainer.pictures.draw` returns. Raises ExportError where the artefact and the live
+    model differ on validation rows, or the disk does not take it.
     """
-    target = datamodule.target
-    threshold = module.threshold
+    target, answer = datamodule.target, module.answer.cpu()
+    threshold, regression = module.threshold, target.task == "regression"
     network = copy.deepcopy(module.network).cpu().eval().requires_grad_(False)
     with quiet():
-        pipeline = torch.jit.script(Pipeline(datamodule.features, network, module.answer.cpu(), threshold))
+        pipeline = torch.jit.script(Pipeline(datamodule.features, network, answer, threshold))
     _check_parity(pipeline, datamodule, module)
 
     described = datamodule.describe()
@@ -90,6 +92,9 @@ def export(
         "missing": list(datamodule.missing),
         "target": described["target"],
         "threshold": threshold if target.task == "binary" else None,
+        "temperature": None if regression else answer.temperature,
+        "clamp": [answer.low, answer.high] if regression else None,
+        "calibration": calibration,
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "polars")},
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),

@@ -10,6 +10,8 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datamodules.loader import Batches
+
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
@@ -67,6 +69,16 @@ class Trainer(pytorch_lightning.Trainer):
         )
         if self.compile_network:
             network.compile()
+
+    def outputs(self, module: pytorch_lightning.LightningModule, loader: Batches) -> tuple[Tensor, Tensor]:
+        """What the network gives for the rows of a loader, (rows, ...), and their encoded target, (rows,).
+
+        A debug run looks at some batches alone.
+        """
+        batches: Any = self.predict(module, loader)
+        output = torch.cat(batches)
+        truth = torch.cat([batch["target"] for batch in loader]).to(output.device)
+        return output, truth[: len(output)]
 
     def _set_threads(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> str:
         if self.threads != "auto":

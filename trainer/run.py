@@ -3,7 +3,9 @@
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -18,11 +20,12 @@ from models.supervised import SupervisedModule
 from models.texts import VECTORS
 from models.word2vec import Word2Vec, Word2VecModule
 from trainer import folder as run_folder
-from trainer import report
+from trainer import pictures, report
 from trainer.baselines import Comparison, compare
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
 from trainer.loop import Trainer
+from trainer.lr_find import find_rate
 from trainer.problems import ConfigError
 from trainer.settle import settle
 
@@ -104,7 +107,13 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         augment=instantiate(config.augment, spec=datamodule.inputs),
     )
     calibrate = config.calibrate and not isinstance(module, Word2VecModule)
-    metrics = train(trainer, module, datamodule, checkpoint=config.resume, calibrate=calibrate, test=config.test)
+    find = None
+    if config.lr_find:
+        resumed = config.resume is not None
+        find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
+    metrics = train(
+        trainer, module, datamodule, checkpoint=config.resume, find=find, calibrate=calibrate, test=config.test
+    )
     if module.samples == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
@@ -112,6 +121,9 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     if config.baselines and not trainer.fast_dev_run:
         comparison = compare(trainer, module, datamodule, test=config.test)
         metrics |= comparison.metrics
+    calibration = None
+    if not isinstance(module, Word2VecModule):
+        calibration = pictures.draw(trainer, module, datamodule, folder, test=config.test)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     log_hyperparameters(trainer, plain, metrics)
     run_folder.write_metrics(folder, metrics)
@@ -122,7 +134,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         log.info("vectors of words: %s", module.write(folder))
     elif export is not None and not trainer.fast_dev_run:
         exporting = time.perf_counter()
-        artifact = export(folder / "model.pt", datamodule, module, metrics, plain)
+        artifact = export(folder / "model.pt", datamodule, module, metrics, plain, calibration)
         log.info("exported in %.1f s", time.perf_counter() - exporting)
     seconds = time.perf_counter() - started
     log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict))
@@ -135,10 +147,12 @@ def train(
     datamodule: TableDataModule,
     *,
     checkpoint: str | None = None,
+    find: Callable[[Trainer, SupervisedModule, TableDataModule], None] | None = None,
     calibrate: bool = True,
     test: bool = True,
 ) -> dict[str, float]:
     """Fits, takes the best weights back, settles the answers, measures; all objects are built, so Hydra is not needed.
+    `find` may change the module's optimizer before.
 
     Returns the flat metrics: `val/...` and `test/...` of the best weights, `train/loss` of the last epoch,
     `fit/seconds`, `fit/samples_per_second` and so on. The module holds the best weights afterwards.
@@ -147,6 +161,8 @@ def train(
     if isinstance(module.network, Starts) and checkpoint is None:
         with torch.no_grad():
             module.network.start(datamodule.head("train", START_ROWS))
+    if find is not None:
+        find(trainer, module, datamodule)
     started = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
