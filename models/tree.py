@@ -125,6 +125,12 @@ class HardTrees:
         above = (x[:, self.column.flatten()] > self.threshold.flatten()).view(-1, trees, depth)
         return (above * 2 ** torch.arange(depth - 1, -1, -1)).sum(2)
 
+    def rows_in(self, leaves: Tensor) -> Tensor:
+        """How many rows are in each leaf: int64 (trees, 2^depth)."""
+        trees, count, _ = self.responses.shape
+        places = (leaves + torch.arange(trees) * count).flatten()
+        return torch.bincount(places, minlength=trees * count).view(trees, count)
+
     def sum_of(self, leaves: Tensor) -> Tensor:
         """Leaves -> output (rows, outputs)."""
         trees, count, _ = self.responses.shape
@@ -152,6 +158,7 @@ def harden(network: Tree, x: Tensor) -> tuple[HardTrees, float]:
         gained, place = (2 * gates[row] - 1).cumsum(0)[ends].max(0)
         end = ends[place]
         middle = (ordered[end] + ordered[end + 1]) / 2
+        middle = torch.where(middle < ordered[end], middle, ordered[end + 1])  # of two that are next to each other
         better = gained > largest
         largest = torch.where(better, gained, largest)
         column[better] = index
@@ -176,7 +183,20 @@ def refit(
         moved = (responses - hard.responses).square().sum()
         total = loss(fitted.sum_of(leaves), truth) + penalty / 2 / len(truth) * moved
         responses.grad, bias.grad = torch.autograd.grad(total, [responses, bias])
-        return float(total)
+        return float(total.detach())
 
     optimizer.step(closure)
     return replace(hard, responses=responses.detach(), bias=bias.detach())
+
+
+def prune(hard: HardTrees, rows: Tensor) -> HardTrees:
+    """Gives the leaves behind a branch that none of the `rows` in leaves, (trees, 2^depth), has taken one response,
+    their mean: a question asked there says nothing.
+    """
+    responses = hard.responses
+    trees, leaves, outputs = responses.shape
+    for level in range(1, hard.column.shape[1]):
+        branches = responses.view(trees, 2**level, -1, outputs)
+        taken = rows.view(trees, 2**level, -1, 1).sum(2, keepdim=True) > 0
+        responses = torch.where(taken, branches, branches.mean(2, keepdim=True)).view(trees, leaves, outputs)
+    return replace(hard, responses=responses)
