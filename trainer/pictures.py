@@ -27,6 +27,8 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 """Told apart by all eyes (Okabe and Ito 2008)."""
 Z = 1.959964
 """Of a 95 % interval."""
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}
+"""Where a legend stands: no point is under it."""
 POINTS = 5000
 """Rows drawn as points."""
 
@@ -141,14 +143,15 @@ def reliability_figure(
             label = f"threshold {threshold:.3g}" if axes is above else None
             axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     name = _plain(positive or "")
-    above.set(ylim=(-0.02, 1.02), title=title)
+    above.set_ylim(-0.02, 1.02)
     above.set_ylabel(f"observed share of {name}" if name else "observed share of right answers")
     below.set(xlim=(-0.01, 1.01), ylabel="rows", yscale="log")
     below.set_xlabel(f"predicted probability of {name}" if name else "predicted probability of the likeliest class")
     below.set_ylim(bottom=0.7)  # a bar of one row has a height
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.tick_params(axis="y", which="minor", labelleft=False)
-    above.legend(loc="upper left", framealpha=1)
+    above.legend(**ABOVE)
+    figure.suptitle(title)
     for axes in (above, below):
         axes.grid(alpha=0.25)
     return figure
@@ -172,8 +175,9 @@ def predicted_figure(answers: Tensor, truth: Tensor, low: float, high: float, ti
     for end in (low, high):
         label = f"answers are held from {low:.4g} to {high:.4g}: {held:,} were" if end == low else None
         axes.axhline(end, color=ORANGE, linewidth=1, linestyle="--", label=label)
-    axes.set(xlabel="true value", ylabel="predicted value", title=title)
-    axes.legend(loc="upper left", framealpha=1)
+    axes.set(xlabel="true value", ylabel="predicted value")
+    axes.legend(**ABOVE)
+    figure.suptitle(title)
     axes.grid(alpha=0.25)
     return figure
 
