@@ -56,6 +56,7 @@ class Root:
     lr_find: bool
     resume: str | None
     cross_validate: int | None
+    ensemble: int | None
     test: bool
     baselines: bool
     allowed_targets: Sequence[str]
@@ -194,15 +195,23 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = config.get(key)
         if isinstance(value, int | float) and not 0 <= value <= highest:
             yield key, f"must be {words}; it is {show(value)}."
-    folds = config.get("cross_validate")
-    if isinstance(folds, int) and folds < 2:
-        yield "cross_validate", f"must be 2 or more; it is {folds}."
+    for key in ("cross_validate", "ensemble"):
+        runs = config.get(key)
+        if isinstance(runs, int) and runs < 2:
+            yield key, f"must be 2 or more; it is {runs}."
 
 
 def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> Iterator[tuple[str, str]]:
     """Settings that are each right, but not together."""
     if config.get("cross_validate") is not None:
         yield from _cross_validation(config)
+    for key in ("cross_validate", "ensemble"):
+        if config.get(key) is not None and config.get("resume") is not None:
+            yield (
+                "resume",
+                f"goes on with one run, not with {key}: give the command again with hydra.run.dir=FOLDER, and the runs"
+                " that are done are left out.",
+            )
     if config.get("lr_find") is True and "optimizer" in takes and "lr" not in takes["optimizer"].hints:
         yield "lr_find", f"{config['optimizer']['_target_']} takes no lr to be found: leave lr_find out."
     trainer = config.get("trainer")
@@ -238,12 +247,8 @@ def _cross_validation(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "data.split.fold", f"is set by cross_validate={config['cross_validate']} for each run: leave it out."
     if config.get("test") is False:
         yield "test", "false leaves out what cross_validate is for: take test=true."
-    if config.get("resume") is not None:
-        yield (
-            "resume",
-            "goes on with one run, not with a cross-validation: give its command again with hydra.run.dir=FOLDER, and"
-            " the folds that are done are left out.",
-        )
+    if config.get("ensemble") is not None:
+        yield "ensemble", "cannot be joined with cross_validate, whose artefact averages its folds: leave one out."
 
 
 def _monitor(key: str, monitor: Any, mode: Any) -> Iterator[tuple[str, str]]:

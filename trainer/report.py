@@ -46,13 +46,12 @@ def closing(
         cells = [metrics.get(f"{prefix}/{name}") for prefix in columns.values()]
         results.add_row(name, *("" if value is None else f"{value:,.5g}" for value in cells))
     folder = _short(folder)
-    best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
-    epochs = count(round(metrics["fit/epochs"]), "epoch")
+    trained = _members(metrics) if "member/fit/seconds" in metrics else _trained(metrics)
     lines = [
         _render(results),
         "",
         *([verdict, ""] if verdict else []),
-        f"{epochs} in {metrics['fit/seconds']:.1f} s{best}; {seconds:.1f} s in all.",
+        f"{trained}; {seconds:.1f} s in all.",
         f"run folder  {folder}",
     ]
     if artifact is not None:
@@ -63,6 +62,23 @@ def closing(
             f"use it      python scripts/predict.py --artifact {artifact} --input rows.csv --output answers.csv",
         ]
     return "\n".join(lines)
+
+
+def _trained(metrics: Mapping[str, float]) -> str:
+    best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
+    return f"{count(round(metrics['fit/epochs']), 'epoch')} in {metrics['fit/seconds']:.1f} s{best}"
+
+
+def _members(metrics: Mapping[str, float]) -> str:
+    """How the members of an ensemble do alone."""
+    split = "test" if "member/test/loss" in metrics else "val"
+    names = [name for name in metrics if name.startswith(f"member/{split}/") and not name.endswith("/std")]
+    shown = [
+        f"{name.rsplit('/', 1)[1]} {metrics[name]:,.5g} ± {metrics[f'{name}/std']:.2g}"
+        for name in names
+        if name.rsplit("/", 1)[1] in ("accuracy", "auroc", "log_loss", "rmse", "r2")
+    ]
+    return f"Its members alone, on {split}: {', '.join(shown)}"
 
 
 def cross_validation(folder: Path, metrics: Mapping[str, float], folds: int, seconds: float) -> str:

@@ -13,6 +13,7 @@ import pytorch_lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from datamodules.table import TableDataModule
 from models.groups import Factors
@@ -56,11 +57,16 @@ def run(config: DictConfig) -> float:
     """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with run_folder.claim(folder):
-        if config.cross_validate is None:
-            return carry_out(config, folder).metrics[config.monitor]
-        from trainer.cross_validation import cross_validate  # which carries out one run after another
+        # Those of several runs import this module.
+        if config.cross_validate is not None:
+            from trainer.cross_validation import cross_validate
 
-        return cross_validate(config, folder)[config.monitor]
+            return cross_validate(config, folder)[config.monitor]
+        if config.ensemble is not None:
+            from trainer.ensemble import ensemble
+
+            return ensemble(config, folder)[config.monitor]
+        return carry_out(config, folder).metrics[config.monitor]
 
 
 def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Outcome:
@@ -74,12 +80,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
 
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
-    trainer = instantiate(
-        config.trainer,
-        callbacks=list((instantiate(config.callbacks) or {}).values()),
-        logger=list((instantiate(config.logger) or {}).values()),
-        default_root_dir=str(folder),
-    )
+    trainer = build_trainer(config, folder)
     datamodule: TableDataModule = instantiate(config.data)
     try:
         datamodule.setup()
@@ -92,8 +93,36 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     warn_of_other_rows(config)
 
     network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
-    kind = Word2VecModule if isinstance(network, Word2Vec) else SupervisedModule
-    module = kind(
+    module = supervise(config, network, datamodule)
+    calibrate = config.calibrate and not isinstance(module, Word2VecModule)
+    find = None
+    if config.lr_find:
+        resumed = config.resume is not None
+        find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
+    metrics = train(
+        trainer, module, datamodule, checkpoint=config.resume, find=find, calibrate=calibrate, test=config.test
+    )
+    if module.samples == 0:
+        log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
+        metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
+    return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started)
+
+
+def build_trainer(config: DictConfig, folder: Path) -> Trainer:
+    """With its callbacks and loggers, which write to Hydra's run folder."""
+    trainer: Trainer = instantiate(
+        config.trainer,
+        callbacks=list((instantiate(config.callbacks) or {}).values()),
+        logger=list((instantiate(config.logger) or {}).values()),
+        default_root_dir=str(folder),
+    )
+    return trainer
+
+
+def supervise(config: DictConfig, network: nn.Module, datamodule: TableDataModule) -> SupervisedModule:
+    """The network with what the config says of its training."""
+    kind: type[SupervisedModule] = Word2VecModule if isinstance(network, Word2Vec) else SupervisedModule
+    return kind(
         network,
         datamodule.target,
         loss=instantiate(config.loss, target=datamodule.target),
@@ -106,17 +135,13 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         threshold=config.threshold,
         augment=instantiate(config.augment, spec=datamodule.inputs),
     )
-    calibrate = config.calibrate and not isinstance(module, Word2VecModule)
-    find = None
-    if config.lr_find:
-        resumed = config.resume is not None
-        find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
-    metrics = train(
-        trainer, module, datamodule, checkpoint=config.resume, find=find, calibrate=calibrate, test=config.test
-    )
-    if module.samples == 0:
-        log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
-        metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
+
+
+def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float) -> Outcome:
+    """What follows the measurement: baselines, pictures, metrics, the artefact, the last lines. `started`: seconds of
+    `time.perf_counter`."""
+    trainer: Any = outcome.trainer
+    module, datamodule, metrics = outcome.module, outcome.datamodule, outcome.metrics
     comparison = Comparison()
     if config.baselines and not trainer.fast_dev_run:
         comparison = compare(trainer, module, datamodule, test=config.test)
@@ -138,7 +163,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         log.info("exported in %.1f s", time.perf_counter() - exporting)
     seconds = time.perf_counter() - started
     log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict))
-    return Outcome(metrics, trainer, module, datamodule)
+    return outcome
 
 
 def train(
@@ -190,6 +215,14 @@ def train(
         module.load_state_dict(saved["state_dict"])
         metrics["fit/best_epoch"] = float(saved["epoch"] + 1)
     metrics |= settle(trainer, module, datamodule, calibrate=calibrate)
+    return metrics | measure(trainer, module, datamodule, test=test)
+
+
+def measure(
+    trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, test: bool = True
+) -> dict[str, float]:
+    """`val/...` and, with `test`, `test/...` of the weights as they are."""
+    metrics: dict[str, float] = {}
     for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
         metrics |= measured
     if test:
