@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LOW, HIGH, STEPS = 1e-6, 10.0, 150
 """The rates, each the same factor above the one before."""
+DECADE = 21
+"""Steps from a rate to ten times that rate."""
 SMOOTH = 0.9
 """Of the running mean of the losses, by which the test stops."""
 DIVERGED = 4.0
@@ -143,17 +145,20 @@ def range_test(module: SupervisedModule, datamodule: TableDataModule, build: Cal
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The rate at which the loss falls most steeply over the logarithm of the rate, two digits of it.
 
-    Raises ConfigError where the loss does not fall.
+    The middle of the longest fall ("valley", fastai's) is far lower where the loss begins to fall early and gently: it
+    took 1.4 to 4 times the epochs (docs/training.md). Raises ConfigError where the loss does not fall by more than it
+    varies from batch to batch.
     """
-    smooth = smoothed(losses)
-    lowest = int(smooth.argmin()) if len(smooth) else 0
-    if lowest < SPREAD:
+    smooth = smoothed(losses) if losses else np.zeros(1)
+    lowest = int(smooth.argmin())
+    before = np.array(losses[:lowest])
+    if lowest < DECADE or before[:DECADE].mean() - smooth[lowest] <= (before - smooth[:lowest]).std():
         raise ConfigError(
-            f"lr_find: from a rate of {LOW:g} on the loss does not fall: look at the data and the settings of the"
-            " model, or set optimizer.lr yourself."
+            f"lr_find: at no rate from {LOW:g} on the loss falls by more than it varies from batch to batch: set"
+            " optimizer.lr, or take a larger data.batch_size."
         )
     slope = np.gradient(smooth, np.log(rates))
-    return float(f"{rates[int(slope[: lowest + 1].argmin())]:.2g}")
+    return float(f"{rates[int(slope[:lowest].argmin())]:.2g}")
 
 
 def smoothed(losses: Sequence[float]) -> npt.NDArray[np.float64]:
