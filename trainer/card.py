@@ -19,7 +19,9 @@ def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         "## Measured",
         "",
-        "Validation rows chose the epoch; test rows were looked at once, at the end.",
+        "Validation rows chose the epoch; test rows were looked at once, at the end."
+        if config["cross_validate"] is None
+        else "The mean of the folds, each measured on rows that it did not train on; their mean answer is this model.",
         "",
         "| metric | value |",
         "| --- | --- |",
@@ -56,7 +58,7 @@ def _answers(spec: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"A row is {spec['target']['classes'][1]} where the probability of it is {spec['threshold']:.4g} or more."
         )
-    if spec["temperature"] != 1.0:
+    if spec["temperature"] not in (None, 1.0):
         lines.append(f"Probabilities have temperature {spec['temperature']:.4g}, fitted on validation rows.")
     if (calibration := spec["calibration"]) is not None:
         before, after = (calibration[when]["error"] for when in ("before", "after"))

@@ -205,6 +205,10 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
     """Settings that are each right, but not together."""
     if config.get("cross_validate") is not None:
         yield from _cross_validation(config)
+    model = config.get("model")
+    words = isinstance(model, dict) and model.get("_target_") == "models.word2vec.Word2Vec"
+    if config.get("ensemble") is not None and words:
+        yield "ensemble", "the vectors of Word2Vec cannot be averaged: leave it out."
     for key in ("cross_validate", "ensemble"):
         if config.get(key) is not None and config.get("resume") is not None:
             yield (

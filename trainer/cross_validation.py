@@ -17,6 +17,7 @@ from models.word2vec import Word2VecModule
 from serving.write import writing
 from trainer import folder as run_folder
 from trainer import report
+from trainer.average import average
 from trainer.run import Outcome, carry_out
 from trainer.several import inside, own_config, summary
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 START = "model.inputs.text.vectors"
 """The setting of a run whose vectors words start from."""
+MODEL = "model.pt"
 PREDICTIONS, OUT_OF_FOLD = "predictions.parquet", "out_of_fold.parquet"
 
 
@@ -32,8 +34,9 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
 
     Returns the mean of each metric under its name, and the deviation between the folds (n - 1) under NAME/std. Writes
     them as metrics.json, and as out_of_fold.parquet the answer to each row in the fold that tested it (`predictions`,
-    and `fold`). Word2Vec answers nothing: its folds have vectors, and a cross-validation whose words start from them
-    takes those of the same fold. Raises ConfigError where a fold was begun with other settings.
+    and `fold`), as model.pt the mean of the folds' models. Word2Vec answers nothing: its folds have vectors, and a
+    cross-validation whose words start from them takes those of the same fold. Raises ConfigError where a fold was begun
+    with other settings.
     """
     started = time.perf_counter()
     run_folder.write_config(folder, config)
@@ -51,6 +54,10 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
         with writing(str(folder / OUT_OF_FOLD)) as write:
             write(pl.concat(answers).sort("file", "line"))
     metrics = summary([json.loads((each / "metrics.json").read_text()) for each in folders])
+    artifacts = [each / MODEL for each in folders]
+    if all(artifact.exists() for artifact in artifacts):
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        average(folder / MODEL, artifacts, metrics, plain)
     run_folder.write_metrics(folder, metrics)
     log.info("%s", report.cross_validation(folder, metrics, len(folders), time.perf_counter() - started))
     return metrics

@@ -7,9 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from models.ensemble import Ensemble
-from models.word2vec import Word2VecModule
 from trainer import folder as run_folder
-from trainer.problems import ConfigError
 from trainer.run import Outcome, build_trainer, carry_out, conclude, measure, supervise
 from trainer.settle import settle
 from trainer.several import inside, own_config, summary
@@ -22,7 +20,7 @@ def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
 
     The members have the same rows in the same splits, and one set of features. A run that was broken off goes on, one
     that is done is measured again. Returns the metrics of the mean; beside them `member/<metric>` is the mean of the
-    members, `member/<metric>/std` their deviation. Raises ConfigError where there is nothing to average.
+    members, `member/<metric>/std` their deviation.
     """
     started = time.perf_counter()
     run_folder.write_config(folder, config)
@@ -37,8 +35,6 @@ def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
             own = own_config(config, own_folder, changes)
             own_folder.mkdir(exist_ok=True)
             members.append(carry_out(own, own_folder, describe=index == 0))
-            if isinstance(members[-1].module, Word2VecModule):
-                raise ConfigError("ensemble: the vectors of Word2Vec cannot be averaged: leave ensemble out.")
     datamodule, trainer = members[0].datamodule, build_trainer(config, folder)
     module = supervise(config, Ensemble([member.module.network for member in members]), datamodule)
     metrics = {f"member/{name}": value for name, value in summary([member.metrics for member in members]).items()}

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.prepare import HEAD
-from datamodules.schema import ImageSpec
 from datamodules.table import TableDataModule
 from models.answers import Answer
 from models.supervised import SupervisedModule
@@ -85,8 +84,7 @@ def export(
 
     described = datamodule.describe()
     reference = described["reference"] | {"predictions": _histogram(pipeline, datamodule)}
-    spec = {
-        "format": FORMAT,
+    facts = {
         "columns": described["columns"],
         "unused": described["unused"],
         "missing": list(datamodule.missing),
@@ -95,15 +93,32 @@ def export(
         "temperature": None if regression else answer.temperature,
         "clamp": [answer.low, answer.high] if regression else None,
         "calibration": calibration,
+    }
+    return save(path, pipeline, facts, reference, metrics, config)
+
+
+def save(
+    path: Path,
+    pipeline: nn.Module,
+    facts: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    config: Mapping[str, Any],
+) -> Path:
+    """Writes a scripted pipeline and its extra files; `facts`: what `spec.json` says of columns, target and answers."""
+    spec = {
+        "format": FORMAT,
+        **facts,
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "polars")},
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    shapes = {column["name"]: tuple(column["shape"]) for column in facts["columns"] if column["kind"] == "image"}
     extra = {
         "spec.json": json.dumps(spec),
         "reference.json": json.dumps(reference),
-        "selftest.json": json.dumps(_selftest(pipeline, reference, datamodule.inputs.images)),
+        "selftest.json": json.dumps(_selftest(pipeline, reference, shapes)),
         "card.md": model_card(spec, config),
     }
     buffer = io.BytesIO()
@@ -167,7 +182,9 @@ def _histogram(pipeline: nn.Module, datamodule: TableDataModule) -> dict[str, An
     }
 
 
-def _selftest(pipeline: nn.Module, reference: Mapping[str, Any], images: Sequence[ImageSpec]) -> dict[str, Any]:
+def _selftest(
+    pipeline: nn.Module, reference: Mapping[str, Any], images: Mapping[str, tuple[int, int, int]]
+) -> dict[str, Any]:
     """Made-up rows, drawn column by column from the reference, with the answers that they must get."""
     generator = torch.Generator().manual_seed(0)
     numbers: dict[str, Tensor] = {}
@@ -190,7 +207,7 @@ def _selftest(pipeline: nn.Module, reference: Mapping[str, Any], images: Sequenc
         tokens = list(column["tokens"]) or [""]
         drawn = torch.randint(len(tokens), (SELFTEST_ROWS, SELFTEST_TOKENS), generator=generator)
         strings[name] = [" ".join(tokens[token] for token in row) for row in drawn.tolist()]
-    answers = pipeline(numbers, strings, {image.name: pattern(SELFTEST_ROWS, image.shape) for image in images})
+    answers = pipeline(numbers, strings, {name: pattern(SELFTEST_ROWS, shape) for name, shape in images.items()})
     return {
         "numbers": {name: [None if x != x else x for x in column.tolist()] for name, column in numbers.items()},
         "strings": strings,

@@ -55,13 +55,16 @@ def closing(
         f"run folder  {folder}",
     ]
     if artifact is not None:
-        size = artifact.stat().st_size / 1e6
-        artifact = _short(artifact)
-        lines += [
-            f"artefact    {artifact} ({size:.2f} MB)",
-            f"use it      python scripts/predict.py --artifact {artifact} --input rows.csv --output answers.csv",
-        ]
+        lines += _artifact(artifact)
     return "\n".join(lines)
+
+
+def _artifact(path: Path) -> list[str]:
+    size = path.stat().st_size / 1e6
+    return [
+        f"artefact    {_short(path)} ({size:.2f} MB)",
+        f"use it      python scripts/predict.py --artifact {_short(path)} --input rows.csv --output answers.csv",
+    ]
 
 
 def _trained(metrics: Mapping[str, float]) -> str:
@@ -97,6 +100,8 @@ def cross_validation(folder: Path, metrics: Mapping[str, float], folds: int, sec
     ]
     if (answers := folder / "out_of_fold.parquet").exists():
         lines.append(f"answers     {_short(answers)}: each row as it was when tested")
+    if (artifact := folder / "model.pt").exists():
+        lines += _artifact(artifact)
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
 from serving.artifact import ROW, Artifact
@@ -72,6 +73,26 @@ def test_each_row_is_answered_once_by_a_model_that_did_not_know_it(
     closing = caplog.text[caplog.text.index("Result of 3 folds, mean ± deviation") :]
     assert f"{np.mean(accuracies):,.5g} ± {np.std(accuracies, ddof=1):.2g}" in closing
     assert caplog.text.count("numbers from") == 2  # the columns, once
+
+
+@pytest.mark.parametrize("target", ["kind", "amount"])
+def test_the_artefact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, target: str) -> None:
+    folder = run_here(*settings(table, target, "threshold=0.3" if target == "kind" else "+data.columns={kind: drop}"))
+    rows = pl.read_csv(table, infer_schema=False).drop(target)
+    rows = rows.vstack(rows.head(1).with_columns(x=pl.lit("99"), place=pl.lit("z")))
+    artifacts = [Artifact.load(folder / where / "model.pt") for where in (".", "fold_0", "fold_1", "fold_2")]
+    whole, *folds = [artifact.score(rows).answers for artifact in artifacts]
+    name = "value" if target == "amount" else "probability_yes"
+    mean = np.mean([fold[name].to_numpy() for fold in folds], axis=0)
+    np.testing.assert_allclose(whole[name].to_numpy(), mean, rtol=1e-5)
+    if target == "kind":
+        assert whole["label"].to_list() == np.where(mean >= 0.3, "yes", "no").tolist()
+    x = pl.read_csv(table)["x"]  # each row trained in some fold
+    assert whole["flags"].to_list()[-1] == f'x: 99 is far outside {x.min()}..{x.max()}; place: unseen level "z"'
+    artifacts[0].check()
+    extra = {"card.md": ""}
+    torch.jit.load(str(folder / "model.pt"), _extra_files=extra)
+    assert "The mean of the folds, each measured on rows that it did not train on" in extra["card.md"]
 
 
 def test_a_target_of_amounts_is_in_its_own_units(run_here: RunHere, table: Path) -> None:
@@ -188,6 +209,6 @@ def test_one_run_is_no_cross_validation_to_go_on_with(default_run: tuple[Path, s
     with pytest.raises(InputError) as error:
         prepare([f"resume={folder}", "cross_validate=5"])
     assert str(error.value) == (
-        "A setting is wrong:\n  command line: resume: goes on with one run, not with a cross-validation: give its"
-        " command again with hydra.run.dir=FOLDER, and the folds that are done are left out."
+        "A setting is wrong:\n  command line: resume: goes on with one run, not with cross_validate: give the"
+        " command again with hydra.run.dir=FOLDER, and the runs that are done are left out."
     )
