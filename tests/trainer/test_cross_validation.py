@@ -90,9 +90,9 @@ def test_the_artefact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, t
     x = pl.read_csv(table)["x"]  # each row trained in some fold
     assert whole["flags"].to_list()[-1] == f'x: 99 is far outside {x.min()}..{x.max()}; place: unseen level "z"'
     artifacts[0].check()
-    extra = {"card.md": ""}
+    extra = {"card.md": b""}
     torch.jit.load(str(folder / "model.pt"), _extra_files=extra)
-    assert "The mean of the folds, each measured on rows that it did not train on" in extra["card.md"]
+    assert b"The mean of the folds, each measured on rows that it did not train on" in extra["card.md"]
 
 
 def test_a_target_of_amounts_is_in_its_own_units(run_here: RunHere, table: Path) -> None:
