@@ -29,7 +29,7 @@ from trainer.loop import Trainer
 from trainer.verdict import verdict
 
 ROWS, CELLS = 100_000, 20_000_000
-"""Most rows of a split, and most cells of them, that are looked at: so that it takes seconds."""
+"""Most rows of a split, and most of their cells times outputs, that are looked at: so that it takes seconds."""
 DENSE = 200
 """Columns, one-hot ones counted, up to which a matrix is dense."""
 STRENGTHS = tuple(10.0**power for power in range(-3, 5))
@@ -53,7 +53,7 @@ class Comparison:
 
 def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, test: bool) -> Comparison:
     """Fits the baselines on training rows, with the penalty that gives the least loss on validation rows, and measures
-    them and the network on the same test rows. Of a split with more than `ROWS` rows so many are drawn.
+    them and the network on the same test rows. Of a split with more than `ROWS` rows, or `CELLS`, so many are drawn.
 
     The linear model gets all encoded columns but images, and the class weights of the network's loss and sampling. What
     is settled on validation rows for the network, temperature and threshold, is so for each baseline.
@@ -65,7 +65,7 @@ def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataMod
     if not test:
         return Comparison(verdict="Not compared with a linear model: test=false leaves the test rows alone.")
     started = time.perf_counter()
-    most = min(ROWS, CELLS // columns)
+    most = min(ROWS, CELLS // (columns * target.outputs))
     rows = {split: draw(store, most) for split, store in datamodule.stores.items()}
     outputs: Any = trainer.predict(module, Batches(MemoryStore(rows["test"]), datamodule.eval_batch_size))
     answers = {"network": torch.cat([module.predict(output) for output in outputs]).cpu()}

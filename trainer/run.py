@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 START_ROWS = 4096
 """Training rows that a network may see before training."""
+KEPT = ("fit/", "train/", "baseline/seconds")
+"""What a run that ended before keeps of its metrics."""
 
 
 @runtime_checkable
@@ -104,7 +106,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     )
     if module.samples == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
-        metrics |= {name: value for name, value in before.items() if name.startswith(("fit/", "train/"))}
+        metrics |= {name: value for name, value in before.items() if name.startswith(KEPT)}
     return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started)
 
 
@@ -145,7 +147,7 @@ def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float)
     comparison = Comparison()
     if config.baselines and not trainer.fast_dev_run:
         comparison = compare(trainer, module, datamodule, test=config.test)
-        metrics |= comparison.metrics
+        metrics |= {**comparison.metrics, **metrics}
     calibration = None
     if not isinstance(module, Word2VecModule):
         calibration = pictures.draw(trainer, module, datamodule, folder, test=config.test)
