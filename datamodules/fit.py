@@ -7,10 +7,10 @@ import polars as pl
 import torch
 
 from datamodules.clean import text_rules
-from datamodules.features import Categories, Dates, Features, Images, Numbers, Texts, as_tensor
+from datamodules.features import Categories, Dates, Features, Images, Numbers, Texts, WordPiece, as_tensor
 from datamodules.features.dates import varying_parts
 from datamodules.features.numbers import bin_edges, quantiles
-from datamodules.features.texts import TOKEN, TOTAL, vocabulary
+from datamodules.features.texts import TOKEN, TOTAL, idf, vocabulary
 from datamodules.schema import Column, ImageSpec, InputSpec, Kind, TargetSpec, TextSpec
 from datamodules.settings import Settings
 from datamodules.statistics import LEVEL, ROWS, Statistics
@@ -74,12 +74,12 @@ class Fit:
             self.settings.max_levels,
             self.settings.hash_buckets,
         )
-        vocabularies = [vocabulary(self.statistics.tokens[name], self.settings.max_tokens) for name in texts]
+        words, text_specs = self._texts(texts)
         features = Features(
             calendar,
             numbers,
             codes,
-            Texts(texts, [tokens for tokens, _ in vocabularies], self.settings.char_ngrams),
+            words,
             Images(images, [self.shapes[name] for name in images]),
         )
         inputs = InputSpec(
@@ -87,13 +87,23 @@ class Fit:
             indicators=tuple(number_names[index] for index in numbers.indicated.tolist()),
             categories=tuple(zip(categories, codes.sizes, strict=True)),
             edges=tuple(bin_edges(column, BINS) for column in encoded[: len(number_names)]),
-            texts=tuple(
-                TextSpec(name, tuple(tokens), tuple(idf))
-                for name, (tokens, idf) in zip(texts, vocabularies, strict=True)
-            ),
+            texts=text_specs,
             images=tuple(self._image(name) for name in images),
         )
         return features, inputs
+
+    def _texts(self, names: Sequence[str]) -> tuple[Texts, tuple[TextSpec, ...]]:
+        settings, counts = self.settings, [self.statistics.tokens[name] for name in names]
+        if settings.wordpiece is not None:
+            tokens = settings.wordpiece.tokens
+            specs = [TextSpec(name, tokens, tuple(idf(each, tokens))) for name, each in zip(names, counts, strict=True)]
+            return WordPiece(names, settings.wordpiece), tuple(specs)
+        vocabularies = [vocabulary(each, settings.max_tokens) for each in counts]
+        specs = [
+            TextSpec(name, tuple(tokens), tuple(weights))
+            for name, (tokens, weights) in zip(names, vocabularies, strict=True)
+        ]
+        return Texts(names, [tokens for tokens, _ in vocabularies], settings.char_ngrams), tuple(specs)
 
     def _image(self, name: str) -> ImageSpec:
         count, total, squares = self.statistics.pixels[name].double().unbind(0)

@@ -307,6 +307,7 @@ class Preparation:
 
     def _gather(self, pieces: dict[int, np.ndarray]) -> Statistics:
         """The second walk: the statistics of the training rows of all processes."""
+        split_texts = self.settings.split_texts()
         own = (
             statistics.gather(
                 chunk.filter(pieces[chunk.number] == 0),
@@ -314,7 +315,7 @@ class Preparation:
                 missing=self.settings.missing,
                 number_rules=self.settings.number_rules(self._features()),
                 text_rules=self.settings.text_rules(self._features()),
-                char_ngrams=self.settings.char_ngrams,
+                split_texts=split_texts,
             )
             for chunk in self.chunks
         )

@@ -1,11 +1,16 @@
 """The settings that say what becomes of raw rows: all that the encoded rows depend on, beside the files."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import polars as pl
+
 from datamodules.clean import Rules, number_rules, text_rules
 from datamodules.features.numbers import Scaling
+from datamodules.features.texts import split
+from datamodules.features.wordpiece import Vocabulary, WordPiece
 from datamodules.schema import Column, DataError, Kind
 from datamodules.split import Split
 
@@ -34,6 +39,7 @@ class Settings:
     hash_buckets: int
     max_tokens: int
     char_ngrams: tuple[int, int] | None
+    wordpiece: Vocabulary | None
     image_size: Literal["auto"] | int | tuple[int, int]
 
     def __post_init__(self) -> None:
@@ -46,6 +52,14 @@ class Settings:
                 raise DataError(f"data.{setting}={getattr(self, setting)}: must be {least} or more")
         if self.char_ngrams is not None and not 1 <= self.char_ngrams[0] <= self.char_ngrams[1]:
             raise DataError(f"data.char_ngrams={list(self.char_ngrams)}: give the shortest and the longest, as [3, 5]")
+        if self.char_ngrams is not None and self.wordpiece is not None:
+            raise DataError("data.char_ngrams: data.wordpiece parts words in its own way: leave one of them out")
+
+    def split_texts(self) -> Callable[[pl.Series], pl.DataFrame]:
+        """What finds the tokens of texts."""
+        if self.wordpiece is None:
+            return functools.partial(split, ngrams=self.char_ngrams)
+        return WordPiece([""], self.wordpiece).split
 
     def number_rules(self, columns: Sequence[Column]) -> dict[str, dict[float, float | None]]:
         """What is replaced in each column of numbers."""

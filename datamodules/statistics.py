@@ -1,7 +1,7 @@
 """What the features are fitted on: facts of the training rows, gathered chunk by chunk and summed over processes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -97,7 +97,7 @@ def gather(
     missing: Sequence[str],
     number_rules: Mapping[str, Mapping[float, float | None]],
     text_rules: Mapping[str, Mapping[str, str | None]],
-    char_ngrams: tuple[int, int] | None,
+    split_texts: Callable[[pl.Series], pl.DataFrame],
 ) -> Statistics:
     """The statistics of one chunk of training rows."""
     statistics = Statistics(rows=len(chunk.frame))
@@ -116,7 +116,7 @@ def gather(
             counts = text.fill_null("").alias(LEVEL).value_counts(name=ROWS)
             statistics.levels[name] = _sum_levels([counts.cast({ROWS: pl.Int64})])
         elif column.kind == "text":
-            statistics.tokens[name] = count_tokens(cells, char_ngrams)
+            statistics.tokens[name] = count_tokens(cells, split_texts)
         elif column.kind == "image":
             statistics.pixels[name] = _sum_pixels(chunk.images[name])
     return statistics

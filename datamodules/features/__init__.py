@@ -11,8 +11,9 @@ from datamodules.features.dates import Dates
 from datamodules.features.images import Images
 from datamodules.features.numbers import Numbers
 from datamodules.features.texts import Texts
+from datamodules.features.wordpiece import WordPiece
 
-__all__ = ["Categories", "Dates", "Features", "Images", "Numbers", "Texts", "as_tensor"]
+__all__ = ["Categories", "Dates", "Features", "Images", "Numbers", "Texts", "WordPiece", "as_tensor"]
 
 
 class Features(nn.Module):

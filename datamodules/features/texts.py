@@ -17,7 +17,7 @@ more than 98 characters only the first ones have n-grams.
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ _SLICE = 8192
 MOST_TOKENS = 4_000_000
 """Different tokens of a column that are counted at a time; of more, the rare ones are forgotten."""
 ROW, TOKEN, TOTAL, ROWS = "row", "token", "total", "rows"
-_NGRAMS = "ngrams"
+_PIECES = "pieces"
 
 
 def _translation() -> dict[str, str]:
@@ -98,13 +98,17 @@ class Texts(nn.Module):
             encoded["offsets." + name] = offsets
         return encoded
 
+    def split(self, cells: pl.Series) -> pl.DataFrame:
+        """Every token of the cells in order, with the number of its row in `cells`: columns ROW, TOKEN."""
+        return split(cells, self.ngrams)
+
     def encode(self, name: str, cells: pl.Series) -> tuple[Tensor, Tensor]:
         """The tokens and offsets that `forward` gives of a column of these cells; null is an empty text."""
         ids = self.ids[self.names.index(name)]
         vocabulary, numbers = pl.Series(list(ids), dtype=pl.String), pl.Series(list(ids.values()), dtype=pl.Int32)
         tokens, counts = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
         for part in cells.to_frame().iter_slices(_SLICE):
-            found = split(part.to_series(), self.ngrams)
+            found = self.split(part.to_series())
             known = found[TOKEN].replace_strict(vocabulary, numbers, default=0, return_dtype=pl.Int32)
             tokens.append(known.to_numpy())
             counts.append(np.bincount(found[ROW].to_numpy(), minlength=len(part)))
@@ -113,11 +117,7 @@ class Texts(nn.Module):
     def encode_bytes(self, ids: dict[str, int], cells: list[str]) -> tuple[Tensor, Tensor]:
         """`encode` in TorchScript, and only there. All cells are one string, as one call then serves all of them."""
         end = chr(0xFF)  # a byte that is in no UTF-8
-        text = end.join(cells)
-        for lead, pairs in self.blocks:
-            if lead == 0 or chr(lead) in text:
-                for old, new in pairs:
-                    text = text.replace(old, new)
+        text = self.translate(end.join(cells))
         tokens: list[int] = []
         offsets = [0]
         seen: dict[str, list[int]] = {}
@@ -133,14 +133,25 @@ class Texts(nn.Module):
             offsets.append(len(tokens))
         return torch.tensor(tokens, dtype=torch.int32), torch.tensor(offsets[: len(cells) + 1], dtype=torch.int64)
 
-    def ngram_ids(self, ids: dict[str, int], word: str) -> list[int]:
-        characters: list[str] = []
-        for byte in list(("<" + word + ">")[: 4 * self.marked]):
+    def translate(self, text: str) -> str:
+        for lead, pairs in self.blocks:
+            if lead == 0 or chr(lead) in text:
+                for old, new in pairs:
+                    text = text.replace(old, new)
+        return text
+
+    def characters(self, text: str) -> list[str]:
+        """`list` in TorchScript, where the items of a string are bytes; and only there."""
+        found: list[str] = []
+        for byte in list(text):
             if ord(byte) & 0xC0 == 0x80:  # goes on with a character
-                characters[-1] = characters[-1] + byte
+                found[-1] = found[-1] + byte
             else:
-                characters.append(byte)
-        characters = characters[: self.marked]
+                found.append(byte)
+        return found
+
+    def ngram_ids(self, ids: dict[str, int], word: str) -> list[int]:
+        characters = self.characters(("<" + word + ">")[: 4 * self.marked])[: self.marked]
         found: list[int] = []
         ngrams = characters
         for n in range(1, self.longest + 1):
@@ -152,16 +163,25 @@ class Texts(nn.Module):
 
 def split(cells: pl.Series, ngrams: tuple[int, int] | None = None) -> pl.DataFrame:
     """Every token of the cells in order, with the number of its row in `cells`: columns ROW, TOKEN. Null has none."""
-    text = cells.fill_null("").str.replace_many(list(TRANSLATION), list(TRANSLATION.values()))
-    found = pl.DataFrame({ROW: np.arange(len(cells)), TOKEN: text.str.extract_all("[^ ]+")})
-    found = found.explode(TOKEN, empty_as_null=False)
     if ngrams is None:
-        return found
-    words = found[TOKEN].unique()
-    pieces = pl.Series(_NGRAMS, [[word, *_ngrams(word, *ngrams)] for word in words], dtype=pl.List(pl.String))
-    grown = pl.DataFrame([words, pieces])
-    joined = found.join(grown, on=TOKEN, how="left", maintain_order="left")
-    return joined.select(ROW, pl.col(_NGRAMS).alias(TOKEN)).explode(TOKEN)
+        return words(cells, TRANSLATION)
+    return split_words(cells, TRANSLATION, lambda word: [word, *_ngrams(word, *ngrams)])
+
+
+def words(cells: pl.Series, translation: Mapping[str, str]) -> pl.DataFrame:
+    """What blanks part once the characters are translated, as ROW, TOKEN."""
+    text = cells.fill_null("").str.replace_many(list(translation), list(translation.values()))
+    found = pl.DataFrame({ROW: np.arange(len(cells)), TOKEN: text.str.extract_all("[^ ]+")})
+    return found.explode(TOKEN, empty_as_null=False)
+
+
+def split_words(cells: pl.Series, translation: Mapping[str, str], tokens: Callable[[str], list[str]]) -> pl.DataFrame:
+    """The tokens of each of these words, as ROW, TOKEN."""
+    found = words(cells, translation)
+    different = found[TOKEN].unique()
+    pieces = pl.Series(_PIECES, [tokens(word) for word in different], dtype=pl.List(pl.String))
+    joined = found.join(pl.DataFrame([different, pieces]), on=TOKEN, how="left", maintain_order="left")
+    return joined.select(ROW, pl.col(_PIECES).alias(TOKEN)).explode(TOKEN, empty_as_null=False)
 
 
 def _ngrams(word: str, shortest: int, longest: int) -> list[str]:
@@ -183,11 +203,11 @@ class TokenCounts:
         return _sum([self, other])
 
 
-def count_tokens(cells: pl.Series, ngrams: tuple[int, int] | None = None) -> TokenCounts:
-    """The counts of some rows' tokens, and of their n-grams."""
+def count_tokens(cells: pl.Series, split: Callable[[pl.Series], pl.DataFrame] = split) -> TokenCounts:
+    """The counts of some rows' tokens, as `split` finds them."""
     parts = []
     for part in cells.to_frame().iter_slices(_SLICE):
-        each = split(part.to_series(), ngrams).group_by(ROW, TOKEN).len(TOTAL)
+        each = split(part.to_series()).group_by(ROW, TOKEN).len(TOTAL)
         counts = each.group_by(TOKEN).agg(pl.col(TOTAL).cast(pl.Int64).sum(), pl.len().cast(pl.Int64).alias(ROWS))
         parts.append(TokenCounts(len(part), counts))
     return _sum(parts)
@@ -210,5 +230,14 @@ def vocabulary(counts: TokenCounts, max_tokens: int, min_rows: int = 1) -> tuple
     frequency, ln((1 + rows) / (1 + rows with the token)) + 1: as scikit-learn's TfidfVectorizer chooses and weighs.
     """
     kept = _commonest(counts.tokens.filter(pl.col(ROWS) >= min_rows), max_tokens)
-    idf = [math.log((1 + counts.rows) / (1 + rows)) + 1 for rows in kept[ROWS]]
-    return kept[TOKEN].to_list(), idf
+    return kept[TOKEN].to_list(), [_idf(counts.rows, rows) for rows in kept[ROWS]]
+
+
+def idf(counts: TokenCounts, tokens: Sequence[str]) -> list[float]:
+    """The inverse document frequency of each of these tokens; no row need have it."""
+    rows = dict(counts.tokens.select(TOKEN, ROWS).iter_rows())
+    return [_idf(counts.rows, rows.get(token, 0)) for token in tokens]
+
+
+def _idf(rows: int, with_token: int) -> float:
+    return math.log((1 + rows) / (1 + with_token)) + 1

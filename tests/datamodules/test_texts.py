@@ -1,5 +1,6 @@
 """Texts: what a token is, that the scripted form finds the same, and that vocabulary and idf are scikit-learn's."""
 
+import functools
 import io
 import itertools
 from pathlib import Path
@@ -26,7 +27,8 @@ def tokens(text: str, ngrams: tuple[int, int] | None = None) -> list[str]:
 
 
 def fitted(cells: pl.Series, ngrams: tuple[int, int] | None = None) -> Texts:
-    return Texts(["x"], [vocabulary(count_tokens(cells, ngrams), 100_000)[0]], ngrams)
+    counts = count_tokens(cells, functools.partial(split, ngrams=ngrams))
+    return Texts(["x"], [vocabulary(counts, 100_000)[0]], ngrams)
 
 
 def scripted(texts: Texts) -> nn.Module:
