@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from datamodules.schema import InputSpec, TextSpec
 from models.fitting import refuse_columns
 from models.inputs import BAG
+from models.layers import Dropout
 from models.texts import TextBag
 
 PART = 512
@@ -106,7 +107,7 @@ class Block(nn.Module):
         self.attention_out = nn.Linear(size, size)
         self.norm = nn.LayerNorm(size)
         self.value_gate = nn.Linear(size, 2 * hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(hidden, size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.inputs import Inputs
-from models.layers import BatchNorm
+from models.layers import BatchNorm, Dropout
 
 
 class Block(nn.Module):
@@ -18,9 +18,9 @@ class Block(nn.Module):
             BatchNorm(size),
             nn.Linear(size, hidden),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden, size),
-            nn.Dropout(residual_dropout),
+            Dropout(residual_dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:

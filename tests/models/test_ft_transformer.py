@@ -132,7 +132,7 @@ def test_the_loss_after_some_steps_is_as_it_was() -> None:
     torch.manual_seed(0)
     module = build("binary", network=small(INPUTS, 1))
     trainer = fit(module, rows("binary", 256), epochs=3)
-    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(0.65065, rel=1e-3)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(0.66149, rel=1e-3)
 
 
 def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
