@@ -50,9 +50,7 @@ def _answers(spec: Mapping[str, Any]) -> list[str]:
     """What was settled after training, and what it changed."""
     if spec["clamp"] is not None:
         low, high = spec["clamp"]
-        return [
-            f"Values are held from {low:.6g} to {high:.6g}: the range of training, and a tenth of it on either side."
-        ]
+        return [f"Values are held from {low:.6g} to {high:.6g}: the range of training, widened by a tenth at most."]
     lines = []
     if spec["threshold"] is not None:
         lines.append(

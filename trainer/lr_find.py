@@ -33,6 +33,8 @@ LOW, HIGH, STEPS = 1e-6, 10.0, 150
 """The rates, each the same factor above the one before."""
 DECADE = 21
 """Steps from a rate to ten times that rate."""
+CLEAR = 1.25
+"""Deviations of a batch's loss that the loss must fall by; where nothing is learned, one test in 70 shows as much."""
 SMOOTH = 0.9
 """Of the running mean of the losses, by which the test stops."""
 DIVERGED = 4.0
@@ -114,7 +116,7 @@ def find_rate(
     if resumed:
         if not path.exists():
             raise ConfigError(
-                f"lr_find: {folder} was begun without it, and a resumed run keeps its rate: leave it out."
+                f"lr_find: {folder} was begun without it, and a resumed run keeps its rate: leave lr_find out."
             )
         rate = json.loads(path.read_text())["lr"]
     else:
@@ -152,7 +154,7 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
     smooth = smoothed(losses) if losses else np.zeros(1)
     lowest = int(smooth.argmin())
     before = np.array(losses[:lowest])
-    if lowest < DECADE or before[:DECADE].mean() - smooth[lowest] <= (before - smooth[:lowest]).std():
+    if lowest < DECADE or before[:DECADE].mean() - smooth[lowest] <= CLEAR * (before - smooth[:lowest]).std():
         raise ConfigError(
             f"lr_find: at no rate from {LOW:g} on the loss falls by more than it varies from batch to batch: set"
             " optimizer.lr, or take a larger data.batch_size."
