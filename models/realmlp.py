@@ -1,4 +1,7 @@
-"""RealMLP: a perceptron whose parts are tuned for tables together (arXiv 2407.04491)."""
+"""RealMLP: a perceptron whose parts are tuned for tables together (arXiv 2407.04491), and several of them side by side.
+
+Between inputs and head all is (members, rows, width), so that one product of matrices serves all members.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,13 +14,16 @@ from models.layers import Dropout, make_activation
 
 
 class Scale(nn.Module):
-    """A factor for each input: a rate of its own lets it choose among the inputs early. (rows, width) in and out."""
+    """A factor for each input: a rate of its own lets it choose among the inputs early.
+
+    Takes (1, rows, width), gives (members, rows, width).
+    """
 
     spared = True
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, members: int, width: int) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.ones(width))
+        self.factor = nn.Parameter(torch.ones(members, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
@@ -26,38 +32,45 @@ class Scale(nn.Module):
 class NTKLinear(nn.Module):
     """`x @ weight / sqrt(width) + bias` with weights near 1, so that one rate suits layers of any width.
 
-    The NTK parametrisation (arXiv 1806.07572). Takes (rows, width), gives (rows, size).
+    The NTK parametrisation (arXiv 1806.07572). Takes (members, rows, width), gives (members, rows, size).
     """
 
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(self, members: int, width: int, size: int) -> None:
         super().__init__()
         self.gain = width**-0.5
-        self.weight = nn.Parameter(torch.randn(width, size))
-        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.randn(members, width, size))
+        self.bias = nn.Parameter(torch.zeros(members, 1, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight, alpha=self.gain)
+        return torch.baddbmm(self.bias, x, self.weight, alpha=self.gain)
 
     def start(self, x: Tensor) -> None:
         """Each unit gets deviation 1 over the rows of `x`, and is 0 at a point amid five of them, drawn at random, so
         that activations bend inside the data (arXiv 1903.11482).
         """
-        deviation = (x @ self.weight * self.gain).std(0, correction=0)
+        deviation = (x @ self.weight * self.gain).std(1, correction=0, keepdim=True)
         self.weight.div_(torch.where(deviation > 0, deviation, 1.0))
-        size = len(self.bias)
-        share = torch.empty(size, 5, device=x.device).exponential_()
-        five = x[torch.randint(len(x), (size, 5), device=x.device)]
-        point = torch.einsum("uf,ufw->uw", share / share.sum(1, keepdim=True), five)
-        self.bias.copy_(-torch.einsum("uw,wu->u", point, self.weight) * self.gain)
+        members, rows, _ = x.shape
+        size = self.bias.shape[2]
+        # A point's value is the mean of its five rows' values, each with its share.
+        share = torch.empty(members, 5, size, device=x.device).exponential_()
+        five = torch.randint(rows, (members, 5, size), device=x.device)
+        value = (x @ self.weight * self.gain).gather(1, five)
+        self.bias.copy_(-(share * value).sum(1, keepdim=True) / share.sum(1, keepdim=True))
 
 
 class PartActivation(nn.Module):
-    """`x + share * (activation(x) - x)` with a learned share for each unit, 1 at the start. (rows, size) in and out."""
+    """`x + share * (activation(x) - x)` with a learned share for each unit, 1 at the start.
 
-    def __init__(self, activation: str, size: int) -> None:
+    Takes and gives (members, rows, size).
+    """
+
+    spared = True
+
+    def __init__(self, activation: str, members: int, size: int) -> None:
         super().__init__()
         self.activation = make_activation(activation)
-        self.share = nn.Parameter(torch.ones(size))
+        self.share = nn.Parameter(torch.ones(members, 1, size))
 
     def forward(self, x: Tensor) -> Tensor:
         activated: Tensor = self.activation(x)
@@ -67,9 +80,10 @@ class PartActivation(nn.Module):
 class RealMLP(nn.Module):
     """RealMLP-TD: scaled inputs, then blocks of linear, activation and dropout for each size in `hidden`, and a head.
 
-    `activation`: one of torch.nn by name. `start` suits the weights to the data; without it they are N(0, 1). Its
-    training (rates by part, coslog4, annealed decay and dropout) is `experiment=realmlp`.
-    Gives (rows, outputs) logits or standardised values.
+    `members`: so many of them, which share nothing but the encoded columns. `activation`: one of torch.nn by name.
+    `start` suits the weights to the data; without it they are N(0, 1). Its training (rates by part, coslog4, fading
+    decay and dropout) is `experiment=realmlp`.
+    Gives (rows, members, outputs) logits or standardised values.
     """
 
     def __init__(
@@ -77,29 +91,32 @@ class RealMLP(nn.Module):
         spec: InputSpec,
         outputs: int,
         *,
+        members: int = 1,
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
         dropout: float = 0.15,
         inputs: Callable[[InputSpec], Inputs] = Inputs,
     ) -> None:
         super().__init__()
+        if members < 1:
+            raise ValueError(f"model.members={members}: must be at least 1.")
         self.inputs = inputs(spec)
-        self.scale = Scale(self.inputs.width)
-        layers: list[nn.Module] = []
         width = self.inputs.width
+        self.scale = Scale(members, width)
+        layers: list[nn.Module] = []
         for size in hidden:
-            layers += [NTKLinear(width, size), PartActivation(activation, size), Dropout(dropout)]
+            layers += [NTKLinear(members, width, size), PartActivation(activation, members, size), Dropout(dropout)]
             width = size
-        self.layers = nn.Sequential(*layers, NTKLinear(width, outputs))
+        self.layers = nn.Sequential(*layers, NTKLinear(members, width, outputs))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        output: Tensor = self.layers(self.scale(self.inputs(batch)))
-        return output
+        output: Tensor = self.layers(self.scale(self.inputs(batch).unsqueeze(0)))
+        return output.transpose(0, 1)
 
     @torch.no_grad()
     def start(self, batch: dict[str, Tensor]) -> None:
         """Suits weights and biases to encoded training rows, a thousand or so, layer by layer; no dropout meanwhile."""
-        x = self.scale(self.inputs(batch))
+        x = self.scale(self.inputs(batch).unsqueeze(0))
         for layer in self.layers:
             if isinstance(layer, NTKLinear):
                 layer.start(x)
