@@ -37,6 +37,7 @@ class RunningMean:
 
     def add(self, loss: Tensor, rows: int) -> None:
         self.waiting.append((loss.detach(), rows))
+        self.rows += rows
 
     def look(self) -> list[float]:
         """The losses since the last look, in their order; waits for the device."""
@@ -45,7 +46,6 @@ class RunningMean:
         losses: list[float] = torch.stack([loss.float() for loss, _ in self.waiting]).tolist()
         for loss, (_, rows) in zip(losses, self.waiting, strict=True):
             self.total += loss * rows
-            self.rows += rows
         self.waiting = []
         return losses
 
@@ -201,9 +201,9 @@ def _about_parameters(network: nn.Module, groups: Mapping[str, Sequence[nn.Param
         return f'{names[id(parameter)]} in group "{group}", up to {float(tensor.abs().max()):.3g}'
 
     parameters = [(group, parameter) for group, parts in groups.items() for parameter in parts if parameter.numel() > 0]
-    if broken := by_group(lambda parameter: not _finite(parameter)):
+    if broken := by_group(lambda parameter: not all_finite(parameter)):
         return f"not finite: {broken}"
-    if broken := by_group(lambda parameter: parameter.grad is not None and not _finite(parameter.grad)):
+    if broken := by_group(lambda parameter: parameter.grad is not None and not all_finite(parameter.grad)):
         return f"all finite, but not the gradients of the last step: {broken}"
     text = f"all finite; the largest weight is in {largest((g, p, p.detach()) for g, p in parameters)}"
     graded = [(group, parameter, parameter.grad) for group, parameter in parameters if parameter.grad is not None]
@@ -215,7 +215,7 @@ def _about_modules(network: nn.Module, compute: Callable[[], tuple[Tensor, Tenso
 
     def look(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not _finite(output):
+            if isinstance(output, Tensor) and not all_finite(output):
                 broken.append(f"{name} ({type(module).__name__})")
 
         return hook
@@ -228,14 +228,14 @@ def _about_modules(network: nn.Module, compute: Callable[[], tuple[Tensor, Tenso
             handle.remove()
     if broken:
         return f"the first output that is not finite is that of {broken[0]}"
-    if not _finite(output):
+    if not all_finite(output):
         return f"the first output that is not finite is its own ({type(network).__name__})"
-    if not _finite(loss):
+    if not all_finite(loss):
         return f"its output is finite, up to {float(output.abs().max()):.3g}, but not the loss of it"
     return "computed again, its output and the loss of it are finite"
 
 
-def _finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 

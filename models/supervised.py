@@ -4,6 +4,8 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -16,18 +18,12 @@ from datamodules.schema import TargetSpec
 from models import metrics
 from models.answers import Answer, combine
 from models.augment import mixed_loss
+from models.diverged import DivergedError, RunningMean, about_checkpoint, all_finite, diagnose
 from models.groups import Factors, parameter_groups, split_parameters
 from models.thresholds import check_threshold
 from serving.errors import InputError
 
 Batch = dict[str, Tensor]
-
-CHECK_EVERY = 100
-"""Steps between looks at the training loss: each look waits for the device."""
-
-
-class DivergedError(InputError):
-    """A loss is no longer finite."""
 
 
 class SupervisedModule(pl.LightningModule):
@@ -44,7 +40,8 @@ class SupervisedModule(pl.LightningModule):
     members' losses, what is measured is their mean.
 
     Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
-    DivergedError soon after a loss is not finite.
+    DivergedError where a loss is not finite, before the step on the CPU and soon after it elsewhere, and in place of a
+    checkpoint with weights that are not.
     """
 
     def __init__(
@@ -106,28 +103,32 @@ class SupervisedModule(pl.LightningModule):
         if isinstance(self.metrics, metrics.ClassMetrics):
             self.metrics.threshold = value
 
-    def on_train_start(self) -> None:
-        self.fitted.total = self.fitted.total.to(self.device)
+    @property
+    def look_every(self) -> int:
+        """Steps between looks at the training loss: on a GPU each look waits for it."""
+        return 1 if self.device.type == "cpu" else 100
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if batch_idx == 0:  # not in on_train_epoch_start, which Lightning leaves out after some resumes
-            self.fitted.reset(self.device)
+            self.fitted.reset()
         if self.augment is not None:
             batch = self.augment(batch)
         loss = mixed_loss(self.loss, self.network(batch), batch)
         self.fitted.add(loss, len(batch["target"]))
         self.samples += len(batch["target"])
-        if (batch_idx + 1) % CHECK_EVERY == 0:
-            self.train_loss = self._finite_mean("train/loss", self.fitted)
+        if (batch_idx + 1) % self.look_every == 0:
+            self.train_loss = self._finite_mean("train", self.fitted, batch)
         if self.l1 > 0:
             loss = loss + self.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.train_loss = self._finite_mean("train/loss", self.fitted)
+        self.train_loss = self._finite_mean("train", self.fitted)
         self._log({"train/loss": self.train_loss})
 
     def on_validation_epoch_start(self) -> None:
+        if self.fitted.waiting:  # weights that training has spoilt would spoil the validation
+            self._finite_mean("train", self.fitted)
         self._start_measuring()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -146,11 +147,15 @@ class SupervisedModule(pl.LightningModule):
         self._log_measured("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_loss"] = {"total": self.fitted.total.item(), "rows": self.fitted.rows}
+        if not all(map(all_finite, self.network.parameters())):
+            raise self._diverged("a weight is not finite", "train", self.trainer.fit_loop.batch_idx, ago=1)
+        if self.fitted.rows > 0:
+            self._finite_mean("train", self.fitted)
+        checkpoint["train_loss"] = {"total": self.fitted.total, "rows": self.fitted.rows}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # An epoch resumed in its midst is not started again: its mean goes on from here.
-        self.fitted.total.fill_(checkpoint["train_loss"]["total"])
+        self.fitted.total = checkpoint["train_loss"]["total"]
         self.fitted.rows = checkpoint["train_loss"]["rows"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -193,7 +198,7 @@ class SupervisedModule(pl.LightningModule):
         return self.optimizer(parameter_groups(self.network, self.optimizer, self.groups), **filled)
 
     def _start_measuring(self) -> None:
-        self.measured.reset(self.device)
+        self.measured.reset()
         self.metrics.reset()
 
     def _measure(self, batch: Batch) -> None:
@@ -204,7 +209,7 @@ class SupervisedModule(pl.LightningModule):
         self.metrics.update(self.predict(output), truth)
 
     def _log_measured(self, split: str) -> None:
-        loss = self._finite_mean(f"{split}/loss", self.measured)
+        loss = self._finite_mean(split, self.measured)
         values = {f"{split}/{name}": value.float() for name, value in self.metrics.compute().items()}
         self._log({f"{split}/loss": loss, **values})
         self.metrics.reset()
@@ -216,33 +221,35 @@ class SupervisedModule(pl.LightningModule):
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(float(values[self.monitor]))
 
-    def _finite_mean(self, name: str, mean: "RunningMean") -> float:
-        """The one place that waits for the device: every `CHECK_EVERY` steps and at the end of an epoch."""
-        value = mean.value()
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"{name} is {value} at step {self.global_step} (epoch {self.current_epoch}): training diverged."
-                " Lower optimizer.lr, set trainer.gradient_clip_val=1, or train with trainer.precision=32-true."
-            )
-        return value
+    def _finite_mean(self, split: str, mean: RunningMean, batch: Batch | None = None) -> float:
+        """The one place that waits for the device. `batch`: of the last loss, before its step."""
+        losses = mean.look()
+        bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is None:
+            return mean.value()
+        what = f"{split}/loss is {losses[bad]}"
+        if split != "train":
+            raise self._diverged(what, split, bad)
+        later = len(losses) - 1 - bad
+        place = self.trainer.fit_loop.batch_idx - later
+        raise self._diverged(what, split, place, batch if later == 0 else None, ago=later + (batch is None))
 
-
-class RunningMean:
-    """Mean of a loss over rows, summed in double precision on the device."""
-
-    def __init__(self) -> None:
-        self.reset(torch.device("cpu"))
-
-    def reset(self, device: torch.device) -> None:
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.rows = 0
-
-    def add(self, loss: Tensor, rows: int) -> None:
-        self.total.add_(loss.detach(), alpha=rows)
-        self.rows += rows
-
-    def value(self) -> float:
-        return self.total.item() / self.rows
+    def _diverged(
+        self, what: str, split: str, place: int, batch: Batch | None = None, *, ago: int = 0
+    ) -> DivergedError:
+        """What, when, why and what to do. The batch is read again at its `place` where it is not at hand."""
+        trainer = self.trainer
+        if batch is None:
+            loaders: dict[str, Any] = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
+            loader: Any = loaders.get(split, trainer.test_dataloaders)
+            batch = {name: values.to(self.device) for name, values in next(islice(loader, place, None)).items()}
+        spec = getattr(getattr(trainer, "datamodule", None), "inputs", None)
+        built = parameter_groups(self.network, self.optimizer, self.groups)
+        groups = {group["name"]: group["params"] for group in built}
+        with trainer.precision_plugin.forward_context():
+            why = diagnose(self.network, partial(mixed_loss, self.loss), batch, spec, groups)
+        step = self.global_step - ago // trainer.accumulate_grad_batches
+        return DivergedError(f"{what} at step {step} (epoch {self.current_epoch}).\n{why}\n{about_checkpoint(trainer)}")
 
 
 def _unset(function: Callable[..., Any], name: str) -> bool:

@@ -1,24 +1,30 @@
 """What is said of a loss that is no longer finite: the columns, the parameters, the module, and what to do."""
 
 import math
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models import losses
 from models.augment import mixed_loss
-from models.diverged import RunningMean, diagnose
+from models.diverged import DivergedError, RunningMean, diagnose
 from models.linear import Linear
 from models.mlp import MLP
-from tests.models.problems import INPUTS, MIXED, mixed_rows, rows, target
+from models.supervised import SupervisedModule
+from tests.conftest import run_script
+from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows, target
 
 Batch = dict[str, Tensor]
 ADVICE = "Lower optimizer.lr, or set trainer.gradient_clip_val=1."
 EXTREME = (
-    " For extreme numbers take data.numbers=quantile or robust, or set such rows aside by data.ranges, or leave a column"
-    " out by data.columns={NAME: drop}."
+    " For extreme numbers take data.numbers=quantile or robust, or set such rows aside by data.ranges, or leave a"
+    " column out by data.columns={NAME: drop}."
 )
 
 
@@ -61,7 +67,7 @@ def test_of_extreme_values_those_are_named_without_which_the_loss_is_finite() ->
     batch["numbers"][5, 1] = -3e25  # its square is no float32
     batch["numbers"][9, 2] = 4e25
     batch["numbers"][9, 0] = 2e6  # harmless
-    found = said(make_network(), batch)
+    found = said(make_network().eval(), batch)
     assert found["columns"] == "without b (-3e+25), c (4e+25) the loss of this batch is finite"
     assert found["network"].startswith("its output is finite, up to ")
     assert found["network"].endswith(", but not the loss of it")
@@ -192,3 +198,139 @@ def test_a_mean_keeps_its_losses_until_it_is_looked_at() -> None:
     mean.add(torch.tensor(5.0), 1)
     assert mean.look() == [1.0, 5.0]
     assert mean.value() == 2.0
+
+
+def test_a_run_stops_before_the_step_that_would_spoil_the_weights() -> None:
+    train = rows("binary", 12)
+    train["numbers"][6, 0] = math.nan
+    module = build("binary")
+    with pytest.raises(DivergedError) as caught:
+        fit(module, train, epochs=5, batch_size=4, shuffle=False)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "train/loss is nan at step 1 (epoch 0)."
+    assert lines[1] == "  columns: not finite in this batch: number 0 (nan)"
+    assert lines[3] == "  network: the first output that is not finite is that of inputs (Inputs)"
+    assert lines[4:] == [ADVICE + EXTREME, "No epoch had ended: there is no checkpoint."]
+    good = build("binary")
+    fit(good, train, epochs=1, batch_size=4, shuffle=False, max_steps=1)
+    for name, value in good.network.state_dict().items():
+        assert torch.equal(value, module.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("every", [4, 100])
+def test_where_looks_are_rare_the_step_and_the_batch_at_which_it_turned_are_named(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: at the next look, or at the end of the epoch."""
+    monkeypatch.setattr(SupervisedModule, "look_every", every)
+    train = rows("binary", 4 * 12)
+    train["numbers"][4 * 5 + 1, 2] = math.inf
+    with pytest.raises(DivergedError) as caught:
+        fit(build("binary"), train, epochs=5, batch_size=4, shuffle=False)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "train/loss is nan at step 5 (epoch 0)."
+    assert lines[1] == "  columns: not finite in this batch: number 2 (inf)"
+    assert lines[2].startswith("  parameters: not finite: ")
+
+
+class Spoiling(torch.optim.SGD):
+    """The sixth step makes a weight NaN."""
+
+    steps = 0
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        loss = super().step(closure)
+        self.steps += 1
+        if self.steps == 6:
+            self.param_groups[0]["params"][0].data[0] = math.nan
+        return loss
+
+
+def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) -> None:
+    """The sixth step is the last of an epoch without validation, and its own loss is finite."""
+    module = build("binary", optimizer=lambda groups, lr=0.1: Spoiling(groups, lr=lr), monitor="train/loss")
+    keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    with pytest.raises(DivergedError) as caught:
+        fit(module, rows("binary", 12), epochs=5, batch_size=4, callbacks=[keep], limit_val_batches=0)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "a weight is not finite at step 5 (epoch 1)."
+    assert lines[2].startswith('  parameters: not finite: inputs.embedding.weight in group "* (others)"')
+    assert lines[-1] == f"The last good checkpoint, after epoch 1, is {tmp_path}/last.ckpt."
+    assert_good(tmp_path / "last.ckpt", epoch=1)
+
+
+def assert_good(checkpoint: Path, *, epoch: int) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["epoch"] + 1 == epoch
+    assert all(bool(value.isfinite().all()) for value in saved["state_dict"].values())
+
+
+class TurnsNan(nn.Module):
+    """Squared error that is NaN from the hundredth call in training on."""
+
+    def __init__(self, target: object) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += torch.is_grad_enabled()
+        loss = (output[:, 0] - target).square().mean()
+        return loss * math.nan if self.calls >= 100 else loss
+
+
+EXPLODING = (
+    "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR",
+    "~scheduler.warmup",
+    "~scheduler.final",
+    "scheduler.gamma=1e9",
+)
+
+
+def test_a_rate_that_explodes_ends_the_command_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = run_script("train.py", "data=diabetes", *EXPLODING, "logger=none", f"hydra.run.dir={run}")
+    assert (done.returncode, done.stderr) == (2, "")
+    number = r"-?[\d.]+(e[+-]\d+)?"
+    message = (
+        rf"train/loss is (inf|nan) at step \d+ \(epoch 1\)\.\n"
+        rf"  columns: none is to blame alone; the most extreme, as encoded: (\w+ \({number}\)(, )?){{3}}\n"
+        r'  parameters: all finite; the largest weight is in layers\.\d\.weight in group "\* \(weights\)",'
+        rf" up to {number}; the largest gradient of the last step"
+        rf' in layers\.\d\.\w+ in group "\* \(\w+\)", up to {number}\n'
+        rf"  network: its output is finite, up to {number}, but not the loss of it\n"
+        rf"{re.escape(ADVICE)}\n"
+        rf"The last good checkpoint, after epoch 1, is {run}/checkpoints/last\.ckpt\.\n"
+    )
+    printed = done.stdout[done.stdout.index("train/loss is ") :]
+    assert re.fullmatch(message, printed), printed
+    assert not (run / "model.pt").exists()
+    for name in ("best", "last"):
+        assert_good(run / "checkpoints" / f"{name}.ckpt", epoch=1)
+
+
+def test_a_loss_that_turns_nan_leaves_checkpoints_to_go_on_from(run_here: Callable[..., Path], tmp_path: Path) -> None:
+    settings = ("data=diabetes", "data.batch_size=32", "logger=none", "export=none")
+    broken = ("loss=mse", "loss._target_=tests.models.test_diverged.TurnsNan", "allowed_targets=[tests]")
+    with pytest.raises(DivergedError) as caught:
+        run_here(*settings, *broken)
+    lines = str(caught.value).split("\n")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert lines[0] == "train/loss is nan at step 99 (epoch 11)."  # nine steps an epoch
+    assert lines[3].startswith("  network: its output is finite, up to ")
+    assert lines[4:] == [ADVICE, f"The last good checkpoint, after epoch 11, is {last}."]
+    assert_good(last, epoch=11)
+    run_here(*settings, f"resume={last}", "trainer.max_epochs=12")
+    assert_good(last, epoch=12)
+
+
+def test_a_value_that_only_validation_has_is_named_by_its_column(run_here: Callable[..., Path], tmp_path: Path) -> None:
+    lines = [f"{row},{row % 7},{row % 5 + row % 7}" for row in range(100)]
+    (tmp_path / "train.csv").write_text("\n".join(["age,pay,y", *lines]))
+    lines[17] = f"17,1e300,{lines[17].rpartition(',')[2]}"
+    (tmp_path / "val.csv").write_text("\n".join(["age,pay,y", *lines]))
+    files = (f"data.path={tmp_path}/train.csv", f"data.val_path={tmp_path}/val.csv", "data.target=y")
+    with pytest.raises(DivergedError) as caught:
+        run_here("data=table", *files, "data.numbers=standard", "+data.columns={age: number}", "model=linear")
+    said = str(caught.value).split("\n")
+    assert said[:2] == ["val/loss is inf at step 3 (epoch 0).", "  columns: not finite in this batch: pay (inf)"]
+    assert said[4] == ADVICE + EXTREME
