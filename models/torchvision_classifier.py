@@ -214,8 +214,8 @@ def _load(network: nn.Module, name: str, given: Mapping[str, Tensor], source: st
     head = head_of(network)
     renamed = _renamed(given, head)
     if lines := differences(network, renamed, head):
-        fitting = [other for other in networks() if other != name and _fits(other, given)]
-        advice = f"They fit model.name={' or '.join(fitting)}." if fitting else "They are of another network."
+        fitting = next((other for other in networks() if other != name and _fits(other, given)), None)
+        advice = f"They fit model.name={fitting}." if fitting else "They are of another network."
         raise ValueError("\n  ".join([f"{source} do not fit {name}. {advice}", *lines]))
     if not fill(network, renamed, head):
         log.info("%s: their head is for another number of answers than this target, so a new one is trained", source)
