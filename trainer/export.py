@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 PARITY_ROWS = 1024
 SELFTEST_ROWS = 64
+PIXELS = 32_000_000
+"""Of the images that go through the network at once: its activations are many times as large."""
 SELFTEST_TOKENS = 8
 """Words of a made-up text."""
 
@@ -145,10 +147,17 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
 
 
+def _rows(datamodule: TableDataModule, most: int) -> int:
+    """So many rows, fewer where they have large images."""
+    pixels = sum(math.prod(image.shape) for image in datamodule.inputs.images)
+    return max(SELFTEST_ROWS, min(most, PIXELS // pixels)) if pixels else most
+
+
 def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: SupervisedModule) -> None:
     """Compares the artefact on raw validation rows with the live model on the encoded ones."""
-    raw = datamodule.raw("val", PARITY_ROWS)
-    batch = {name: values.to(module.device) for name, values in datamodule.head("val", PARITY_ROWS).items()}
+    rows = _rows(datamodule, PARITY_ROWS)
+    raw = datamodule.raw("val", rows)
+    batch = {name: values.to(module.device) for name, values in datamodule.head("val", rows).items()}
     was_training = module.training
     module.eval()
     with torch.inference_mode():
@@ -167,7 +176,7 @@ def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: Supe
 
 def _histogram(pipeline: nn.Module, datamodule: TableDataModule) -> dict[str, Any]:
     """How the answers to the first validation rows are spread: values, or confidences and labels."""
-    answers = pipeline(*datamodule.raw("val", HEAD))
+    answers = pipeline(*datamodule.raw("val", _rows(datamodule, HEAD)))
     target = datamodule.target
     if target.task == "regression":
         counts, edges = torch.histogram(answers["value"].double().cpu(), bins=20)
