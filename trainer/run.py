@@ -33,7 +33,7 @@ from trainer.settle import settle
 log = logging.getLogger(__name__)
 
 START_ROWS = 4096
-"""Training rows that a network may see before training."""
+"""Training rows that a network may see before training, where it has no `start_rows` of its own."""
 KEPT = ("fit/", "train/", "baseline/seconds")
 """What a run that ended before keeps of its metrics."""
 
@@ -187,7 +187,8 @@ def train(
     trainer.prepare(module.network, datamodule.head("train", 16), datamodule.batch_size)
     if isinstance(module.network, Starts) and checkpoint is None:
         with torch.no_grad():
-            module.network.start(datamodule.head("train", START_ROWS))
+            rows = getattr(module.network, "start_rows", START_ROWS)
+            module.network.start(datamodule.head("train", rows))
     if find is not None:
         find(trainer, module, datamodule)
     started = time.perf_counter()
@@ -258,4 +259,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*deprecated")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "Found .* module.* in eval mode at the start of training")  # frozen ones
     warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval")
