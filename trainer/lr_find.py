@@ -147,8 +147,8 @@ def range_test(module: SupervisedModule, datamodule: TableDataModule, build: Cal
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The rate at which the loss falls most steeply over the logarithm of the rate, two digits of it.
 
-    The middle of the longest fall ("valley", fastai's) is far lower where the loss begins to fall early and gently: it
-    took 1.4 to 4 times the epochs (docs/training.md). Raises ConfigError where the loss does not fall by more than it
+    The middle of the longest fall ("valley", fastai's default) comes out lower where the loss begins to fall early and
+    gently; docs/models.md has figures of both. Raises ConfigError where the loss does not fall by clearly more than it
     varies from batch to batch.
     """
     smooth = smoothed(losses) if losses else np.zeros(1)
