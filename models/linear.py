@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, TextSpec
 from models.inputs import Inputs
+from models.ridge import solve
 from models.texts import tfidf
 
 ONE_HOT = functools.partial(Inputs, number_size=0, one_hot_max=256)
@@ -17,6 +18,8 @@ PACE = 300.0
 """So many times the weight of a word counts that is in every row; one in a share of the rows less by its fourth root.
 Adam moves each weight that a step has by about the learning rate, however rare the word: common words would take
 hundreds of epochs, and rare ones be learnt by heart. Chosen on sms_spam and ag_news."""
+MOST, WIDEST = 2**25, 2000
+"""Encoded values of training rows that `start` looks at, 256 MB in all, and the most of a row: a matrix is square."""
 
 
 class WordWeights(nn.Module):
@@ -46,11 +49,15 @@ class WordWeights(nn.Module):
 
 
 class Linear(nn.Module):
-    """One linear layer that starts at zero, so that it starts at even odds or at the mean.
+    """One linear layer. It starts as ridge or logistic regression has it, where `start` looks at training rows, else at
+    zero: even odds, or the mean.
 
     `inputs` makes the first layer, of all columns but texts: each word of a text has its own weight, times its TF-IDF.
     Gives (rows, outputs) logits or standardised values.
     """
+
+    start_rows = 1
+    """As many training rows as `start` makes use of."""
 
     def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = ONE_HOT) -> None:
         super().__init__()
@@ -65,6 +72,8 @@ class Linear(nn.Module):
             self.layer = nn.Linear(self.inputs.width, outputs)
             nn.init.zeros_(self.layer.weight)
             nn.init.zeros_(self.layer.bias)
+            if self.inputs.width <= WIDEST and not spec.texts:
+                self.start_rows = MOST // self.inputs.width
         self.texts = nn.ModuleList(WordWeights(text, outputs) for text in spec.texts)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -75,3 +84,14 @@ class Linear(nn.Module):
         for text in self.texts:
             output = output + text(batch)
         return output
+
+    def start(self, batch: dict[str, Tensor]) -> None:
+        """Solves for the weights on these training rows, with their `target`; neither with texts nor for wide rows."""
+        if self.inputs is None or self.layer is None or self.start_rows == 1:
+            return
+        features = self.inputs.eval()(batch)
+        self.inputs.train()
+        if features.isfinite().all():  # training says in which column it is not
+            weight, bias = solve(features, batch["target"], self.layer.out_features)
+            self.layer.weight.copy_(weight)
+            self.layer.bias.copy_(bias)

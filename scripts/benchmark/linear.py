@@ -1,0 +1,125 @@
+"""model=linear beside scikit-learn's LogisticRegression or Ridge on the same encoded features, rows and splits.
+
+python scripts/benchmark/linear.py --data DIR [--tables adult telco_churn] [--settings KEY=VALUE ...] [--json FILE]
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss, roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from datamodules.schema import TargetSpec
+from datamodules.split import SPLITS
+from scripts.benchmark.defaults import measure
+from scripts.benchmark.page import ROOT, markdown, publish
+from trainer.config import instantiate, prepare
+
+TABLES: dict[str, list[str]] = {
+    "adult": [],
+    "telco_churn": [],
+    "titanic": ["data.columns={Name: drop, Ticket: drop, Cabin: drop, PassengerId: drop}"],
+    "electricity": [],
+    "california_housing": [],
+    "diamonds": [],
+    "bike_sharing": [],
+}
+PENALTIES = np.logspace(-4, 4, 17)
+"""Tried on validation: the sum of squared weights times this, beside the sum of the rows' losses."""
+
+
+def encoded(overrides: list[str]) -> tuple[TargetSpec, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The target, and of each split the features of model=linear, float64 (rows, width), and the encoded target."""
+    overrides = prepare(["model=linear", *overrides])
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides)
+    datamodule = instantiate(config.data)
+    datamodule.setup()
+    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs).eval()
+    features, truth = {}, {}
+    for split in SPLITS:
+        rows = datamodule.head(split, datamodule.splits[split]["rows"])
+        with torch.no_grad():
+            features[split] = network.inputs(rows).double().numpy()
+        truth[split] = rows["target"].numpy()
+    return datamodule.target, features, truth
+
+
+def reference(overrides: list[str]) -> dict[str, float]:
+    """scikit-learn's own metrics, by the penalty that is best on validation."""
+    target, features, truth = encoded(overrides)
+
+    def scores(model: Any, split: str) -> dict[str, float]:
+        if target.task == "regression":
+            error = model.predict(features[split]) - truth[split]
+            return {"rmse": float(np.sqrt(np.mean(error**2))) * target.scale}
+        probabilities = model.predict_proba(features[split])
+        found = {
+            "log_loss": float(log_loss(truth[split], probabilities)),
+            "accuracy": float(np.mean(probabilities.argmax(1) == truth[split])),
+        }
+        if target.task == "binary":
+            found["auroc"] = float(roc_auc_score(truth[split], probabilities[:, 1]))
+        return found
+
+    models = []
+    started = time.perf_counter()
+    for penalty in PENALTIES:
+        model = Ridge(alpha=penalty) if target.task == "regression" else LogisticRegression(C=1 / penalty, max_iter=500)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            models.append(model.fit(features["train"], truth["train"]))
+    seconds = time.perf_counter() - started
+    main = "rmse" if target.task == "regression" else "log_loss"
+    best = min(range(len(models)), key=lambda index: scores(models[index], "val")[main])
+    validated = {f"val/{name}": value for name, value in scores(models[best], "val").items()}
+    tested = {f"test/{name}": value for name, value in scores(models[best], "test").items()}
+    return validated | tested | {"penalty": float(PENALTIES[best]), "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--settings", nargs="*", default=[], help="overrides for Lathe's runs alone")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    data = str(Path(given.data).resolve())
+    rows, figures = [], {}
+    for table in given.tables:
+        theirs = reference([f"data={table}", f"paths.data={data}", *TABLES[table]])
+        ours = measure(table, 0, data, ["model=linear", *TABLES[table], *given.settings])
+        figures[table] = {"scikit-learn": theirs, "lathe": ours}
+        names = [name for name in theirs if name.startswith("test/")]
+        main = names[0]
+        rows.append(
+            [
+                table,
+                *(", ".join(f"{name[5:]} {run[name]:.5g}" for name in names) for run in (ours, theirs)),
+                f"{ours[main] / theirs[main]:.4f}",
+                f"{ours['fit/epochs']:.0f}",
+                f"{ours['fit/seconds']:.1f}",
+                f"{theirs['seconds']:.1f}",
+            ]
+        )
+        print(rows[-1], file=sys.stderr)
+    headings = ["table", "Lathe, on test", "scikit-learn", "log-loss or RMSE, ratio", "epochs", "fit, s", "its fits, s"]
+    body = (
+        f"{markdown(headings, rows)}\n\nscikit-learn's penalty is the best on validation of {len(PENALTIES)}, which"
+        " its seconds hold all. Seed 0."
+    )
+    publish("Linear models", "python scripts/benchmark/linear.py --data DIR", body, figures, given.json)
+
+
+if __name__ == "__main__":
+    main()
