@@ -15,7 +15,7 @@ from trainer.problems import ConfigError
 
 LOGGED = (
     "train/loss, val/loss, val/accuracy, val/auroc, val/average_precision, val/balanced_accuracy,"
-    " val/calibration_error, val/f1, val/log_loss, val/mae, val/mape, val/r2, val/rmse or val/f1/CLASS."
+    " val/calibrated_log_loss, val/calibration_error, val/f1, val/log_loss, val/mae, val/mape, val/r2, val/rmse or val/f1/CLASS."
 )
 ALLOWED = "Allowed are datamodules, models, trainer, torch, torchmetrics, torchvision, pytorch_lightning;"
 
@@ -53,7 +53,7 @@ def refused(*arguments: str) -> str:
         ("mode=mni", 'mode: must be "min" or "max"; it is "mni". Did you mean min?'),
         ("model.hidden=[8,a]", 'model.hidden.1: must be an integer; it is "a".'),
         ("model.hidden=8", "model.hidden: must be a list (each an integer); it is 8."),
-        ("model.init=xe", 'model.init: must be "he", "xavier" or "orthogonal"; it is "xe".'),
+        ("model.init=xe", 'model.init: must be "he", "xavier", "orthogonal" or "data"; it is "xe".'),
         ("trainer.threads=many", 'trainer.threads: must be an integer or "auto"; it is "many".'),
         ("trainer.max_epochs=ten", 'trainer.max_epochs: must be an integer or null; it is "ten".'),
         (
@@ -182,7 +182,7 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             ["search=seeds", "hydra.sweeper.params.seed='0,x'"],
             ['command line: seed: must be an integer; it is "x".'],
         ),
-        (["-m", "model=glob(*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
+        (["-m", "loss=glob(m*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
         (["-m", "model=glob(q*)"], ["command line: model: sweeps over nothing: no value is left."]),
         (["--config-dir", "nowhere"], ["command line: --config-dir: there is no folder nowhere."]),
         (
@@ -328,6 +328,8 @@ NEEDED = {
     "data=table": ["data.path=rows.csv", "data.target=y"],
     "data=images": ["data.path=folder"],
     "experiment=images": ["data.path=folder"],
+    "experiment=finetune": ["data.path=folder"],
+    "model=torchvision": ["model.name=resnet34"],
 }
 SHIPPED = sorted((ROOT / "conf").glob("*/*.yaml"))
 
