@@ -15,7 +15,8 @@ from trainer.problems import ConfigError
 
 LOGGED = (
     "train/loss, val/loss, val/accuracy, val/auroc, val/average_precision, val/balanced_accuracy,"
-    " val/calibrated_log_loss, val/calibration_error, val/f1, val/log_loss, val/mae, val/mape, val/r2, val/rmse or val/f1/CLASS."
+    " val/calibrated_log_loss, val/calibration_error, val/f1, val/log_loss, val/mae, val/mape, val/r2,"
+    " val/rmse or val/f1/CLASS."
 )
 ALLOWED = "Allowed are datamodules, models, trainer, torch, torchmetrics, torchvision, pytorch_lightning;"
 
