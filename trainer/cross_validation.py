@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.read import FILE, LINE
@@ -66,9 +65,8 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
 def predictions(outcome: Outcome) -> pl.DataFrame:
     """Of each test row `file`, `line`, `target`, `prediction`, and for classes `probability_<class>`."""
     module, datamodule, target = outcome.module, outcome.datamodule, outcome.datamodule.target
-    outputs: Any = outcome.trainer.predict(module, dataloaders=datamodule.test_dataloader())
-    answers = torch.cat([module.predict(output) for output in outputs]).cpu().numpy()
-    truth = torch.cat([batch["target"] for batch in datamodule.test_dataloader()]).cpu().numpy()[: len(answers)]
+    output, target_values = outcome.trainer.outputs(module, datamodule.test_dataloader())
+    answers, truth = module.predict(output).cpu().numpy(), target_values.cpu().numpy()
     rows = datamodule.places("test").head(len(answers)).select(pl.col(FILE).alias("file"), pl.col(LINE).alias("line"))
     if target.task == "regression":
         return rows.with_columns(

@@ -1,9 +1,6 @@
 """What is settled on the validation rows once the weights are: members, temperature, threshold."""
 
 import logging
-from typing import Any
-
-import torch
 
 from datamodules.table import TableDataModule
 from models.answers import all_logits, combine
@@ -28,10 +25,7 @@ def settle(
     calibrate = calibrate and target.task != "regression"
     if keep is None and not calibrate and module.chosen_for is None:
         return {}
-    outputs: Any = trainer.predict(module, dataloaders=datamodule.val_dataloader())
-    output = torch.cat(outputs)
-    truth = torch.cat([batch["target"] for batch in datamodule.val_dataloader()]).to(output.device)
-    truth = truth[: len(output)]  # a debug run looks at some batches alone
+    output, truth = trainer.outputs(module, datamodule.val_dataloader())
     settled: dict[str, float] = {}
     if isinstance(network, TabM) and keep is not None:
         chosen = choose_members(output, truth, module.loss, target.task, keep)
