@@ -9,7 +9,6 @@ from torch import nn
 
 from serving.errors import InputError
 
-
 Factors = Mapping[str, float]
 """Of the optimizer's own `lr` and `weight_decay`."""
 
