@@ -163,7 +163,7 @@ def page(
             lines.append([name, f"**{recipe}**", ", ".join(cells), f"{seconds:.0f}", f"{size:.2f}", f"{ms:.2f}"])
         for (table, system), row in others.items():
             if table == name:
-                shown = ", ".join(f"{m} {float(row[m]['mean']):.5g} ± {float(row[m]['std']):.2g}" for m in names)
+                shown = ", ".join(f"{m} {plus_minus(float(row[m]['mean']), float(row[m]['std']))}" for m in names)
                 lines.append([name, system, shown, row[names[0]]["median_seconds"], "", ""])
     text = markdown(["table", "system", "on test", "seconds", "model.pt, MB", "one row, ms"], lines)
     for recipe, tables_of in verdicts.items():
@@ -175,7 +175,11 @@ def page(
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.5g} ± {statistics.stdev(values) if len(values) > 1 else 0:.2g}"
+    return plus_minus(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+def plus_minus(mean: float, deviation: float) -> str:
+    return f"{mean:.5g} ± {float(f'{deviation:.2g}'):g}"  # 210, not 2.1e+02
 
 
 if __name__ == "__main__":
