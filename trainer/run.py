@@ -188,7 +188,7 @@ def train(
     if isinstance(module.network, Starts) and checkpoint is None:
         with torch.no_grad():
             rows = getattr(module.network, "start_rows", START_ROWS)
-            module.network.start(datamodule.head("train", rows))
+            module.network.start(datamodule.sample("train", rows))
     if find is not None:
         find(trainer, module, datamodule)
     started = time.perf_counter()

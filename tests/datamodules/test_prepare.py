@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -53,6 +54,14 @@ def test_a_store_on_disk_and_chunks_on_disk_give_the_batches_of_memory(
         for ours, theirs in zip(*batches, strict=True):
             assert ours.keys() == {"numbers", "codes", "tokens.words", "offsets.words", "target"}
             assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    everything = memory.head("train", 4000)
+    places = np.linspace(0, len(everything["target"]) - 1, 50).round().astype(int)
+    for sample in (memory.sample("train", 50), disk.sample("train", 50)):
+        for name in ("numbers", "codes", "target"):
+            assert torch.equal(sample[name], everything[name][places])
+        lengths = everything["offsets.words"].diff()[places]
+        assert torch.equal(sample["offsets.words"].diff(), lengths)
+    assert all(torch.equal(values, everything[name]) for name, values in memory.sample("train", 9999).items())
 
 
 def test_chunks_of_any_size_give_the_same_facts(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
