@@ -36,9 +36,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for `optimizer`, a partial with its settings: one for each pair of factors, weights apart from others.
 
-    `patterns` match names of parameters as a shell matches files; the last that matches a parameter counts. Others
-    than weights have no weight decay. Each group has a `name` for messages. Raises InputError for a pattern that
-    matches nothing, or where the optimizer has no such setting.
+    `patterns` match names of parameters as a shell matches files, "a|b" what a or b matches; the last that matches a
+    parameter counts. Others than weights have no weight decay. Each group has a `name` for messages. Raises InputError
+    for a pattern that matches nothing, or where the optimizer has no such setting.
     """
     settings = inspect.signature(optimizer).parameters
     for setting in {setting for factors in patterns.values() for setting in factors}:
@@ -48,7 +48,7 @@ def parameter_groups(
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     used: set[str] = set()
     for name, parameter in network.named_parameters():
-        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        matching = [key for key in patterns if any(fnmatchcase(name, each) for each in key.split("|"))]
         used.update(matching)
         if not parameter.requires_grad:
             continue

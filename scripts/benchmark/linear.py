@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from datamodules.schema import TargetSpec
 from datamodules.split import SPLITS
+from models.answers import Answer
 from scripts.benchmark.defaults import measure
 from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.config import instantiate, prepare
@@ -61,11 +62,13 @@ def reference(overrides: list[str]) -> dict[str, float]:
 
     def scores(model: Any, split: str) -> dict[str, float]:
         if target.task == "regression":
-            error = model.predict(features[split]) - truth[split]
-            return {"rmse": float(np.sqrt(np.mean(error**2))) * target.scale}
+            output = model.predict(features[split])
+            held = Answer(target)(torch.from_numpy(output).unsqueeze(1)).numpy()
+            known = truth[split] * target.scale + target.mean
+            return {"raw": rmse(output * target.scale + target.mean, known), "rmse": rmse(held, known)}
         probabilities = model.predict_proba(features[split])
         found = {
-            "log_loss": float(log_loss(truth[split], probabilities)),
+            "raw": float(log_loss(truth[split], probabilities)),
             "accuracy": float(np.mean(probabilities.argmax(1) == truth[split])),
         }
         if target.task == "binary":
@@ -80,11 +83,15 @@ def reference(overrides: list[str]) -> dict[str, float]:
             warnings.simplefilter("ignore", ConvergenceWarning)
             models.append(model.fit(features["train"], truth["train"]))
     seconds = time.perf_counter() - started
-    main = "rmse" if target.task == "regression" else "log_loss"
-    best = min(range(len(models)), key=lambda index: scores(models[index], "val")[main])
+    best = min(range(len(models)), key=lambda index: scores(models[index], "val")["raw"])
     validated = {f"val/{name}": value for name, value in scores(models[best], "val").items()}
     tested = {f"test/{name}": value for name, value in scores(models[best], "test").items()}
-    return validated | tested | {"penalty": float(PENALTIES[best]), "seconds": seconds}
+    scale = target.scale if target.task == "regression" else 0.0
+    return validated | tested | {"penalty": float(PENALTIES[best]), "seconds": seconds, "scale": scale}
+
+
+def rmse(values: np.ndarray, known: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((values - known) ** 2)))
 
 
 def main() -> None:
@@ -99,25 +106,37 @@ def main() -> None:
     for table in given.tables:
         theirs = reference([f"data={table}", f"paths.data={data}", *TABLES[table]])
         ours = measure(table, 0, data, ["model=linear", *TABLES[table], *given.settings])
-        figures[table] = {"scikit-learn": theirs, "lathe": ours}
-        names = [name for name in theirs if name.startswith("test/")]
-        main = names[0]
+        # The loss is of the network's own output: neither calibrated nor held within the training values.
+        raw = ours["test/loss"] ** 0.5 * theirs["scale"] if theirs["scale"] else ours["test/loss"]
+        figures[table] = {"scikit-learn": theirs, "lathe": ours | {"test/raw": raw}}
+        names = [name for name in theirs if name.startswith("test/") and name != "test/raw"]
         rows.append(
             [
                 table,
+                f"{raw:.5g}",
+                f"{theirs['test/raw']:.5g}",
+                f"{raw / theirs['test/raw']:.4f}",
                 *(", ".join(f"{name[5:]} {run[name]:.5g}" for name in names) for run in (ours, theirs)),
-                f"{ours[main] / theirs[main]:.4f}",
                 f"{ours['fit/epochs']:.0f}",
                 f"{ours['fit/seconds']:.1f}",
-                f"{theirs['seconds']:.1f}",
             ]
         )
         print(rows[-1], file=sys.stderr)
-    headings = ["table", "Lathe, on test", "scikit-learn", "log-loss or RMSE, ratio", "epochs", "fit, s", "its fits, s"]
+    headings = [
+        "table",
+        "log-loss or RMSE",
+        "scikit-learn's",
+        "ratio",
+        "as shipped",
+        "scikit-learn",
+        "epochs",
+        "fit, s",
+    ]
     body = (
-        f"{markdown(headings, rows)}\n\nscikit-learn's penalty is the best on validation of {len(PENALTIES)}, which"
-        " its seconds hold all. Lathe's answers are as shipped: probabilities calibrated on validation,"
-        " values held within the range of the training rows, which is what tells on diamonds. Seed 0."
+        f"{markdown(headings, rows)}\n\nOn test, seed 0. The ratio is of the plain outputs of both: not calibrated, nor"
+        " held near the values of the training rows. The RMSE behind it is of values that are held, by the artefact's"
+        " rule for both; accuracy and AUROC of two classes do not hang on a temperature. scikit-learn's penalty is the"
+        f" best of {len(PENALTIES)} on validation."
     )
     publish("Linear models", "python scripts/benchmark/linear.py --data DIR", body, figures, given.json)
 

@@ -52,6 +52,14 @@ def test_patterns_multiply_rate_and_decay_and_the_last_that_matches_counts() -> 
     }
 
 
+def test_one_pattern_of_several_must_match() -> None:
+    network = MLP(INPUTS, 1, hidden=(4,))
+    found = by_name(network, ADAMW(parameter_groups(network, ADAMW, {"inputs.bent.*|*.bias": {"lr": 0.1}})))
+    assert {name for name, settings in found.items() if settings["lr"] != 0.01} == {"layers.0.bias", "layers.3.bias"}
+    with pytest.raises(InputError, match=r"^groups: no parameter is named 'inputs.bent.\*\|\*.factor'; there are "):
+        parameter_groups(network, ADAMW, {"inputs.bent.*|*.factor": {"lr": 0.1}})
+
+
 def test_frozen_parameters_are_not_trained() -> None:
     network = MLP(INPUTS, 1, hidden=(4,))
     network.inputs.requires_grad_(False)

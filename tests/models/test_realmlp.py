@@ -91,8 +91,9 @@ def test_the_share_of_an_activation_leads_from_none_of_it_to_all() -> None:
     assert part(x).tolist() == [[[-1.0, -0.75, 0.0]]]
 
 
-def test_scale_shares_and_biases_are_spared_and_matched_by_the_recipes_groups() -> None:
-    network = started("binary")
+@pytest.mark.parametrize("spec", [BENT, INPUTS], ids=["numbers", "nothing to bend"])
+def test_the_recipes_groups_match_what_they_mean_and_scale_and_shares_are_spared(spec: InputSpec) -> None:
+    network = started("binary", spec)
     weights = {id(weight) for weight in split_parameters(network)[0]}
     decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
     assert decayed == {"layers.0.weight", "layers.3.weight", "layers.6.weight"}
@@ -104,6 +105,7 @@ def test_scale_shares_and_biases_are_spared_and_matched_by_the_recipes_groups() 
     assert {name for name, rate in rates.items() if rate == 0.1} == {
         *(f"layers.{index}.bias" for index in (0, 3, 6)),
         *(f"layers.{index}.share" for index in (1, 4)),
+        *(f"inputs.bent.{name}" for name in ("linear", "shift", "bend") if spec is BENT),
     }
 
 
