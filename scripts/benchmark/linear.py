@@ -1,6 +1,6 @@
 """model=linear beside scikit-learn's LogisticRegression or Ridge on the same encoded features, rows and splits.
 
-python scripts/benchmark/linear.py --data DIR [--tables adult telco_churn] [--settings KEY=VALUE ...] [--json FILE]
+python scripts/benchmark/linear.py --data DIR [--tables adult telco_churn] [--seeds 0 1 2] [--json FILE]
 """
 
 import argparse
@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -98,27 +99,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the split")
     parser.add_argument("--settings", nargs="*", default=[], help="overrides for Lathe's runs alone")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     data = str(Path(given.data).resolve())
     rows, figures = [], {}
     for table in given.tables:
-        theirs = reference([f"data={table}", f"paths.data={data}", *TABLES[table]])
-        ours = measure(table, 0, data, ["model=linear", *TABLES[table], *given.settings])
-        # The loss is of the network's own output: neither calibrated nor held within the training values.
-        raw = ours["test/loss"] ** 0.5 * theirs["scale"] if theirs["scale"] else ours["test/loss"]
-        figures[table] = {"scikit-learn": theirs, "lathe": ours | {"test/raw": raw}}
-        names = [name for name in theirs if name.startswith("test/") and name != "test/raw"]
+        pairs = []
+        for seed in given.seeds:
+            settings = [*TABLES[table], f"data.split.seed={seed}"]
+            theirs = reference([f"data={table}", f"paths.data={data}", *settings])
+            ours = measure(table, 0, data, ["model=linear", "baselines=false", *settings, *given.settings])
+            # The loss is of the network's own output: neither calibrated nor held within the training values.
+            ours["test/raw"] = ours["test/loss"] ** 0.5 * theirs["scale"] if theirs["scale"] else ours["test/loss"]
+            pairs.append((ours, theirs))
+        figures[table] = [{"lathe": ours, "scikit-learn": theirs} for ours, theirs in pairs]
+        names = [name for name in pairs[0][1] if name.startswith("test/") and name != "test/raw"]
         rows.append(
             [
                 table,
-                f"{raw:.5g}",
-                f"{theirs['test/raw']:.5g}",
-                f"{raw / theirs['test/raw']:.4f}",
-                *(", ".join(f"{name[5:]} {run[name]:.5g}" for name in names) for run in (ours, theirs)),
-                f"{ours['fit/epochs']:.0f}",
-                f"{ours['fit/seconds']:.1f}",
+                *(f"{mean([pair[side]['test/raw'] for pair in pairs]):.5g}" for side in (0, 1)),
+                " ".join(f"{ours['test/raw'] / theirs['test/raw']:.4f}" for ours, theirs in pairs),
+                *(
+                    ", ".join(f"{name[5:]} {mean([pair[side][name] for pair in pairs]):.5g}" for name in names)
+                    for side in (0, 1)
+                ),
+                f"{mean([ours['fit/seconds'] for ours, _ in pairs]):.1f}",
             ]
         )
         print(rows[-1], file=sys.stderr)
@@ -126,17 +133,18 @@ def main() -> None:
         "table",
         "log-loss or RMSE",
         "scikit-learn's",
-        "ratio",
+        "ratio, each split",
         "as shipped",
         "scikit-learn",
-        "epochs",
         "fit, s",
     ]
     body = (
-        f"{markdown(headings, rows)}\n\nOn test, seed 0. The ratio is of the plain outputs of both: not calibrated, nor"
-        " held near the values of the training rows. The RMSE behind it is of values that are held, by the artefact's"
-        " rule for both; accuracy and AUROC of two classes do not hang on a temperature. scikit-learn's penalty is the"
-        f" best of {len(PENALTIES)} on validation."
+        f"{markdown(headings, rows)}\n\nMeans on test over the splits of seeds {given.seeds}; those by time are one."
+        " The first three columns are of plain outputs: not calibrated, nor held near the values of the training rows."
+        " The RMSE behind them is of values that are held, by the artefact's rule for both; accuracy and AUROC of two"
+        f" classes do not hang on a temperature. scikit-learn's penalty is the best of {len(PENALTIES)} on validation,"
+        " Lathe's is chosen over folds of the training rows. On few rows, as titanic's, that tells by a per cent. On"
+        " electricity, which drifts, validation misleads scikit-learn's choice: with a penalty of 1 it is at 0.4806."
     )
     publish("Linear models", "python scripts/benchmark/linear.py --data DIR", body, figures, given.json)
 
