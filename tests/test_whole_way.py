@@ -77,7 +77,8 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_script(
         "train.py", "data=table", f"data.path={folder}/train.csv", "data.target=y", f"data.columns={{{columns}}}",
         "calibrate=false", "data.split.by=column", "data.split.column=part", "data.max_bad_fraction=1",
-        "data.image_size=16", "data.max_levels=3", "data.hash_buckets=4", "data.char_ngrams=[2,3]", "data.ranges={count:[null,1e30]}",
+        "data.image_size=16",
+        "data.max_levels=3", "data.hash_buckets=4", "data.char_ngrams=[2,3]", "data.ranges={count:[null,1e30]}",
         "data.replace={level:[[blue,green]],amount:[[1,null]]}", "model=fusion", "model.channels=8",
         "trainer.max_epochs=2", "data.cache=null", f"hydra.run.dir={run}",
     )  # fmt: skip
