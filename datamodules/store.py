@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -87,6 +88,26 @@ def take(rows: Rows, index: Tensor) -> Rows:
         elif not name.startswith(TOKENS):
             taken[name] = values.index_select(0, index)
     return taken
+
+
+def draw(store: Store, most: int) -> Rows:
+    """At most so many rows of a store, on the CPU: all of them, or a uniform sample, in their order."""
+    count = sum(store.lengths)
+    chosen = np.arange(count)
+    if count > most:
+        chosen = np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+    pieces: list[Rows] = []
+    start = 0
+    for part, length in enumerate(store.lengths):
+        wanted = torch.from_numpy(chosen[(chosen >= start) & (chosen < start + length)] - start)
+        start += length
+        if isinstance(store, MemoryStore):
+            held, index = store.window([part])
+            piece = take(held, index[wanted])
+        else:
+            piece = take(load_part(store.files[part]), wanted)  # reads of the file what it takes
+        pieces.append({name: values.cpu() for name, values in piece.items()})
+    return join(pieces)
 
 
 def join(parts: Sequence[Rows]) -> Rows:

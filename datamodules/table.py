@@ -26,7 +26,7 @@ from datamodules.read import STANDARD_INPUT, Raw, find, read_share
 from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
 from datamodules.settings import Settings
 from datamodules.split import Split
-from datamodules.store import DiskStore, MemoryStore, Rows, Store, as_bytes, choose, free_memory, join, take
+from datamodules.store import DiskStore, MemoryStore, Rows, Store, as_bytes, choose, draw, free_memory, take
 from serving import cells
 from serving.torchscript import quiet
 
@@ -242,18 +242,8 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         return {name: values.cpu() for name, values in take(held, index[:rows]).items()}
 
     def sample(self, split: SplitName, rows: int) -> Rows:
-        """So many encoded rows at even distances over a split, on the CPU: its first ones may be alike."""
-        store = self.stores[split]
-        total = sum(store.lengths)
-        places = torch.linspace(0, total - 1, min(rows, total), dtype=torch.float64).round().long()
-        found, first = [], 0
-        for part, length in enumerate(store.lengths):
-            inside = places[(places >= first) & (places < first + length)] - first
-            if len(inside) > 0:
-                held, index = store.window([part])
-                found.append(take(held, index[inside]))
-            first += length
-        return {name: values.cpu() for name, values in join(found).items()}
+        """A uniform sample of the encoded rows of a split, on the CPU: its first ones may be alike."""
+        return draw(self.stores[split], rows)
 
     def frame(self, split: SplitName) -> pl.DataFrame:
         """The first cleaned rows of a split, `datamodules.prepare.HEAD` at most."""

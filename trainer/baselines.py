@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor, nn
 
 from datamodules.loader import Batches
 from datamodules.schema import InputSpec, TargetSpec
-from datamodules.store import MemoryStore, Rows, Store, join, load_part, take
+from datamodules.store import MemoryStore, Rows, draw, take
 from datamodules.table import TableDataModule
 from models import metrics
 from models.answers import Answer, all_logits
@@ -107,26 +105,6 @@ def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataMod
     return Comparison(found, verdict(metric, over, module, datamodule, drawn, seconds))
 
 
-def draw(store: Store, most: int) -> Rows:
-    """At most so many rows of a store, on the CPU: all of them, or a uniform sample, in their order."""
-    count = sum(store.lengths)
-    chosen = np.arange(count)
-    if count > most:
-        chosen = np.sort(np.random.default_rng(0).choice(count, most, replace=False))
-    pieces: list[Rows] = []
-    start = 0
-    for part, length in enumerate(store.lengths):
-        wanted = torch.from_numpy(chosen[(chosen >= start) & (chosen < start + length)] - start)
-        start += length
-        if isinstance(store, MemoryStore):
-            held, index = store.window([part])
-            piece = take(held, index[wanted])
-        else:
-            piece = take(load_part(store.files[part]), wanted)  # reads of the file what it takes
-        pieces.append({name: values.cpu() for name, values in piece.items()})
-    return join(pieces)
-
-
 def encode(rows: Rows, spec: InputSpec) -> Matrix:
     """The columns of a linear model: numbers and indicators as encoded, one-hot codes, TF-IDF of each text.
 
@@ -170,11 +148,16 @@ def fit(
 
 
 def _ridge(inputs: Matrix, truth: Tensor, strength: float) -> Model:
+    from sklearn.linear_model import Ridge  # slow to import
+
     model = Ridge(alpha=1 / strength).fit(inputs, truth.double().numpy())
     return lambda matrix: torch.from_numpy(model.predict(matrix)).float().unsqueeze(1)
 
 
 def _logistic(inputs: Matrix, truth: Tensor, target: TargetSpec, strength: float, weights: Tensor | None) -> Model:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression  # slow to import
+
     seen: Tensor = torch.unique(truth)  # a sample may lack a rare class
     if len(seen) == 1:
         return lambda matrix: constant(target, matrix.shape[0])

@@ -1,6 +1,7 @@
 """Stores: whatever holds the rows, batches are the same; what is cached is whole, and made once."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,7 @@ from datamodules import loader
 from datamodules.loader import Batches
 from datamodules.schema import DataError
 from datamodules.statistics import Sample
-from datamodules.store import DiskStore, MemoryStore, Rows, as_bytes, choose, join, save_part, size_of, take
+from datamodules.store import DiskStore, MemoryStore, Rows, as_bytes, choose, draw, join, save_part, size_of, take
 
 
 def ragged(texts: list[list[int]]) -> Rows:
@@ -128,3 +129,27 @@ def test_the_store_is_chosen_by_the_limit() -> None:
     assert choose("auto", 40 * 10**6, 10**8) == ("memory", "40 MB of rows, less than half of 100 MB")
     assert choose("auto", 60 * 10**6, 10**8) == ("disk", "60 MB of rows, more than half of 100 MB")
     assert choose("disk", 10**6, 10**8) == ("disk", "1.0 MB of rows, given")
+
+
+def test_of_many_rows_a_uniform_sample_is_drawn_in_their_order_from_memory_and_from_disk(tmp_path: Path) -> None:
+    parts = []
+    for part in range(5):
+        values = torch.arange(part * 1000, (part + 1) * 1000)
+        offsets = torch.arange(1001) * 2
+        parts.append({"target": values, "tokens.t": values.repeat_interleave(2).int(), "offsets.t": offsets})
+        save_part(tmp_path / f"{part}.pt", parts[-1])
+    whole = {
+        "target": torch.arange(5000),
+        "tokens.t": torch.arange(5000).repeat_interleave(2).int(),
+        "offsets.t": torch.arange(5001) * 2,
+    }
+    memory = draw(MemoryStore(whole, [1000] * 5), 500)
+    disk = draw(DiskStore([tmp_path / f"{part}.pt" for part in range(5)], [1000] * 5, 1), 500)
+    for name, values in memory.items():
+        torch.testing.assert_close(disk[name], values)
+    chosen = memory["target"]
+    assert len(chosen) == 500
+    assert (chosen.diff() > 0).all()
+    assert torch.histc(chosen.float(), 5, 0, 5000).min() > 70
+    assert memory["tokens.t"].tolist() == chosen.repeat_interleave(2).tolist()
+    assert draw(MemoryStore(whole), 5000)["target"].tolist() == list(range(5000))

@@ -15,9 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from datamodules.schema import InputSpec, TargetSpec, TextSpec
-from datamodules.store import DiskStore, MemoryStore, save_part
 from models.losses import MSE, CrossEntropy
-from trainer.baselines import constant, draw, encode, fit
+from trainer.baselines import constant, encode, fit
 
 RunHere = Callable[..., Path]
 QUICK = ("logger=none", "export=none", "paths.cache=null", "trainer.threads=1")
@@ -89,30 +88,6 @@ def test_a_wide_table_is_sparse() -> None:
     rows = {"codes": torch.tensor([[300], [0]], dtype=torch.int32), "target": torch.zeros(2)}
     matrix = encode(rows, InputSpec(categories=(("c", 400),)))
     assert (matrix.shape, matrix.nnz, matrix[0, 299]) == ((2, 399), 1, 1.0)
-
-
-def test_of_many_rows_a_uniform_sample_is_drawn_in_their_order_from_memory_and_from_disk(tmp_path: Path) -> None:
-    parts = []
-    for part in range(5):
-        values = torch.arange(part * 1000, (part + 1) * 1000)
-        offsets = torch.arange(1001) * 2
-        parts.append({"target": values, "tokens.t": values.repeat_interleave(2).int(), "offsets.t": offsets})
-        save_part(tmp_path / f"{part}.pt", parts[-1])
-    whole = {
-        "target": torch.arange(5000),
-        "tokens.t": torch.arange(5000).repeat_interleave(2).int(),
-        "offsets.t": torch.arange(5001) * 2,
-    }
-    memory = draw(MemoryStore(whole, [1000] * 5), 500)
-    disk = draw(DiskStore([tmp_path / f"{part}.pt" for part in range(5)], [1000] * 5, 1), 500)
-    for name, values in memory.items():
-        torch.testing.assert_close(disk[name], values)
-    chosen = memory["target"]
-    assert len(chosen) == 500
-    assert (chosen.diff() > 0).all()
-    assert torch.histc(chosen.float(), 5, 0, 5000).min() > 70
-    assert memory["tokens.t"].tolist() == chosen.repeat_interleave(2).tolist()
-    assert draw(MemoryStore(whole), 5000)["target"].tolist() == list(range(5000))
 
 
 def classes(seed: int, k: int, rows: int = 400) -> tuple[np.ndarray, Tensor]:
