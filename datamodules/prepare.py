@@ -4,8 +4,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import reduce
 from itertools import accumulate, chain
 from operator import add, or_
@@ -23,12 +23,13 @@ from datamodules.clean import COPY, check_target, clean, clean_target, count, re
 from datamodules.features import Features
 from datamodules.fit import Fit
 from datamodules.infer import check_names, infer_columns, infer_task
+from datamodules.keys import Keys, first_copies
 from datamodules.pixels import Pixels
 from datamodules.ranks import Ranks
 from datamodules.read import BAD, FILE, LINE, Raw, concat
 from datamodules.schema import FEATURE_KINDS, Column, DataError, Kind, TargetSpec, Task
 from datamodules.settings import Settings
-from datamodules.split import SPLITS, first_equal
+from datamodules.split import SPLITS
 from datamodules.statistics import ROW, Sample, Statistics
 from datamodules.store import Rows, save_part, size_of
 from datamodules.target import describe_splits, describe_target, encode_target
@@ -52,25 +53,6 @@ Reader = Callable[[Any, int, int], Iterator[tuple[int, Raw]]]
 """A path, a process and the number of processes -> the chunks of raw rows that are its share, each with its number
 among all.
 """
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What the split needs of the rows that are kept: of a chunk, or of all, in their order."""
-
-    numbers: list[int]
-    """The chunks."""
-    lengths: list[int]
-    """Rows of each that are kept."""
-    target: pl.Series
-    copy: pl.Series
-    column: pl.Series | None
-    file: np.ndarray
-    """int8: 0 for rows of data.path, 1 of data.val_path, 2 of data.test_path."""
-
-    def pieces(self, values: np.ndarray) -> dict[int, np.ndarray]:
-        """Values of all rows -> those of each chunk."""
-        return dict(zip(self.numbers, np.split(values, np.cumsum(self.lengths)[:-1]), strict=True))
 
 
 class Preparation:
@@ -264,7 +246,7 @@ class Preparation:
         keys = [key for keys in self.ranks.gather(own) for key in keys]
         kept_rows = sum(key.lengths[0] for key in keys)
         refuse_if_too_many(self.quarantine, kept_rows, sum(self.ranks.gather(rows)), settings.max_bad_fraction)
-        return _join(sorted(keys, key=lambda key: key.numbers))
+        return Keys.join(sorted(keys, key=lambda key: key.numbers))
 
     def _split(self, keys: Keys) -> np.ndarray:
         """int8 (rows,): 0 train, 1 validation, 2 test, -1 left out."""
@@ -372,30 +354,3 @@ class Preparation:
         """The columns that a network gets."""
         target = self.settings.target
         return [column for column in self.columns if column.kind in FEATURE_KINDS and column.name != target]
-
-
-def first_copies(copy: np.ndarray) -> np.ndarray | None:
-    """For each row the position of the first row with the same number, int64 (rows,); None where all are different.
-
-    Lean: of tens of millions of rows only those that have a copy are looked at by one.
-    """
-    ordered = np.sort(copy)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(twice):
-        return None
-    rows = np.flatnonzero(np.isin(copy, twice))
-    firsts = np.arange(len(copy))
-    firsts[rows] = rows[first_equal(copy[rows])]
-    return firsts
-
-
-def _join(keys: Sequence[Keys]) -> Keys:
-    columns = [key.column for key in keys if key.column is not None]
-    return Keys(
-        [number for key in keys for number in key.numbers],
-        [length for key in keys for length in key.lengths],
-        pl.concat([key.target for key in keys]),
-        pl.concat([key.copy for key in keys]),
-        concat([column.to_frame() for column in columns]).to_series() if columns else None,
-        np.concatenate([key.file for key in keys]),
-    )
