@@ -82,6 +82,16 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
     return scripted
 
 
+def check_trains_and_scripts(network: nn.Module, batch: dict[str, Tensor], shape: tuple[int, ...]) -> None:
+    """Gradients reach every parameter, and TorchScript answers as the network does: an output of this shape."""
+    network(batch).square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+    network.eval()
+    answers = network(batch)
+    assert answers.shape == shape
+    torch.testing.assert_close(script(network)(batch), answers, rtol=0, atol=1e-5)
+
+
 def build(
     task: Task,
     *,

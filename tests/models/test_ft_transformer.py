@@ -13,7 +13,7 @@ from datamodules.schema import InputSpec, Task
 from models import ft_transformer
 from models.ft_transformer import Block, FTTransformer, Tokens
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows, script, target
+from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
 from trainer.config import instantiate
 
 TEXT = InputSpec(numbers=MIXED.numbers, texts=MIXED.texts)
@@ -21,7 +21,7 @@ TEXT = InputSpec(numbers=MIXED.numbers, texts=MIXED.texts)
 
 def small(spec: InputSpec, outputs: int, size: int = 16, **settings: float) -> FTTransformer:
     settings = {"blocks": 2, "heads": 4, "hidden": 20} | settings
-    return FTTransformer(spec, outputs, inputs=lambda spec: Tokens(spec, size=size), **settings)  # type: ignore[arg-type]
+    return FTTransformer(spec, outputs, inputs=lambda spec: Tokens(spec, size=size), **settings)
 
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
@@ -29,12 +29,7 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: 
     torch.manual_seed(0)
     outputs = target(task).outputs
     network, batch = small(INPUTS, outputs), rows(task, 40)
-    network(batch).square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters())
-    network.eval()
-    answers = network(batch)
-    assert answers.shape == (40, outputs)
-    torch.testing.assert_close(script(network)(batch), answers, rtol=0, atol=1e-5)
+    check_trains_and_scripts(network, batch, (40, outputs))
 
 
 def test_tokens_are_numbers_indicators_categories_and_texts() -> None:

@@ -11,7 +11,7 @@ from datamodules.schema import InputSpec, Task
 from models.groups import parameter_groups, split_parameters
 from models.realmlp import NTKLinear, PartActivation, RealMLP
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows, script, target
+from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
 from trainer.config import instantiate
 
 TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
@@ -29,12 +29,7 @@ def started(task: Task, spec: InputSpec = BENT, dropout: float = 0.15) -> RealML
 @pytest.mark.parametrize("task", TASKS)
 def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: Task) -> None:
     network, batch = started(task), rows(task, 400, seed=1)
-    output = network(batch)
-    assert output.shape == (400, 2, target(task).outputs)
-    output.square().sum().backward()
-    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
-    network.eval()
-    torch.testing.assert_close(script(network)(batch), network(batch), rtol=0, atol=1e-5)
+    check_trains_and_scripts(network, batch, (400, 2, target(task).outputs))
 
 
 def test_units_have_deviation_one_at_the_start_and_bend_inside_the_data() -> None:
@@ -98,7 +93,7 @@ def test_the_recipes_groups_match_what_they_mean_and_scale_and_shares_are_spared
     decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
     assert decayed == {"layers.0.weight", "layers.3.weight", "layers.6.weight"}
     recipe = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / "realmlp.yaml").groups)
-    groups = parameter_groups(network, functools.partial(torch.optim.AdamW, lr=1.0), recipe)  # type: ignore[arg-type]
+    groups = parameter_groups(network, functools.partial(torch.optim.AdamW, lr=1.0), recipe)
     named = {id(weight): name for name, weight in network.named_parameters()}
     rates = {named[id(weight)]: group.get("lr", 1.0) for group in groups for weight in group["params"]}
     assert rates["scale.factor"] == 6.0

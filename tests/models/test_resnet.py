@@ -8,7 +8,7 @@ from torch import nn
 from datamodules.schema import InputSpec, Task
 from models.resnet import Block, ResNet
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows, script, target
+from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
 from trainer.config import instantiate
 
 
@@ -17,12 +17,7 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: 
     torch.manual_seed(0)
     outputs = target(task).outputs
     network, batch = ResNet(INPUTS, outputs, size=12, hidden=20, residual_dropout=0.1), rows(task, 40)
-    network(batch).square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters())
-    network.eval()
-    answers = network(batch)
-    assert answers.shape == (40, outputs)
-    torch.testing.assert_close(script(network)(batch), answers, rtol=0, atol=1e-5)
+    check_trains_and_scripts(network, batch, (40, outputs))
 
 
 def test_a_block_adds_to_what_it_reads() -> None:

@@ -13,7 +13,7 @@ from models.answers import Answer, combine
 from models.inputs import Inputs
 from models.tabm import TabM, choose_members
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows, script, target
+from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
 from trainer.config import instantiate
 
 TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
@@ -29,13 +29,8 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(
     torch.manual_seed(0)
     spec, batch = target(task), rows(task, 40)
     network = small(outputs=spec.outputs, variant=variant)
-    output = network(batch)
-    assert output.shape == (40, 4, spec.outputs)
-    output.square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters())
-    network.eval()
-    torch.testing.assert_close(script(network)(batch), network(batch), rtol=0, atol=1e-5)
-    answers = Answer(spec)
+    check_trains_and_scripts(network, batch, (40, 4, spec.outputs))
+    output, answers = network(batch), Answer(spec)
     torch.testing.assert_close(script(answers)(output), answers(output), rtol=0, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from models.entmax import entmax15, entmoid15
 from models.groups import split_parameters
 from models.tree import HardTrees, Tree, harden, leaf_weights, prune, refit
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, build, fit, rows, script, target
+from tests.models.problems import INPUTS, build, check_trains_and_scripts, fit, rows, script, target
 from trainer.config import instantiate
 
 TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
@@ -66,12 +66,7 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: 
     outputs = target(task).outputs
     network, batch = Tree(INPUTS, outputs, trees=5, depth=3), rows(task, 40)
     network.start(batch)
-    network(batch).square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters())
-    network.eval()
-    answers = network(batch)
-    assert answers.shape == (40, outputs)
-    torch.testing.assert_close(script(network)(batch), answers, rtol=0, atol=1e-5)
+    check_trains_and_scripts(network, batch, (40, outputs))
 
 
 def test_trees_that_are_looked_at_one_by_one_give_the_same_mean() -> None:
@@ -133,7 +128,7 @@ def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
 @pytest.mark.parametrize("setting", ["trees", "depth"])
 def test_a_tree_has_one_question_at_least(setting: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(f'model.{setting}=0: must be 1 or more.')}$"):
-        Tree(INPUTS, 1, **{setting: 0})  # type: ignore[arg-type]
+        Tree(INPUTS, 1, **{setting: 0})
 
 
 def test_texts_are_refused() -> None:
