@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from datamodules.schema import ImageSpec, InputSpec
 from models.fitting import refuse_columns
 from models.inputs import Pixels
-from models.layers import BatchNorm
+from models.layers import BatchNorm, Dropout
 
 
 class ImageEncoder(nn.Module):
@@ -54,7 +54,7 @@ class CNN(nn.Module):
         refuse_columns(spec, "cnn", ["image"])
         encoders = [ImageEncoder(image, channels, depth) for image in spec.images]
         self.images = nn.ModuleList(encoders)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(sum(encoder.width for encoder in encoders), outputs)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

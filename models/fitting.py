@@ -39,7 +39,7 @@ def _fitting(there: set[Kind]) -> str:
     if "image" in there:
         return "fusion or mlp"
     if there == {"text"}:
-        return "text_transformer, linear or mlp"
+        return "text_transformer, pretrained_text, linear or mlp"
     if "text" in there:
         return "mlp, linear or text_transformer"
     return "linear, mlp, resnet, tabm, realmlp, ft_transformer or tree"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, TextSpec
 from models.fitting import refuse_columns
+from models.layers import Dropout
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class PretrainedText(nn.Module):
         _freeze(model, freeze)
         self.frozen = freeze is True
         self.body = Encoder(model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(model.config.hidden_size, outputs)
         self.train()
 

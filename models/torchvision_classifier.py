@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datamodules.schema import ImageSpec, InputSpec
 from models.fitting import refuse_columns
 from models.inputs import Pixels
+from models.layers import Dropout
 from models.weights import differences, fill, read_weights
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class TorchvisionClassifier(nn.Module):
         self.head = body.get_submodule(head)
         body.set_submodule(head, nn.Identity())
         self.body = body.to(memory_format=torch.channels_last)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for part in freeze:
             _part(body, part, name).requires_grad_(False)
         self.frozen = list(freeze)

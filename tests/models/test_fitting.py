@@ -34,7 +34,8 @@ REFUSED: list[tuple[InputSpec, Sequence[Kind], Kind | None, str]] = [
         TEXTS,
         TABLE,
         None,
-        "net takes numbers and categories alone, and there are texts: choose model=text_transformer, linear or mlp.",
+        "net takes numbers and categories alone, and there are texts: choose model=text_transformer,"
+        " pretrained_text, linear or mlp.",
     ),
     (
         replace(MIXED, images=()),
@@ -84,5 +85,5 @@ def test_what_fits_is_taken() -> None:
 def test_the_networks_that_are_named_are_there() -> None:
     found = [re.search(r"choose model=(.+?)(, or |\.$)", message) for *_, message in REFUSED]
     names = {name for match in found if match for name in re.split(", | or ", match[1])}
-    assert len(names) == 12
+    assert len(names) == 13
     assert names <= {file.stem for file in (ROOT / "conf" / "model").iterdir()}
