@@ -53,7 +53,7 @@ def run_here(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 def run_script(script: str, *arguments: str, cwd: Path = ROOT, **settings: object) -> subprocess.CompletedProcess[str]:
     """Runs a front door as a person does, and waits for it."""
     command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300, **settings)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -261,7 +261,7 @@ def test_contradictions_bound_the_rmse() -> None:
     generator = np.random.default_rng(3)
     rows = pl.DataFrame({"dose": np.arange(2000) // 2 % 50 * 1.0, "y": generator.normal(size=2000)})
     spread = float(rows.select(pl.col("y").var(ddof=0).over("dose").mean()).item() ** 0.5)
-    share = spread / float(rows["y"].std(ddof=0))  # type: ignore[arg-type]
+    share = spread / float(rows["y"].std(ddof=0))
     assert of("conflicts", audited(rows, "y")) == [
         (
             f"2,000 of 2,000 rows have the inputs of another row and not its y: the RMSE of no model can be below"

@@ -49,7 +49,7 @@ def test_what_python_writes_as_csv_is_read_back_with_its_lines(
     text = io.StringIO(newline="")
     if any("\r" in cell for row in table for cell in row):  # which Python's writer does not quote by itself
         quoting = csv.QUOTE_ALL
-    writer = csv.writer(text, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    writer = csv.writer(text, quoting=quoting, lineterminator=end)
     lines = []
     for row in [names, *table]:
         lines.append(text.getvalue().count("\n") + 1)

@@ -238,7 +238,7 @@ class Spoiling(torch.optim.SGD):
 
     steps = 0
 
-    def step(self, closure=None):  # type: ignore[no-untyped-def]
+    def step(self, closure=None):
         loss = super().step(closure)
         self.steps += 1
         if self.steps == 6:

@@ -65,4 +65,4 @@ def test_weights_that_are_not_to_be_scaled_stay() -> None:
 
 def test_an_unknown_init_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^init='zero': choose he, xavier, orthogonal or data\.$"):
-        MLP(INPUTS, 1, init="zero")  # type: ignore[arg-type]
+        MLP(INPUTS, 1, init="zero")

@@ -33,7 +33,7 @@ def splits(task: str) -> tuple[Batch, Batch]:
     features = (features - features[train].mean(0)) / features[train].std(0)
     if task == "regression":
         truth = ((truth - truth[train].mean()) / truth[train].std()).float()
-    return tuple({"numbers": features[part].float(), "target": truth[part]} for part in (train, val))  # type: ignore[return-value]
+    return tuple({"numbers": features[part].float(), "target": truth[part]} for part in (train, val))
 
 
 def theirs(features: np.ndarray, truth: np.ndarray, task: str) -> Any:

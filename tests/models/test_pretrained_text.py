@@ -195,7 +195,7 @@ def test_messages_are_learnt_to_an_artefact_that_needs_neither_transformers_nor_
 
 def refused(message: str, spec: InputSpec = TEXT, **settings: object) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        PretrainedText(spec, 1, **settings)  # type: ignore[arg-type]
+        PretrainedText(spec, 1, **settings)
 
 
 def test_other_columns_than_one_text_are_refused() -> None:

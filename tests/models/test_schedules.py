@@ -105,7 +105,7 @@ class Rates(Callback):
     def __init__(self) -> None:
         self.steps: list[float] = []
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer: Optimizer) -> None:  # type: ignore[no-untyped-def]
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer: Optimizer) -> None:
         self.steps.append(optimizer.param_groups[0]["lr"])
 
 

@@ -85,7 +85,7 @@ def true_of(text: str, row: Cells, medians: dict[str, float]) -> bool:
         return (medians[found[1]] if cell == "" else float(cell)) > float(found[2])
     if text.endswith(" is missing"):
         return row[text.removesuffix(" is missing")] == ""
-    column, relation, listed = re.fullmatch(r"(\S+) (is not|is none of|is one of|is) (.+)", text).groups()  # type: ignore[union-attr]
+    column, relation, listed = re.fullmatch(r"(\S+) (is not|is none of|is one of|is) (.+)", text).groups()
     levels = ["" if level == "(missing)" else level for level in listed.split(", ")]
     return (row[column] in levels) != (relation in ("is not", "is none of"))
 
@@ -118,7 +118,7 @@ def compare(folder: Path, raw: dict[str, list[Cells]], truths: dict[str, list[An
 def split_rows(folder: Path, table: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """The raw rows of val and test; the table has a header in its first line."""
     datamodule = open_run(folder)[1]
-    return {split: table[datamodule.places(split)[LINE] - 2] for split in ("val", "test")}  # type: ignore[arg-type]
+    return {split: table[datamodule.places(split)[LINE] - 2] for split in ("val", "test")}
 
 
 def made_up(rows: int = 600) -> pl.DataFrame:

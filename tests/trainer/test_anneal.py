@@ -28,11 +28,11 @@ class Watch(Callback):
         self.decays: list[list[float]] = []
         self.rates: list[set[float]] = []
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == self.stop:
             raise RuntimeError("stopped")
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:  # type: ignore[no-untyped-def]
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         self.decays.append([group["weight_decay"] for group in optimizer.param_groups])
         self.rates.append({module.p for module in pl_module.network.modules() if isinstance(module, nn.Dropout)})
 

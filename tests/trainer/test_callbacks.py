@@ -40,7 +40,7 @@ class StopAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == self.step:
             raise RuntimeError("stopped")
 
@@ -113,7 +113,7 @@ def test_the_average_is_what_is_measured_kept_and_left_in_the_module(tmp_path: P
     history: list[dict[str, Tensor]] = []
 
     class Keep(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
             history.append(weights(pl_module))
 
     network = MLP(INPUTS, 1, hidden=(16,), norm="batch")  # its running statistics are averaged too
@@ -135,7 +135,7 @@ def test_the_average_is_what_is_measured_kept_and_left_in_the_module(tmp_path: P
     best = torch.load(last.best_model_path, weights_only=True)
     module.load_state_dict(best["state_dict"])
     kept = trainer.validate(module, trainer.val_dataloaders, verbose=False)[0]
-    assert kept["val/loss"] == pytest.approx(float(last.best_model_score), abs=1e-6)  # type: ignore[arg-type]
+    assert kept["val/loss"] == pytest.approx(float(last.best_model_score), abs=1e-6)
 
 
 def test_progress_that_is_no_terminal_says_the_end_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -188,7 +188,7 @@ def test_early_stopping_and_the_best_checkpoint_choose_by_the_monitor(tmp_path: 
     seen: list[float] = []
 
     class Spoil(Callback):
-        def on_validation_end(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
+        def on_validation_end(self, trainer, pl_module) -> None:
             seen.append(float(trainer.callback_metrics["val/loss"]))
             if trainer.current_epoch == 2:
                 trainer.optimizers[0].param_groups[0]["lr"] = 3.0
