@@ -275,7 +275,9 @@ def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Gen
     part = np.full(len(sizes), -1)
     empty = np.full(len(shares), True)
     order = generator.permutation(len(sizes))
-    order = order[np.argsort(-np.frexp(sizes[order])[1], kind="stable")]
+    # Where there is one for each part, chance would give the largest part a small one.
+    magnitude = sizes if len(sizes) == len(shares) else np.frexp(sizes)[1]
+    order = order[np.argsort(-magnitude[order], kind="stable")]
     for place, each in enumerate(order[:LARGEST].tolist()):
         cell = slice(starts[each], starts[each + 1])
         strata, counts = stratum[cell], rows[cell]

@@ -122,6 +122,7 @@ GROUPS = st.lists(st.integers(1, 40), min_size=3, max_size=60)
 @settings(max_examples=100, deadline=None)
 @given(GROUPS, SEEDS)
 @example([1] * 3, 0)
+@example([16, 24, 25], 0)
 @example([1000, 1, 1], 0)
 def test_groups_stay_whole_and_no_split_is_further_from_its_share_than_the_largest(group: list[int], seed: int) -> None:
     who = pl.Series("who", np.random.default_rng(seed).permutation(np.repeat(np.arange(len(group)), group)))
