@@ -148,8 +148,10 @@ def test_the_artefact_answers_what_the_live_model_answers(
         {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
     )
     batch = datamodule.head("val", datamodule.splits["val"]["rows"])
+    answer = Answer(TargetSpec("y", "binary", ("no", "yes")))
+    answer.temperature = adult.spec["temperature"]
     with torch.inference_mode():
-        live = Answer(TargetSpec("y", "binary", ("no", "yes")))(network.eval()(batch))[:, 1]
+        live = answer(network.eval()(batch))[:, 1]
 
     output = tmp_path / "out.parquet"
     predict(adult, str(data_dir / "adult" / "adult.csv.gz"), str(output), None, 65_536)
@@ -192,7 +194,7 @@ def test_text_without_a_header_and_with_broken_bytes(
     measured = run_script("scripts/evaluate.py", *command, *how, "--separator", "\t", cwd=tmp_path)
     assert (measured.returncode, measured.stdout.splitlines()[-3:]) == (
         0,
-        ["rows               200", "rejected           0", "without_target     0"],
+        ["rows                 200", "rejected             0", "without_target       0"],
     )
 
 

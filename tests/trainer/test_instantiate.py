@@ -18,7 +18,7 @@ def test_a_monitor_that_this_target_does_not_have_is_refused() -> None:
     assert str(caught.value) == (
         "monitor: 'val/rmse' is not logged for the target 'y' (binary). Did you mean val/loss? It may be train/loss,"
         " val/loss, val/accuracy, val/balanced_accuracy, val/f1, val/auroc, val/average_precision, val/log_loss,"
-        " val/calibration_error, val/f1/no, val/f1/yes."
+        " val/calibrated_log_loss, val/calibration_error, val/f1/no, val/f1/yes."
     )
 
 
