@@ -40,7 +40,7 @@ KEPT = ("fit/", "train/", "baseline/seconds")
 
 @runtime_checkable
 class Starts(Protocol):
-    """A network whose start depends on data."""
+    """A network whose start depends on data; it is in evaluation, without gradients, meanwhile."""
 
     def start(self, batch: dict[str, torch.Tensor]) -> None: ...
 
@@ -186,9 +186,11 @@ def train(
     """
     trainer.prepare(module.network, datamodule.head("train", 16), datamodule.batch_size)
     if isinstance(module.network, Starts) and checkpoint is None:
+        rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
+        module.network.eval()  # neither dropout nor noise
         with torch.no_grad():
-            rows = getattr(module.network, "start_rows", START_ROWS)
-            module.network.start(datamodule.sample("train", rows))
+            module.network.start(rows)
+        module.network.train()
     if find is not None:
         find(trainer, module, datamodule)
     started = time.perf_counter()
