@@ -107,5 +107,7 @@ class Linear(nn.Module):
         if features.isfinite().all():  # training says in which column it is not
             weight, bias = solve(features, batch["target"], len(own_bias))
             own_bias.copy_(bias)
-            for (_, own), solved in zip(parts, weight.split([columns.shape[1] for columns, _ in parts], 1), strict=True):
+            for (_, own), solved in zip(
+                parts, weight.split([columns.shape[1] for columns, _ in parts], 1), strict=True
+            ):
                 own.copy_(solved)

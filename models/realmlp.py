@@ -113,12 +113,10 @@ class RealMLP(nn.Module):
         output: Tensor = self.layers(self.scale(self.inputs(batch).unsqueeze(0)))
         return output.transpose(0, 1)
 
-    @torch.no_grad()
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Suits weights and biases to encoded training rows, a thousand or so, layer by layer; no dropout meanwhile."""
+        """Suits weights and biases to encoded training rows, a thousand or so, layer by layer."""
         x = self.scale(self.inputs(batch).unsqueeze(0))
         for layer in self.layers:
             if isinstance(layer, NTKLinear):
                 layer.start(x)
-            if not isinstance(layer, nn.Dropout):
-                x = layer(x)
+            x = layer(x)

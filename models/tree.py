@@ -91,8 +91,7 @@ class Tree(nn.Module):
     @torch.jit.unused
     def start(self, batch: dict[str, Tensor]) -> None:
         """Suits thresholds and temperatures to training rows, before the first step."""
-        with torch.no_grad():
-            self.gates.start(self.inputs(batch))
+        self.gates.start(self.inputs(batch))
 
 
 def leaf_weights(gates: Tensor) -> Tensor:
