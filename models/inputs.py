@@ -180,7 +180,7 @@ class Inputs(nn.Module):
         if self.width == 0:
             raise ValueError(
                 "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-                " data.columns={NAME: KIND} says what a column is."
+                " data.columns='{NAME: KIND}' says what a column is."
             )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -133,8 +133,9 @@ def test_a_tree_has_one_question_at_least(setting: str) -> None:
 
 def test_texts_are_refused() -> None:
     message = (
-        "tree takes numbers and categories alone, and there are numbers and texts: choose model=mlp, linear or"
-        " text_transformer, or leave columns out with data.columns={NAME: drop}."
+        "tree takes numbers and categories alone, and there are numbers and texts: choose model=mlp, linear,"
+        " tabm, realmlp, resnet, ft_transformer or text_transformer, or leave columns out with"
+        " data.columns='{t: drop}'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Tree(InputSpec(numbers=("a",), texts=(TextSpec("t", ("x",), (1.0,)),)), 1)
