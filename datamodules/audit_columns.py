@@ -9,7 +9,7 @@ import polars as pl
 from datamodules.audit_rows import Finding, Rows
 from datamodules.audit_tables import SPLITS, linear_parts
 from datamodules.clean import OWN, SEPARATING
-from datamodules.schema import drop_setting
+from datamodules.schema import as_key, drop_setting
 
 LEAK, NEAR_LEAK = 0.99, 0.95
 """R2 of a single column from which on it gives a number away, or nearly."""
@@ -149,7 +149,7 @@ def spellings(rows: Rows) -> Iterator[Finding]:
                 False,
                 name,
                 f"{name} has levels that differ only by blanks, case or punctuation: {_listed(parts)}",
-                f"where they are the same, data.replace='{{{_key(name)}: {rules}}}'",
+                f"where they are the same, data.replace='{{{as_key(name)}: {rules}}}'",
             )
 
 

@@ -108,8 +108,12 @@ def target_spec(plain: Mapping[str, Any]) -> TargetSpec:
 
 def drop_setting(names: Iterable[str]) -> str:
     """What leaves these columns out, as it is typed in a shell."""
-    keys = (re.sub(r"[\\()\[\]{}:=,]", r"\\\g<0>", name) for name in names)  # as Hydra takes them
-    return f"data.columns='{{{', '.join(f'{key}: drop' for key in keys)}}}'"
+    return f"data.columns='{{{', '.join(f'{as_key(name)}: drop' for name in names)}}}'"
+
+
+def as_key(name: str) -> str:
+    """A name as Hydra takes it for a key."""
+    return re.sub(r"[\\()\[\]{}:=,]", r"\\\g<0>", name)
 
 
 class DataError(InputError):

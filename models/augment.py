@@ -92,7 +92,7 @@ class TableMixup(nn.Module):
     def __init__(self, spec: InputSpec, *, alpha: float = 0.2) -> None:
         super().__init__()
         if spec.texts or spec.images:
-            names = [each.name for each in (*spec.texts, *spec.images)]
+            names = [*(text.name for text in spec.texts), *(image.name for image in spec.images)]
             raise ValueError(
                 f"augment=mixup mixes numbers and categories alone, and there are texts or images: {', '.join(names)}."
                 f" Leave them out with {drop_setting(names)}, or take augment=none."

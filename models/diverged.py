@@ -65,8 +65,9 @@ def diagnose(
 ) -> str:
     """Which columns of `batch`, which parameters and which module make its loss infinite or NaN, and what to do.
 
-    `loss` takes the network's output and the batch; `groups` are the optimizer's, by name, `rate` is its. Without `spec` columns are
-    called by their place. The network is called as it stands, in training or not, with equal dropout each time.
+    `loss` takes the network's output and the batch; `groups` are the optimizer's, by name, `rate` is its own. Without
+    `spec` columns are called by their place. The network is called as it stands, in training or not, with equal dropout
+    each time.
     """
     device = batch["target"].device
 

@@ -48,7 +48,8 @@ def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Te
     """Scales the weights of the network's linear `layers`, all but the last, so that what each gives has variance 1.
 
     Layer-sequential unit variance (arXiv 1511.06422): a layer is measured on the rows of `batch` when all before it
-    are scaled, in one pass, without dropout and gradients. Biases have to be 0. A layer that always gives the same stays as it is.
+    are scaled, in one pass, without dropout and gradients. Biases have to be 0. A layer that always gives the same
+    stays as it is.
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:

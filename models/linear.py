@@ -1,6 +1,5 @@
 """Linear and logistic regression on encoded columns: the baseline that every other network has to beat."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, TextSpec
-from models.inputs import Inputs
+from models.inputs import FLAT, Inputs
 from models.ridge import solve
 from models.texts import rows_of, tfidf
 
-ONE_HOT = functools.partial(Inputs, number_size=0, one_hot_max=256)
-"""One weight a number and one a level are what makes it linear."""
 PACE = 300.0
 """So many times the weight of a word counts that is in every row; one in a share of the rows less by its fourth root.
 Adam moves each weight that a step has by about the learning rate, however rare the word: common words would take
@@ -63,7 +60,7 @@ class Linear(nn.Module):
     Gives (rows, outputs) logits or standardised values.
     """
 
-    def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = ONE_HOT) -> None:
+    def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = FLAT) -> None:
         super().__init__()
         table = replace(spec, texts=())
         self.inputs: Inputs | None = None
@@ -97,7 +94,8 @@ class Linear(nn.Module):
         """Solves for the weights on these training rows, with their `target`, where rows are not too wide."""
         if not self.solved:
             return
-        parts = [(text.dense(batch), text.weights.weight.T) for text in self.texts]
+        words = [text for text in self.texts if isinstance(text, WordWeights)]
+        parts = [(text.dense(batch), text.weights.weight.T) for text in words]
         own_bias = self.bias
         if self.inputs is not None and self.layer is not None:
             parts.append((self.inputs(batch), self.layer.weight))
@@ -107,7 +105,6 @@ class Linear(nn.Module):
         if features.isfinite().all():  # training says in which column it is not
             weight, bias = solve(features, batch["target"], len(own_bias))
             own_bias.copy_(bias)
-            for (_, own), solved in zip(
-                parts, weight.split([columns.shape[1] for columns, _ in parts], 1), strict=True
-            ):
+            weights = torch.split(weight, [columns.shape[1] for columns, _ in parts], 1)
+            for (_, own), solved in zip(parts, weights, strict=True):
                 own.copy_(solved)

@@ -13,7 +13,7 @@ from models.inputs import Inputs
 from models.layers import Dropout, make_activation
 
 
-class Scale(nn.Module):
+class InputScale(nn.Module):
     """A factor for each input: a rate of its own lets it choose among the inputs early.
 
     Takes (1, rows, width), gives (members, rows, width).
@@ -102,7 +102,7 @@ class RealMLP(nn.Module):
             raise ValueError(f"model.members={members}: must be at least 1.")
         self.inputs = inputs(spec)
         width = self.inputs.width
-        self.scale = Scale(members, width)
+        self.scale = InputScale(members, width)
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [NTKLinear(members, width, size), PartActivation(activation, members, size), Dropout(dropout)]

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.schema import TargetSpec
 from models import metrics
-from models.answers import Answer, combine
+from models.answers import Answer, combine, to_units
 from models.augment import mixed_loss
 from models.diverged import DivergedError, RunningMean, about_checkpoint, all_finite, diagnose
 from models.groups import Factors, parameter_groups, split_parameters
@@ -205,7 +205,7 @@ class SupervisedModule(pl.LightningModule):
         output, truth = combine(self.network(batch), self.target.task), batch["target"]
         self.measured.add(self.loss(output, truth), len(truth))
         if self.target.task == "regression":
-            truth = truth * self.target.scale + self.target.mean
+            truth = to_units(truth, self.target)
         self.metrics.update(self.predict(output), truth)
 
     def _log_measured(self, split: str) -> None:

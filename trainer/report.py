@@ -15,6 +15,8 @@ from datamodules.table import TableDataModule
 COLUMNS = {"val": "val", "test": "test", "linear": "baseline/linear", "constant": "baseline/constant"}
 """Of the table of results: their names, and where their metrics are. The baselines are measured on the test rows."""
 NUMERIC = ("rows", *COLUMNS)
+FLATTERING = "calibrated_log_loss"
+"""On test rows its temperature is fitted on these very rows: it is shown where it is the monitor alone."""
 
 
 def describe_data(datamodule: TableDataModule) -> str:
@@ -36,12 +38,19 @@ def describe_data(datamodule: TableDataModule) -> str:
 
 
 def closing(
-    folder: Path, metrics: Mapping[str, float], artifact: Path | None, seconds: float, verdict: str = ""
+    folder: Path,
+    metrics: Mapping[str, float],
+    artifact: Path | None,
+    seconds: float,
+    verdict: str = "",
+    monitor: str = "",
 ) -> str:
     """The last lines: what came out, how it does beside the baselines (`verdict`), where it is, and how to use it."""
     columns = {name: prefix for name, prefix in COLUMNS.items() if f"{prefix}/loss" in metrics}
     results = _table("Result", "metric", *columns)
     names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in columns)
+    if not monitor.endswith(FLATTERING):
+        names.pop(FLATTERING, None)
     for name in names:
         cells = [metrics.get(f"{prefix}/{name}") for prefix in columns.values()]
         results.add_row(name, *("" if value is None else f"{value:,.5g}" for value in cells))

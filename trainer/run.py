@@ -147,7 +147,7 @@ def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float)
     comparison = Comparison()
     if config.baselines and not trainer.fast_dev_run:
         comparison = compare(trainer, module, datamodule, test=config.test)
-        metrics |= {**comparison.metrics, **metrics}
+        metrics |= {**comparison.metrics, **metrics}  # those that a run which had ended before kept stay
     calibration = None
     if not isinstance(module, Word2VecModule):
         calibration = pictures.draw(trainer, module, datamodule, folder, test=config.test)
@@ -164,7 +164,7 @@ def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float)
         artifact = export(folder / "model.pt", datamodule, module, metrics, plain, calibration)
         log.info("exported in %.1f s", time.perf_counter() - exporting)
     seconds = time.perf_counter() - started
-    log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict))
+    log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict, config.monitor))
     return outcome
 
 

@@ -18,8 +18,8 @@ KEPT = ("data", "paths", "loss", "monitor", "mode", "threshold", "calibrate", "s
 """Settings of a command that the linear model takes over from another."""
 
 WORSE = (
-    "Try a lower optimizer.lr. With texts try data.max_tokens=1000 too: the weights of up to 2,000 columns and words are"
-    " solved before training."
+    "Try a lower optimizer.lr. With texts try data.max_tokens=1000 too: the weights of up to 2,000 columns and words"
+    " are solved before training."
 )
 """What may help a linear model that is worse than scikit-learn's."""
 
