@@ -61,6 +61,14 @@ def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, floa
     return values | {"rows": measured, "rejected": rejected, "without_target": unknown}
 
 
+def heading(artifact: Artifact) -> str:
+    """What is measured: the target, and of two classes from which probability on the second is the answer."""
+    target, threshold = artifact.spec["target"], artifact.spec["threshold"]
+    if threshold is None:
+        return f"{target['name']}:"
+    return f"{target['name']}: class 1 ({target['classes'][1]}) from {threshold:.4g} on"
+
+
 def true_answers(artifact: Artifact, cells: pl.Series) -> pl.Series:
     """The target read as in training: class index or value, null where it is missing or no class of the artefact."""
     facts = artifact.spec["target"]
@@ -89,6 +97,7 @@ def main() -> None:
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
+    print(heading(artifact))
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:<{width}}  {value:,.6g}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")

@@ -90,7 +90,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         run_folder.write_quarantine(folder, datamodule.quarantine)
         run_folder.write_audit(folder, datamodule.findings)
     if describe:
-        log.info("%s\n", report.describe_data(datamodule))
+        report.say_data(datamodule)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
