@@ -36,6 +36,8 @@ def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, floa
     facts = artifact.spec["target"]
     target = TargetSpec(facts["name"], facts["task"], tuple(facts["classes"]))
     measure = metrics.build(target)
+    if isinstance(measure, metrics.ClassMetrics) and target.task == "binary":
+        measure.threshold = artifact.spec["threshold"]
     answer_columns = [f"probability_{name}" for name in target.classes]
     measured = rejected = unknown = 0
     said: set[str] = set()
