@@ -95,8 +95,7 @@ def make(
     fitted = refit(hard, leaves, drawn["target"], instantiate(config.loss, target=target), PENALTY)
     rows = hard.rows_in(leaves)
     conditions = [[condition for condition, _ in tree] for tree in read]
-    values, missing = in_units(prune(fitted, rows), target), frozenset(datamodule.inputs.indicators)
-    rules = Rules(target, threshold, conditions, values, rows, reader.medians, missing)
+    rules = Rules(target, threshold, conditions, in_units(prune(fitted, rows), target), rows, reader.medians)
     return rules, in_units(hard, target), distance
 
 

@@ -68,8 +68,6 @@ class Rules:
     """Training rows in each leaf, (trees, leaves)."""
     medians: Mapping[str, float]
     """What a missing number counts as."""
-    missing: frozenset[str] = frozenset()
-    """Numbers that were missing somewhere in training."""
 
     def plain(self) -> dict[str, Any]:
         """What rules.json holds."""
@@ -104,8 +102,8 @@ class Rules:
                 " answer; the probabilities are exp(score) divided by the sum of these."
             )
         asked = {condition.column for tree in self.conditions for condition in tree if condition.above is not None}
-        medians = [f"{name} {number(value)}" for name, value in self.medians.items() if name in asked & self.missing]
-        if medians:
+        if asked:
+            medians = [f"{name} {number(value)}" for name, value in self.medians.items() if name in asked]
             yield f"A missing number counts as its median: {', '.join(medians)}."
         for index, conditions in enumerate(self.conditions):
             yield f"\nTree {index + 1}"
