@@ -1,7 +1,6 @@
 """The audit's checks of the columns: leaks, levels, drift, spellings, and columns that say nothing."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import polars as pl
 from datamodules.audit_rows import Finding, Rows
 from datamodules.audit_tables import SPLITS, linear_parts
 from datamodules.clean import OWN, SEPARATING
+from datamodules.schema import as_key, drop_setting
 
 LEAK, NEAR_LEAK = 0.99, 0.95
 """R2 of a single column from which on it gives a number away, or nearly."""
@@ -41,7 +41,7 @@ def leaks(rows: Rows) -> Iterator[Finding]:
             True,
             parts[0] if len(parts) == 1 else None,
             f"{rows.target} is {formula}",
-            f"unless {'it is' if len(parts) == 1 else 'they are'} known beforehand, {_drop(parts)}",
+            f"unless {'it is' if len(parts) == 1 else 'they are'} known beforehand, {drop_setting(parts)}",
         )
     for name, table in rows.tables.items():
         if name in parts:
@@ -59,7 +59,7 @@ def leaks(rows: Rows) -> Iterator[Finding]:
                 grave,
                 name,
                 f"{name} alone gives {rows.target} away{'' if grave else ', or nearly'} ({measure} {found:.3f})",
-                f"unless it is known beforehand, {_drop([name])}",
+                f"unless it is known beforehand, {drop_setting([name])}",
             )
 
 
@@ -149,7 +149,7 @@ def spellings(rows: Rows) -> Iterator[Finding]:
                 False,
                 name,
                 f"{name} has levels that differ only by blanks, case or punctuation: {_listed(parts)}",
-                f"where they are the same, data.replace='{{{_key(name)}: {rules}}}'",
+                f"where they are the same, data.replace='{{{as_key(name)}: {rules}}}'",
             )
 
 
@@ -170,10 +170,10 @@ def left_out(rows: Rows) -> Iterator[Finding]:
             "identifier",
             counting,
             "a whole number that no other row has, as identifiers and times are: ",
-            f"{_drop(counting)}, or date where it tells the time",
+            f"{drop_setting(counting)}, or date where it tells the time",
         ),
         ("constant", constants, "left out, as they have one value: ", "nothing can be learnt from them"),
-        ("constant", almost, f"one value, or none, in {ALMOST_ALL:.1%} of the rows or more: ", _drop(almost)),
+        ("constant", almost, f"one value, or none, in {ALMOST_ALL:.1%} of the rows or more: ", drop_setting(almost)),
     ):
         if names:
             yield Finding(check, False, names[0] if len(names) == 1 else None, message + _listed(names), advice)
@@ -197,12 +197,3 @@ def _listed(parts: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = len(parts) - NAMED
     return ", ".join(parts[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _drop(names: Sequence[str]) -> str:
-    return f"data.columns='{{{', '.join(f'{_key(name)}: drop' for name in names)}}}'"
-
-
-def _key(name: str) -> str:
-    """A name as Hydra takes it for a key."""
-    return re.sub(r"[\\()\[\]{}:=,]", r"\\\g<0>", name)

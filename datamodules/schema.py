@@ -1,7 +1,8 @@
 """What a column is, what the target is, and what a network needs to know of the data. Plain values, no torch."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,6 +104,16 @@ class TargetSpec:
 def target_spec(plain: Mapping[str, Any]) -> TargetSpec:
     """A TargetSpec from what JSON makes of its `dataclasses.asdict`."""
     return TargetSpec(**{name: _tuples(value) for name, value in plain.items()})
+
+
+def drop_setting(names: Iterable[str]) -> str:
+    """What leaves these columns out, as it is typed in a shell."""
+    return f"data.columns='{{{', '.join(f'{as_key(name)}: drop' for name in names)}}}'"
+
+
+def as_key(name: str) -> str:
+    """A name as Hydra takes it for a key."""
+    return re.sub(r"[\\()\[\]{}:=,]", r"\\\g<0>", name)
 
 
 class DataError(InputError):

@@ -34,6 +34,11 @@ class Answer(nn.Module):
         return torch.softmax(all_logits(output) / self.temperature, dim=1)
 
 
+def to_units(standardised: Tensor, target: TargetSpec) -> Tensor:
+    """The encoded target of a regression in the target's units."""
+    return standardised * target.scale + target.mean
+
+
 def combine(output: Tensor, task: str) -> Tensor:
     """(rows, members, k) -> (rows, k): the mean of the members' values, or what gives the mean of their probabilities.
 
@@ -48,6 +53,14 @@ def combine(output: Tensor, task: str) -> Tensor:
         ones = torch.logsumexp(nn.functional.logsigmoid(output), 1)
         return ones - torch.logsumexp(nn.functional.logsigmoid(-output), 1)
     return torch.logsumexp(torch.log_softmax(output, 2), 1)
+
+
+def labels(probabilities: Tensor, task: str, threshold: float) -> Tensor:
+    """The class that each row is given, int64: of two classes 1 from the threshold on, of more the likeliest.
+
+    Scriptable.
+    """
+    return (probabilities[:, 1] >= threshold).long() if task == "binary" else probabilities.argmax(1)
 
 
 def all_logits(output: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.schema import InputSpec
+from datamodules.schema import InputSpec, drop_setting
 
 CHUNK = 16
 """Images that share a draw of RandAugment: one each would take longer than the network does."""
@@ -92,10 +92,10 @@ class TableMixup(nn.Module):
     def __init__(self, spec: InputSpec, *, alpha: float = 0.2) -> None:
         super().__init__()
         if spec.texts or spec.images:
-            names = ", ".join([*(text.name for text in spec.texts), *(image.name for image in spec.images)])
+            names = [*(text.name for text in spec.texts), *(image.name for image in spec.images)]
             raise ValueError(
-                f"augment=mixup mixes numbers and categories alone, and {names} holds texts or images: leave such"
-                " columns out with data.columns={NAME: drop}, or take augment=none."
+                f"augment=mixup mixes numbers and categories alone, and there are texts or images: {', '.join(names)}."
+                f" Leave them out with {drop_setting(names)}, or take augment=none."
             )
         if alpha <= 0:
             raise ValueError(f"augment.alpha={alpha}: must be above 0.")

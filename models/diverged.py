@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from datamodules.schema import InputSpec
+from datamodules.schema import InputSpec, drop_setting
 from serving.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -18,6 +18,8 @@ MOST = 3
 """Columns, and parameters of a group, that a message names."""
 EXTREME = 10.0
 """An encoded number is out of the ordinary from here on: ten deviations."""
+LARGE = 100.0
+"""Norm of all gradients from which on clipping is worth a try."""
 
 
 class DivergedError(InputError):
@@ -59,11 +61,13 @@ def diagnose(
     batch: Batch,
     spec: InputSpec | None,
     groups: Mapping[str, Sequence[nn.Parameter]],
+    rate: float | None = None,
 ) -> str:
     """Which columns of `batch`, which parameters and which module make its loss infinite or NaN, and what to do.
 
-    `loss` takes the network's output and the batch; `groups` are the optimizer's, by name. Without `spec` columns are
-    called by their place. The network is called as it stands, in training or not, with equal dropout each time.
+    `loss` takes the network's output and the batch; `groups` are the optimizer's, by name, `rate` is its own. Without
+    `spec` columns are called by their place. The network is called as it stands, in training or not, with equal dropout
+    each time.
     """
     device = batch["target"].device
 
@@ -78,11 +82,19 @@ def diagnose(
 
     columns = _columns(batch, spec)
     blamed = _blamed(columns, finite)
-    advice = []
-    if any(column.extreme >= EXTREME for column in blamed or columns):
+    now = "" if rate is None else f" ({rate:.3g} at this step)"
+    advice = [f"Lower optimizer.lr{now}, or let lr_find=true choose it."]
+    gradients = [
+        parameter.grad.norm() for parts in groups.values() for parameter in parts if parameter.grad is not None
+    ]
+    if gradients and not torch.stack(gradients).norm() < LARGE:  # NaN too
+        advice.append("Against large gradients set trainer.gradient_clip_val=1.")
+    extreme = [column for column in blamed or columns if column.extreme >= EXTREME]
+    if extreme:
+        names = dict.fromkeys(column.name.removesuffix(" (missing)") for column in extreme[:MOST])
         advice.append(
             "For extreme numbers take data.numbers=quantile or robust, or set such rows aside by data.ranges, or leave"
-            " a column out by data.columns={NAME: drop}."
+            f" columns out by {drop_setting(names)}."
         )
     if torch.is_autocast_enabled(device.type):
         with torch.autocast(device.type, enabled=False):
@@ -93,7 +105,7 @@ def diagnose(
             f"  columns: {_about_columns(blamed, columns)}",
             f"  parameters: {_about_parameters(network, groups)}",
             f"  network: {_about_modules(network, lambda: compute(batch))}",
-            " ".join(["Lower optimizer.lr, or set trainer.gradient_clip_val=1.", *advice]),
+            " ".join(advice),
         ]
     )
 
@@ -183,10 +195,9 @@ def _about_columns(blamed: Sequence[_Column], columns: Sequence[_Column]) -> str
         return f"not finite in this batch: {_listed(map(str, broken))}"
     if blamed:
         return f"without {_listed(map(str, blamed))} the loss of this batch is finite"
-    numbers = [column for column in columns if column.value is not None]
-    if not numbers:
-        return f"none is to blame alone: {_listed(map(str, columns))}"
-    return f"none is to blame alone; the most extreme, as encoded: {', '.join(map(str, numbers[:MOST]))}"
+    extreme = [str(column) for column in columns if column.extreme >= EXTREME]
+    more = f"; extreme, as encoded: {_listed(extreme)}" if extreme else ""
+    return f"none is to blame alone{more}"
 
 
 def _about_parameters(network: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]) -> str:

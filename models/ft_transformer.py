@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules.schema import InputSpec, TextSpec
 from models.fitting import refuse_columns
-from models.inputs import BAG
+from models.inputs import BAG, mask
 from models.layers import Dropout
 from models.texts import TextBag
 
@@ -72,7 +72,7 @@ class Tokens(nn.Module):
         if self.levels is not None:
             codes = batch["codes"]
             if self.training and self.unknown_rate > 0:
-                codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < self.unknown_rate, 0)
+                codes = mask(codes, self.unknown_rate)
             tokens.append(F.embedding(codes + self.offset, self.levels) + self.shift[self.numbers :])
         for text in self.texts:
             tokens += [text(batch).unsqueeze(1)]

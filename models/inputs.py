@@ -15,6 +15,11 @@ BAG = functools.partial(TextBag, size=64)
 """What becomes of a text column unless the settings say another thing."""
 
 
+def mask(codes: Tensor, rate: float) -> Tensor:
+    """Codes of which a share of `rate`, drawn one by one, is unknown. Scriptable."""
+    return codes.masked_fill(torch.rand(codes.shape, device=codes.device) < rate, 0)
+
+
 class PiecewiseLinear(nn.Module):
     """Numbers -> vectors that are piecewise linear in them: `linear * x + shift + bend @ PLE(x)`.
 
@@ -180,7 +185,7 @@ class Inputs(nn.Module):
         if self.width == 0:
             raise ValueError(
                 "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-                " data.columns={NAME: KIND} says what a column is."
+                " data.columns='{NAME: KIND}' says what a column is."
             )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -197,8 +202,7 @@ class Inputs(nn.Module):
         if self.narrow > 0 or self.embedding is not None:
             codes = batch["codes"]
             if self.training and self.unknown_rate > 0:
-                unknown = torch.rand_like(codes, dtype=torch.float32) < self.unknown_rate
-                codes = codes.masked_fill(unknown, 0)
+                codes = mask(codes, self.unknown_rate)
             if self.narrow > 0:
                 code = codes.index_select(1, self.column)
                 blocks.append((code == self.plus).float() - (code == self.minus).float())
@@ -209,3 +213,7 @@ class Inputs(nn.Module):
         for image in self.images:
             blocks += [image(batch).flatten(1)]
         return torch.cat(blocks, dim=1)
+
+
+FLAT = functools.partial(Inputs, number_size=0, one_hot_max=256)
+"""One value a number and one a level."""

@@ -44,12 +44,12 @@ def initialise(linear: nn.Linear, init: Init) -> nn.Linear:
     return linear
 
 
-@torch.no_grad()
 def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Tensor]) -> None:
     """Scales the weights of the network's linear `layers`, all but the last, so that what each gives has variance 1.
 
     Layer-sequential unit variance (arXiv 1511.06422): a layer is measured on the rows of `batch` when all before it
-    are scaled, in one pass without dropout. Biases have to be 0. A layer that always gives the same stays as it is.
+    are scaled, in one pass, without dropout and gradients. Biases have to be 0. A layer that always gives the same
+    stays as it is.
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
@@ -62,9 +62,7 @@ def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Te
 
     *hidden, _ = [layer for layer in layers if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_hook(scale) for layer in hidden]
-    network.eval()
     network(batch)
-    network.train()
     for handle in handles:
         handle.remove()
 

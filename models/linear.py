@@ -1,6 +1,5 @@
 """Linear and logistic regression on encoded columns: the baseline that every other network has to beat."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, TextSpec
-from models.inputs import Inputs
+from models.inputs import FLAT, Inputs
 from models.ridge import solve
-from models.texts import tfidf
+from models.texts import rows_of, tfidf
 
-ONE_HOT = functools.partial(Inputs, number_size=0, one_hot_max=256)
-"""One weight a number and one a level are what makes it linear."""
 PACE = 300.0
 """So many times the weight of a word counts that is in every row; one in a share of the rows less by its fourth root.
 Adam moves each weight that a step has by about the learning rate, however rare the word: common words would take
@@ -28,14 +25,14 @@ class WordWeights(nn.Module):
     idf: Tensor
     pace: Tensor
 
-    def __init__(self, spec: TextSpec, outputs: int) -> None:
+    def __init__(self, spec: TextSpec, outputs: int, *, paced: bool) -> None:
         super().__init__()
         self.tokens = f"tokens.{spec.name}"
         self.offsets = f"offsets.{spec.name}"
         idf = torch.tensor((0.0, *spec.idf))
         share = (1 - idf).exp()
         # What tells two classes apart is the difference of two outputs.
-        pace = PACE / min(outputs, 2) * share**0.25
+        pace = PACE / min(outputs, 2) * share**0.25 if paced else torch.ones_like(idf)
         self.register_buffer("idf", idf, persistent=False)
         self.register_buffer("pace", pace, persistent=False)
         self.weights = nn.EmbeddingBag(len(idf), outputs, mode="sum", include_last_offset=True)
@@ -47,24 +44,29 @@ class WordWeights(nn.Module):
         output: Tensor = self.weights(tokens.long(), offsets, weights)
         return output
 
+    @torch.jit.unused
+    def dense(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the weights are times of: (rows, words)."""
+        tokens, offsets = batch[self.tokens], batch[self.offsets]
+        values = torch.zeros(len(offsets) - 1, len(self.idf))
+        return values.index_put_((rows_of(offsets), tokens), tfidf(tokens, offsets, self.idf), accumulate=True)
+
 
 class Linear(nn.Module):
-    """One linear layer. It starts as ridge or logistic regression has it, where `start` looks at training rows, else at
-    zero: even odds, or the mean.
+    """One linear layer. It starts as ridge or logistic regression has it, where `start` looks at training rows that are
+    not too wide, else at zero: even odds, or the mean.
 
     `inputs` makes the first layer, of all columns but texts: each word of a text has its own weight, times its TF-IDF.
     Gives (rows, outputs) logits or standardised values.
     """
 
-    start_rows = 1
-    """As many training rows as `start` makes use of."""
-
-    def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = ONE_HOT) -> None:
+    def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = FLAT) -> None:
         super().__init__()
         table = replace(spec, texts=())
         self.inputs: Inputs | None = None
         self.layer: nn.Linear | None = None
         self.bias: nn.Parameter | None = None
+        width = sum(len(text.tokens) for text in spec.texts)
         if table == InputSpec() and spec.texts:
             self.bias = nn.Parameter(torch.zeros(outputs))
         else:
@@ -72,9 +74,11 @@ class Linear(nn.Module):
             self.layer = nn.Linear(self.inputs.width, outputs)
             nn.init.zeros_(self.layer.weight)
             nn.init.zeros_(self.layer.bias)
-            if self.inputs.width <= WIDEST and not spec.texts:
-                self.start_rows = MOST // self.inputs.width
-        self.texts = nn.ModuleList(WordWeights(text, outputs) for text in spec.texts)
+            width += self.inputs.width
+        self.solved = width <= WIDEST
+        self.start_rows = max(1, MOST // width)
+        """As many training rows as `start` looks at."""
+        self.texts = nn.ModuleList(WordWeights(text, outputs, paced=not self.solved) for text in spec.texts)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         output = self.bias
@@ -85,13 +89,22 @@ class Linear(nn.Module):
             output = output + text(batch)
         return output
 
+    @torch.jit.unused
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Solves for the weights on these training rows, with their `target`; neither with texts nor for wide rows."""
-        if self.inputs is None or self.layer is None or self.start_rows == 1:
+        """Solves for the weights on these training rows, with their `target`, where rows are not too wide."""
+        if not self.solved:
             return
-        features = self.inputs.eval()(batch)
-        self.inputs.train()
+        words = [text for text in self.texts if isinstance(text, WordWeights)]
+        parts = [(text.dense(batch), text.weights.weight.T) for text in words]
+        own_bias = self.bias
+        if self.inputs is not None and self.layer is not None:
+            parts.append((self.inputs(batch), self.layer.weight))
+            own_bias = self.layer.bias
+        assert own_bias is not None
+        features = torch.cat([columns for columns, _ in parts], 1)
         if features.isfinite().all():  # training says in which column it is not
-            weight, bias = solve(features, batch["target"], self.layer.out_features)
-            self.layer.weight.copy_(weight)
-            self.layer.bias.copy_(bias)
+            weight, bias = solve(features, batch["target"], len(own_bias))
+            own_bias.copy_(bias)
+            weights = torch.split(weight, [columns.shape[1] for columns, _ in parts], 1)
+            for (_, own), solved in zip(parts, weights, strict=True):
+                own.copy_(solved)

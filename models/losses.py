@@ -103,7 +103,7 @@ class Huber(nn.Module):
 def _must_be_classes(target: TargetSpec, loss: nn.Module) -> None:
     if target.task == "regression":
         raise ValueError(
-            f"The loss {type(loss).__name__} needs classes, but the target {target.name!r} is a number:"
+            f"loss={_choice(loss)} needs classes, but the target {target.name!r} is a number:"
             " choose loss=mse, mae or huber."
         )
 
@@ -111,9 +111,14 @@ def _must_be_classes(target: TargetSpec, loss: nn.Module) -> None:
 def _must_be_number(target: TargetSpec, loss: nn.Module) -> None:
     if target.task != "regression":
         raise ValueError(
-            f"The loss {type(loss).__name__} needs a number, but the target {target.name!r} has"
+            f"loss={_choice(loss)} needs a number, but the target {target.name!r} has"
             f" {len(target.classes)} classes: choose loss=cross_entropy or focal."
         )
+
+
+def _choice(loss: nn.Module) -> str:
+    """Its name in the settings."""
+    return "cross_entropy" if isinstance(loss, CrossEntropy) else type(loss).__name__.lower()
 
 
 def _weights(target: TargetSpec, given: ClassWeights) -> Tensor | None:

@@ -17,4 +17,7 @@ NUMBERS = ("rmse", "mae", "r2", "mape")
 NAMES: dict[Task, tuple[str, ...]] = {"binary": CLASSES, "multiclass": CLASSES, "regression": NUMBERS}
 """Logged after `val/` or `test/` beside `loss`; for classes also `f1/<class>`."""
 
+THRESHOLD_FOR = ("accuracy", "balanced_accuracy", "f1")
+"""What `threshold` of two classes may be chosen for; also `f1/<class>`."""
+
 HIGHER_IS_BETTER = frozenset({"accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "r2"})

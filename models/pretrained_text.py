@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from datamodules.schema import InputSpec, TextSpec
+from datamodules.schema import InputSpec, TextSpec, drop_setting
 from models.fitting import refuse_columns
 from models.layers import Dropout
 
@@ -70,10 +70,10 @@ class PretrainedText(nn.Module):
         super().__init__()
         refuse_columns(spec, "pretrained_text", ["text"])
         if len(spec.texts) > 1:
-            names = ", ".join(text.name for text in spec.texts)
+            names = [text.name for text in spec.texts]
             raise ValueError(
-                f"pretrained_text takes one column of texts, and there are {names}: leave out all but one with"
-                " data.columns={NAME: drop}, or choose model=text_transformer, fusion or mlp."
+                f"pretrained_text takes one column of texts, and there are {', '.join(names)}: leave out all but one,"
+                f" as with {drop_setting(names[1:])}, or choose model=text_transformer, fusion or mlp."
             )
         if pooling not in ("mean", "first"):
             raise ValueError(f"pooling={pooling!r}: choose mean or first.")

@@ -13,7 +13,7 @@ from models.inputs import Inputs
 from models.layers import Dropout, make_activation
 
 
-class Scale(nn.Module):
+class InputScale(nn.Module):
     """A factor for each input: a rate of its own lets it choose among the inputs early.
 
     Takes (1, rows, width), gives (members, rows, width).
@@ -102,7 +102,7 @@ class RealMLP(nn.Module):
             raise ValueError(f"model.members={members}: must be at least 1.")
         self.inputs = inputs(spec)
         width = self.inputs.width
-        self.scale = Scale(members, width)
+        self.scale = InputScale(members, width)
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [NTKLinear(members, width, size), PartActivation(activation, members, size), Dropout(dropout)]
@@ -113,12 +113,10 @@ class RealMLP(nn.Module):
         output: Tensor = self.layers(self.scale(self.inputs(batch).unsqueeze(0)))
         return output.transpose(0, 1)
 
-    @torch.no_grad()
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Suits weights and biases to encoded training rows, a thousand or so, layer by layer; no dropout meanwhile."""
+        """Suits weights and biases to encoded training rows, a thousand or so, layer by layer."""
         x = self.scale(self.inputs(batch).unsqueeze(0))
         for layer in self.layers:
             if isinstance(layer, NTKLinear):
                 layer.start(x)
-            if not isinstance(layer, nn.Dropout):
-                x = layer(x)
+            x = layer(x)

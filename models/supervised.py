@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.schema import TargetSpec
 from models import metrics
-from models.answers import Answer, combine
+from models.answers import Answer, combine, to_units
 from models.augment import mixed_loss
 from models.diverged import DivergedError, RunningMean, about_checkpoint, all_finite, diagnose
 from models.groups import Factors, parameter_groups, split_parameters
@@ -205,7 +205,7 @@ class SupervisedModule(pl.LightningModule):
         output, truth = combine(self.network(batch), self.target.task), batch["target"]
         self.measured.add(self.loss(output, truth), len(truth))
         if self.target.task == "regression":
-            truth = truth * self.target.scale + self.target.mean
+            truth = to_units(truth, self.target)
         self.metrics.update(self.predict(output), truth)
 
     def _log_measured(self, split: str) -> None:
@@ -240,14 +240,18 @@ class SupervisedModule(pl.LightningModule):
         """What, when, why and what to do. The batch is read again at its `place` where it is not at hand."""
         trainer = self.trainer
         if batch is None:
-            loaders: dict[str, Any] = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
-            loader: Any = loaders.get(split, trainer.test_dataloaders)
+            loader: Any = {
+                "train": trainer.train_dataloader,
+                "val": trainer.val_dataloaders,
+                "test": trainer.test_dataloaders,
+            }[split]
             batch = {name: values.to(self.device) for name, values in next(islice(loader, place, None)).items()}
         spec = getattr(getattr(trainer, "datamodule", None), "inputs", None)
         built = parameter_groups(self.network, self.optimizer, self.groups)
         groups = {group["name"]: group["params"] for group in built}
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         with trainer.precision_plugin.forward_context():
-            why = diagnose(self.network, partial(mixed_loss, self.loss), batch, spec, groups)
+            why = diagnose(self.network, partial(mixed_loss, self.loss), batch, spec, groups, max(rates, default=None))
         step = self.global_step - ago // trainer.accumulate_grad_batches
         return DivergedError(f"{what} at step {step} (epoch {self.current_epoch}).\n{why}\n{about_checkpoint(trainer)}")
 

@@ -12,7 +12,7 @@ from models.inputs import Inputs
 from models.layers import Dropout, make_activation
 
 
-class Scale(nn.Module):
+class MemberScale(nn.Module):
     """Each member's own view of a row: (rows, members or 1, width) times (members, width)."""
 
     spared = True
@@ -25,7 +25,7 @@ class Scale(nn.Module):
         return x * self.scale
 
     @torch.no_grad()
-    def differ(self, sizes: Sequence[int], signs: bool) -> "Scale":
+    def differ(self, sizes: Sequence[int], signs: bool) -> "MemberScale":
         """One random factor a member and column, for all of the column's values: a sign, or a normal number."""
         factors = torch.randn(len(self.scale), len(sizes))
         factors = factors.sign() if signs else factors
@@ -36,14 +36,14 @@ class Scale(nn.Module):
 class SharedLinear(nn.Module):
     """A linear layer that all members share, between scales of their own: ((x * r) W) * s + b.
 
-    Takes and gives (rows, members, width). Only the first layer's r is random at the start, see `Scale.differ`.
+    Takes and gives (rows, members, width). Only the first layer's r is random at the start, see `MemberScale.differ`.
     """
 
     def __init__(self, members: int, width: int, outer: int) -> None:
         super().__init__()
-        self.before = Scale(members, width)
+        self.before = MemberScale(members, width)
         self.linear = nn.Linear(width, outer, bias=False)
-        self.after = Scale(members, outer)
+        self.after = MemberScale(members, outer)
         bound = width**-0.5
         self.bias = nn.Parameter(torch.empty(outer).uniform_(-bound, bound).repeat(members, 1))
 
@@ -95,7 +95,9 @@ class TabM(nn.Module):
         self.inputs = inputs(spec)
         width = self.inputs.width
         signs = self.inputs.bent is None  # bent numbers are vectors, of which a sign would change too little
-        self.views = Scale(members, width).differ(self.inputs.sizes, signs) if variant == "mini" else nn.Identity()
+        self.views: nn.Module = nn.Identity()
+        if variant == "mini":
+            self.views = MemberScale(members, width).differ(self.inputs.sizes, signs)
         layers: list[nn.Module] = []
         for index, size in enumerate(hidden):
             if variant == "mini":
@@ -117,7 +119,7 @@ class TabM(nn.Module):
     def select(self, members: Sequence[int]) -> None:
         """Keeps these members alone."""
         for module in self.modules():
-            if isinstance(module, Scale | SharedLinear | Heads):
+            if isinstance(module, MemberScale | SharedLinear | Heads):
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, nn.Parameter(parameter[list(members)]))
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules.schema import InputSpec
 from models.fitting import refuse_columns
-from models.inputs import Inputs
+from models.inputs import Inputs, mask
 from models.texts import shared_words
 
 PART = 256
@@ -122,9 +122,8 @@ class TextTransformer(nn.Module):
         lengths = offsets.diff().clamp_max(self.max_length)
         place = torch.arange(int(F.pad(lengths, (0, 1)).max()), device=tokens.device)
         there = place < lengths.unsqueeze(1)
-        kept = there
-        if self.training and self.unknown_rate > 0:
-            kept = there & (torch.rand(there.shape, device=tokens.device) >= self.unknown_rate)
         padded = torch.zeros(there.shape, dtype=tokens.dtype, device=tokens.device)
-        padded[kept] = tokens[(offsets[:-1].unsqueeze(1) + place)[kept]]
+        padded[there] = tokens[(offsets[:-1].unsqueeze(1) + place)[there]]
+        if self.training and self.unknown_rate > 0:
+            padded = mask(padded, self.unknown_rate)
         return padded, there

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from datamodules.schema import TargetSpec
+from models.metric_names import THRESHOLD_FOR
 from serving.errors import InputError
 
 
@@ -13,7 +14,7 @@ def check_threshold(threshold: float | str, target: TargetSpec) -> None:
     """Raises InputError where the target has no threshold, or this is none."""
     if target.task != "binary":
         raise InputError(f"threshold={threshold}: only a target of two classes has one, and '{target.name}' is none.")
-    metrics = ("accuracy", "balanced_accuracy", "f1", *(f"f1/{name}" for name in target.classes))
+    metrics = (*THRESHOLD_FOR, *(f"f1/{name}" for name in target.classes))
     if threshold not in metrics and (isinstance(threshold, str) or not 0 <= threshold <= 1):
         raise InputError(f"threshold={threshold}: give a number from 0 to 1, or one of {', '.join(metrics)}.")
 

@@ -1,6 +1,5 @@
 """An ensemble of oblivious decision trees with soft splits, trained by gradient; and the hard trees nearest to it."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,10 +9,8 @@ from torch import Tensor, nn
 from datamodules.schema import InputSpec
 from models.entmax import entmax15, entmoid15
 from models.fitting import refuse_columns
-from models.inputs import Inputs
+from models.inputs import FLAT, Inputs
 
-FLAT = functools.partial(Inputs, number_size=0, one_hot_max=256)
-"""One value a number and one a level, so that a hard split is on a number or on a level."""
 LEAVES = 4096
 """So many of all trees are looked at together: 2,048 trees of 64 leaves would need gigabytes for a batch."""
 
@@ -57,7 +54,8 @@ class Tree(nn.Module):
     and has a response for each of the 2^depth answers; a row gets their mean, weighted by how far it is in each leaf.
 
     Leaf i stands for the answers that are the digits of i in base 2, the first question's first. `inputs` makes the
-    first layer. Gives (rows, outputs) logits or standardised values. ValueError for columns of texts and images.
+    first layer; by default a hard split is on a number or on a level. Gives (rows, outputs) logits or standardised
+    values. ValueError for columns of texts and images.
     """
 
     def __init__(
@@ -91,8 +89,7 @@ class Tree(nn.Module):
     @torch.jit.unused
     def start(self, batch: dict[str, Tensor]) -> None:
         """Suits thresholds and temperatures to training rows, before the first step."""
-        with torch.no_grad():
-            self.gates.start(self.inputs(batch))
+        self.gates.start(self.inputs(batch))
 
 
 def leaf_weights(gates: Tensor) -> Tensor:

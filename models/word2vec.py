@@ -49,7 +49,7 @@ class Word2Vec(nn.Module):
         super().__init__()
         if not spec.texts:
             raise ValueError(
-                "model=word2vec learns from texts, and no column is one. data.columns={NAME: text} makes it one."
+                "model=word2vec learns from texts, and no column is one. data.columns='{NAME: text}' makes it one."
             )
         for name, value in {"size": size, "window": window, "negatives": negatives, "subsample": subsample}.items():
             if value <= 0:

@@ -36,6 +36,8 @@ def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, floa
     facts = artifact.spec["target"]
     target = TargetSpec(facts["name"], facts["task"], tuple(facts["classes"]))
     measure = metrics.build(target)
+    if isinstance(measure, metrics.ClassMetrics) and target.task == "binary":
+        measure.threshold = artifact.spec["threshold"]
     answer_columns = [f"probability_{name}" for name in target.classes]
     measured = rejected = unknown = 0
     said: set[str] = set()
@@ -59,6 +61,14 @@ def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, floa
         raise InputError(f"{source}: no row could be answered and has a known '{target.name}'. Nothing is measured.")
     values = {name: value.item() for name, value in measure.compute().items()}
     return values | {"rows": measured, "rejected": rejected, "without_target": unknown}
+
+
+def heading(artifact: Artifact) -> str:
+    """What is measured: the target, and of two classes from which probability on the second is the answer."""
+    target, threshold = artifact.spec["target"], artifact.spec["threshold"]
+    if threshold is None:
+        return f"{target['name']}:"
+    return f"{target['name']}: class 1 ({target['classes'][1]}) from {threshold:.4g} on"
 
 
 def true_answers(artifact: Artifact, cells: pl.Series) -> pl.Series:
@@ -89,6 +99,7 @@ def main() -> None:
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
+    print(heading(artifact))
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:<{width}}  {value:,.6g}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")

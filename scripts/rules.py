@@ -23,7 +23,7 @@ from datamodules.loader import Batches
 from datamodules.schema import Task
 from datamodules.table import SplitName, TableDataModule
 from models import metrics
-from models.answers import Answer, all_logits
+from models.answers import Answer, all_logits, labels, to_units
 from models.tree import HardTrees, Tree, harden, prune, refit
 from serving.errors import EXIT_CODE, InputError
 from serving.write import blame
@@ -113,7 +113,7 @@ def measure(
         batches = Batches(datamodule.stores[split], datamodule.eval_batch_size)
         truth = torch.cat([batch["target"] for batch in batches])
         if target.task == "regression":
-            truth = truth * target.scale + target.mean
+            truth = to_units(truth, target)
         given = {name: torch.cat([answer(batch) for batch in batches]) for name, answer in answers.items()}
         for name, values in given.items():
             metric = metrics.build(target)
@@ -125,12 +125,9 @@ def measure(
         if target.task == "regression":
             near[split] = float((first - last).square().mean().sqrt())
         else:
-            near[split] = float((label(first, threshold) == label(last, threshold)).double().mean())
+            before, after = (labels(each, target.task, threshold) for each in (first, last))
+            near[split] = float((before == after).double().mean())
     return measured, near
-
-
-def label(probabilities: Tensor, threshold: float) -> Tensor:
-    return (probabilities[:, 1] >= threshold).long() if probabilities.shape[1] == 2 else probabilities.argmax(1)
 
 
 def report(task: Task, measured: Mapping[str, Mapping[str, float]], near: Mapping[str, float]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.answers import labels
 from serving.torchscript import quiet
 from trainer.export import save
 from trainer.problems import ConfigError
@@ -35,9 +36,7 @@ class Average(nn.Module):
         mean = torch.stack(answers).mean(0)
         if self.task == "regression":
             return {"value": mean}
-        if self.task == "binary":
-            return {"probabilities": mean, "label": (mean[:, 1] >= self.threshold).long()}
-        return {"probabilities": mean, "label": mean.argmax(1)}
+        return {"probabilities": mean, "label": labels(mean, self.task, self.threshold)}
 
 
 def average(path: Path, artifacts: Sequence[Path], metrics: Mapping[str, float], config: Mapping[str, Any]) -> Path:

@@ -16,7 +16,7 @@ from datamodules.schema import InputSpec, TargetSpec
 from datamodules.store import MemoryStore, Rows, draw, take
 from datamodules.table import TableDataModule
 from models import metrics
-from models.answers import Answer, all_logits
+from models.answers import Answer, all_logits, to_units
 from models.calibration import best_temperature
 from models.supervised import SupervisedModule
 from models.texts import rows_of, tfidf
@@ -77,7 +77,7 @@ def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataMod
     }
     truth = rows["test"]["target"]
     if target.task == "regression":
-        truth = truth * target.scale + target.mean
+        truth = to_units(truth, target)
     found: dict[str, float] = {}
     answer = Answer(target)
     for name, model in models.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.schema import TargetSpec
+from models.answers import labels
 from models.calibration import best_temperature
 from models.metric_names import HIGHER_IS_BETTER
 from models.metrics import CALIBRATION_BINS
@@ -68,7 +69,7 @@ def measure(metric: str, answers: Tensor, truth: Tensor, target: TargetSpec, thr
         return _of_rankings(metric, answers, truth.numpy())
     probability = answers.double()
     confidence, likeliest = probability.max(1)
-    label = (answers[:, 1] >= threshold).long() if len(target.classes) == 2 else likeliest
+    label = labels(answers, target.task, threshold)
     if metric == "accuracy":
         return _mean((label == truth).double().numpy())
     if metric in ("log_loss", "calibrated_log_loss"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.metric_names import HIGHER_IS_BETTER, NAMES
+from models.metric_names import HIGHER_IS_BETTER, NAMES, THRESHOLD_FOR
 from trainer.problems import did_you_mean
 from trainer.signatures import (
     MISSING,
@@ -187,7 +187,7 @@ def locate(path: str) -> Any:
 
 
 def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Numbers at the root that no run can use."""
+    """Values at the root that no run can use."""
     for key, highest, words in (
         ("seed", 2**32 - 1, "from 0 to 4294967295"),
         ("l1", sys.float_info.max, "finite, 0 or more"),
@@ -199,6 +199,15 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         runs = config.get(key)
         if isinstance(runs, int) and runs < 2:
             yield key, f"must be 2 or more; it is {runs}."
+    threshold = config.get("threshold")
+    if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
+        yield "threshold", f"must be from 0 to 1; it is {show(threshold)}."
+    if isinstance(threshold, str) and threshold not in THRESHOLD_FOR and not threshold.startswith("f1/"):
+        near = did_you_mean(threshold, THRESHOLD_FOR)
+        yield (
+            "threshold",
+            f"none is chosen for {threshold}.{near} It may be a number, {', '.join(THRESHOLD_FOR)} or f1/CLASS.",
+        )
 
 
 def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.read import FILE, LINE
+from models.answers import labels, to_units
 from models.texts import VECTORS
 from models.word2vec import Word2VecModule
 from serving.write import writing
@@ -66,18 +67,18 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
     """Of each test row `file`, `line`, `target`, `prediction`, and for classes `probability_<class>`."""
     module, datamodule, target = outcome.module, outcome.datamodule, outcome.datamodule.target
     output, target_values = outcome.trainer.outputs(module, datamodule.test_dataloader())
-    answers, truth = module.predict(output).cpu().numpy(), target_values.cpu().numpy()
+    answers, truth = module.predict(output).cpu(), target_values.cpu()
     rows = datamodule.places("test").head(len(answers)).select(pl.col(FILE).alias("file"), pl.col(LINE).alias("line"))
     if target.task == "regression":
         return rows.with_columns(
-            target=pl.Series(truth.astype(np.float64) * target.scale + target.mean), prediction=pl.Series(answers)
+            target=pl.Series(to_units(truth.double(), target).numpy()), prediction=pl.Series(answers.numpy())
         )
-    label = answers[:, 1] >= module.threshold if target.task == "binary" else answers.argmax(1)
+    label = labels(answers, target.task, module.threshold)
     names = np.array(target.classes)
     return rows.with_columns(
-        pl.Series("target", names[truth]),
-        pl.Series("prediction", names[label.astype(int)]),
-        *(pl.Series(f"probability_{name}", answers[:, code]) for code, name in enumerate(target.classes)),
+        pl.Series("target", names[truth.numpy()]),
+        pl.Series("prediction", names[label.numpy()]),
+        *(pl.Series(f"probability_{name}", answers[:, code].numpy()) for code, name in enumerate(target.classes)),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.prepare import HEAD
 from datamodules.table import TableDataModule
-from models.answers import Answer
+from models.answers import Answer, labels
 from models.supervised import SupervisedModule
 from serving.artifact import FORMAT, TOLERANCE, pattern
 from serving.errors import InputError
@@ -59,9 +59,7 @@ class Pipeline(nn.Module):
         answers = self.answer(self.network(self.features(numbers, strings, images)))
         if self.task == "regression":
             return {"value": answers}
-        if self.task == "binary":
-            return {"probabilities": answers, "label": (answers[:, 1] >= self.threshold).long()}
-        return {"probabilities": answers, "label": answers.argmax(1)}
+        return {"probabilities": answers, "label": labels(answers, self.task, self.threshold)}
 
 
 def export(

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from datamodules.table import TableDataModule
-from models.answers import all_logits, combine
+from models.answers import all_logits, combine, to_units
 from models.metrics import CALIBRATION_BINS
 from models.supervised import SupervisedModule
 from trainer.loop import Trainer
@@ -86,7 +86,7 @@ def draw(
     target, answers = module.target, module.predict(output)
     title = f"{_plain(target.name)} on {len(truth):,} {split} rows"
     if target.task == "regression":
-        truth = truth * target.scale + target.mean
+        truth = to_units(truth, target)
         figure = predicted_figure(answers.cpu(), truth.cpu(), module.answer.low, module.answer.high, title)
         show(figure, folder / "predicted.png", trainer)
         return None

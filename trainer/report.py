@@ -1,5 +1,6 @@
 """What a run says at its start and at its end."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +13,18 @@ from datamodules.schema import FEATURE_KINDS
 from datamodules.split import SPLITS
 from datamodules.table import TableDataModule
 
+log = logging.getLogger(__name__)
+
 COLUMNS = {"val": "val", "test": "test", "linear": "baseline/linear", "constant": "baseline/constant"}
 """Of the table of results: their names, and where their metrics are. The baselines are measured on the test rows."""
 NUMERIC = ("rows", *COLUMNS)
+FLATTERING = "calibrated_log_loss"
+"""On test rows its temperature is fitted on these very rows: it is shown where it is the monitor alone."""
+
+
+def say_data(datamodule: TableDataModule) -> None:
+    """Logged under this module's name, which an ensemble leaves on the console."""
+    log.info("%s\n", describe_data(datamodule))
 
 
 def describe_data(datamodule: TableDataModule) -> str:
@@ -36,22 +46,29 @@ def describe_data(datamodule: TableDataModule) -> str:
 
 
 def closing(
-    folder: Path, metrics: Mapping[str, float], artifact: Path | None, seconds: float, verdict: str = ""
+    folder: Path,
+    metrics: Mapping[str, float],
+    artifact: Path | None,
+    seconds: float,
+    verdict: str = "",
+    monitor: str = "",
 ) -> str:
     """The last lines: what came out, how it does beside the baselines (`verdict`), where it is, and how to use it."""
     columns = {name: prefix for name, prefix in COLUMNS.items() if f"{prefix}/loss" in metrics}
     results = _table("Result", "metric", *columns)
     names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in columns)
+    if not monitor.endswith(FLATTERING):
+        names.pop(FLATTERING, None)
     for name in names:
         cells = [metrics.get(f"{prefix}/{name}") for prefix in columns.values()]
         results.add_row(name, *("" if value is None else f"{value:,.5g}" for value in cells))
     folder = _short(folder)
-    trained = _members(metrics) if "member/fit/seconds" in metrics else _trained(metrics)
+    ending = _members(metrics) if "member/fit/seconds" in metrics else trained(metrics)
     lines = [
         _render(results),
         "",
         *([verdict, ""] if verdict else []),
-        f"{trained}; {seconds:.1f} s in all.",
+        f"{ending}; {seconds:.1f} s in all.",
         f"run folder  {folder}",
     ]
     if artifact is not None:
@@ -67,7 +84,7 @@ def _artifact(path: Path) -> list[str]:
     ]
 
 
-def _trained(metrics: Mapping[str, float]) -> str:
+def trained(metrics: Mapping[str, float]) -> str:
     best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
     return f"{count(round(metrics['fit/epochs']), 'epoch')} in {metrics['fit/seconds']:.1f} s{best}"
 

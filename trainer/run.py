@@ -40,7 +40,7 @@ KEPT = ("fit/", "train/", "baseline/seconds")
 
 @runtime_checkable
 class Starts(Protocol):
-    """A network whose start depends on data."""
+    """A network whose start depends on data; it is in evaluation, without gradients, meanwhile."""
 
     def start(self, batch: dict[str, torch.Tensor]) -> None: ...
 
@@ -90,7 +90,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         run_folder.write_quarantine(folder, datamodule.quarantine)
         run_folder.write_audit(folder, datamodule.findings)
     if describe:
-        log.info("%s\n", report.describe_data(datamodule))
+        report.say_data(datamodule)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
@@ -147,7 +147,7 @@ def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float)
     comparison = Comparison()
     if config.baselines and not trainer.fast_dev_run:
         comparison = compare(trainer, module, datamodule, test=config.test)
-        metrics |= {**comparison.metrics, **metrics}
+        metrics |= {**comparison.metrics, **metrics}  # those that a run which had ended before kept stay
     calibration = None
     if not isinstance(module, Word2VecModule):
         calibration = pictures.draw(trainer, module, datamodule, folder, test=config.test)
@@ -164,7 +164,7 @@ def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float)
         artifact = export(folder / "model.pt", datamodule, module, metrics, plain, calibration)
         log.info("exported in %.1f s", time.perf_counter() - exporting)
     seconds = time.perf_counter() - started
-    log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict))
+    log.info("%s", report.closing(folder, metrics, artifact, seconds, comparison.verdict, config.monitor))
     return outcome
 
 
@@ -186,9 +186,11 @@ def train(
     """
     trainer.prepare(module.network, datamodule.head("train", 16), datamodule.batch_size)
     if isinstance(module.network, Starts) and checkpoint is None:
+        rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
+        module.network.eval()  # neither dropout nor noise
         with torch.no_grad():
-            rows = getattr(module.network, "start_rows", START_ROWS)
-            module.network.start(datamodule.sample("train", rows))
+            module.network.start(rows)
+        module.network.train()
     if find is not None:
         find(trainer, module, datamodule)
     started = time.perf_counter()

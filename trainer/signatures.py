@@ -176,7 +176,8 @@ NOUNS = {
 def describe(hint: Any) -> str:
     """What a value must be, in words: `an integer, "auto" or null`."""
     words: list[str] = []
-    for each in options(hint):
+    # A tensor that may be given in code cannot be written in YAML.
+    for each in [each for each in options(hint) if getattr(each, "__name__", "") != "Tensor"] or options(hint):
         arguments = [argument for argument in typing.get_args(each) if argument is not ...]
         if _choices(each):
             words += [show(choice) for choice in arguments]

@@ -14,8 +14,14 @@ from models.supervised import SupervisedModule
 from trainer.bootstrap import Advantage
 
 CONF = Path(__file__).parents[1] / "conf"
-KEPT = ("data", "paths", "loss", "monitor", "mode", "threshold", "cross_validate")
+KEPT = ("data", "paths", "loss", "monitor", "mode", "threshold", "calibrate", "seed", "cross_validate")
 """Settings of a command that the linear model takes over from another."""
+
+WORSE = (
+    "Try a lower optimizer.lr. With texts try data.max_tokens=1000 too: the weights of up to 2,000 columns and words"
+    " are solved before training."
+)
+"""What may help a linear model that is worse than scikit-learn's."""
 
 
 def verdict(
@@ -41,14 +47,17 @@ def verdict(
     lines = [f"{'; '.join(baselines)}; {seconds:.1f} s.", ""]
     if not math.isfinite(over["linear"].value):
         return "\n".join([*lines, f"No verdict: test/{metric} is not defined on these test rows."])
-    lines.append(_beside_linear(metric, over["linear"], own=isinstance(module.network, Linear)))
+    own = isinstance(module.network, Linear)
+    lines.append(_beside_linear(metric, over["linear"], own=own))
+    if own and over["linear"].high < 0:
+        lines.append(WORSE)
     by = datamodule.settings.split.by
     if by in ("group", "time"):
         lines.append(f"Rows of data.split.by={by} are not independent of each other: the true interval is wider.")
     if not over["constant"].low > 0:
         lines.append(f"It may be no better than the constant answer: {_figures(metric, over['constant'])}")
     linear_over_constant = over["constant"].value - over["linear"].value
-    if not over["linear"].low > 0 and linear_over_constant > 0 and not isinstance(module.network, Linear):
+    if not over["linear"].low > 0 and linear_over_constant > 0 and not own:
         lines.append(f"Take the linear one, it is smaller and explains itself: {linear_command()}")
     return "\n".join(lines)
 
@@ -85,7 +94,7 @@ def linear_command() -> str:
     for override in config.overrides.task:
         key = override.lstrip("+~").split("=")[0]
         if key.split(".")[0] in KEPT or (key == "experiment" and not _chooses_model(config.runtime.choices[key])):
-            kept[key] = override
+            kept[key] = override.lstrip("+")  # as it is typed: the front door adds what Hydra wants before it
     return shlex.join(["python", "train.py", "model=linear", *kept.values()])
 
 

@@ -75,6 +75,14 @@ def mixed_rows(count: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+def start(network: Any, batch: dict[str, Tensor]) -> None:
+    """As a run does it."""
+    network.eval()
+    with torch.no_grad():
+        network.start(batch)
+    network.train()
+
+
 def script(module: nn.Module) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

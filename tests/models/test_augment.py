@@ -220,8 +220,8 @@ def test_settings_that_do_not_suit_the_images_are_refused(
         (
             MIXED,
             0.2,
-            "augment=mixup mixes numbers and categories alone, and title, photo holds texts or images: leave such"
-            " columns out with data.columns={NAME: drop}, or take augment=none.",
+            "augment=mixup mixes numbers and categories alone, and there are texts or images: title, photo."
+            " Leave them out with data.columns='{title: drop, photo: drop}', or take augment=none.",
         ),
         (INPUTS, 0.0, "augment.alpha=0.0: must be above 0."),
     ],

@@ -20,7 +20,7 @@ REFUSED: list[tuple[InputSpec, Sequence[Kind], Kind | None, str]] = [
         INPUTS,
         ["image"],
         None,
-        "net takes images alone, and there are numbers and categories: choose model=linear, mlp, resnet, tabm, realmlp,"
+        "net takes images alone, and there are numbers and categories: choose model=mlp, linear, tabm, realmlp, resnet,"
         " ft_transformer or tree.",
     ),
     (
@@ -34,35 +34,36 @@ REFUSED: list[tuple[InputSpec, Sequence[Kind], Kind | None, str]] = [
         TEXTS,
         TABLE,
         None,
-        "net takes numbers and categories alone, and there are texts: choose model=text_transformer,"
-        " pretrained_text, linear or mlp.",
+        "net takes numbers and categories alone, and there are texts: choose model=mlp, linear,"
+        " tabm, realmlp, resnet, ft_transformer, text_transformer or pretrained_text.",
     ),
     (
         replace(MIXED, images=()),
         TABLE,
         None,
-        "net takes numbers and categories alone, and there are numbers and texts: choose model=mlp, linear or"
-        " text_transformer, or leave columns out with data.columns={NAME: drop}.",
+        "net takes numbers and categories alone, and there are numbers and texts: choose model=mlp, linear,"
+        " tabm, realmlp, resnet, ft_transformer or text_transformer, or leave columns out with"
+        " data.columns='{title: drop}'.",
     ),
     (
         MIXED,
         ["image"],
         None,
-        "net takes images alone, and there are numbers, texts and images: choose model=fusion or mlp, or leave columns"
-        " out with data.columns={NAME: drop}.",
+        "net takes images alone, and there are numbers, texts and images: choose model=fusion, or leave columns out"
+        " with data.columns='{size: drop, title: drop}'.",
     ),
     (
         NUMBERS,
         ["number", "text"],
         "text",
-        "net needs texts, and there are numbers: choose model=linear, mlp, resnet, tabm, realmlp, ft_transformer or"
-        " tree, or say which column is a text with data.columns={NAME: text}.",
+        "net needs texts, and there are numbers: choose model=mlp, linear, tabm, realmlp, resnet, ft_transformer or"
+        " tree, or say which column is a text with data.columns='{NAME: text}'.",
     ),
     (
         InputSpec(),
         TABLE,
         None,
-        "net takes numbers and categories alone, and there is no column to learn from: data.columns={NAME: KIND} says"
+        "net takes numbers and categories alone, and there is no column to learn from: data.columns='{NAME: KIND}' says"
         " what a column is.",
     ),
 ]

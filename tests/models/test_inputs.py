@@ -165,7 +165,7 @@ def test_a_linear_network_may_have_texts_alone() -> None:
 def test_a_table_without_a_column_to_learn_from_is_refused(network: type[Linear] | type[MLP]) -> None:
     message = (
         "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-        " data.columns={NAME: KIND} says what a column is."
+        " data.columns='{NAME: KIND}' says what a column is."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         network(InputSpec(), 1)

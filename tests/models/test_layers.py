@@ -8,7 +8,7 @@ from datamodules.schema import InputSpec
 from models.fusion import Fusion
 from models.layers import Norm
 from models.mlp import MLP
-from tests.models.problems import INPUTS, rows, script
+from tests.models.problems import INPUTS, rows, script, start
 
 
 @pytest.mark.parametrize("kind", [MLP, Fusion])
@@ -20,8 +20,7 @@ def test_each_hidden_layer_gives_variance_1(kind: type[MLP] | type[Fusion], norm
     batch["numbers"] *= 20
     state = {name: values.clone() for name, values in network.state_dict().items()}
     random = torch.get_rng_state()
-    network.start(batch)
-    assert network.training
+    start(network, batch)
     assert torch.equal(torch.get_rng_state(), random)
     names = [f"layers.{place}.weight" for place, layer in enumerate(network.layers) if isinstance(layer, nn.Linear)]
     changed = [name for name, values in network.state_dict().items() if not torch.equal(values, state[name])]
@@ -41,8 +40,8 @@ def test_what_is_compiled_before_answers_as_what_is_not() -> None:
     torch.manual_seed(0)
     network, batch = MLP(INPUTS, 1, init="data"), rows("binary", 50)
     network.compile(backend="eager")
+    start(network, batch)
     with torch.no_grad():
-        network.start(batch)
         network.eval()
         others = rows("binary", 50, seed=1)
         torch.testing.assert_close(network(others), network.forward(others))
@@ -51,15 +50,15 @@ def test_what_is_compiled_before_answers_as_what_is_not() -> None:
 def test_rows_that_are_all_the_same_scale_nothing() -> None:
     network = MLP(InputSpec(numbers=("a",)), 1, hidden=(1,), init="data")
     weight = network.layers[0].weight.detach().clone()
-    network.start({"numbers": torch.ones(20, 1)})
-    network.start({"numbers": torch.ones(1, 1)})
+    start(network, {"numbers": torch.ones(20, 1)})
+    start(network, {"numbers": torch.ones(1, 1)})
     assert torch.equal(network.layers[0].weight, weight)
 
 
 def test_weights_that_are_not_to_be_scaled_stay() -> None:
     network = MLP(INPUTS, 1)
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    network.start(rows("binary", 50))
+    start(network, rows("binary", 50))
     assert all(torch.equal(new, old) for new, old in zip(network.parameters(), before, strict=True))
 
 

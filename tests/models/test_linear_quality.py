@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from sklearn.model_selection import PredefinedSplit, cross_val_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.schema import InputSpec
+from datamodules.schema import InputSpec, TextSpec
 from models.answers import all_logits
 from models.linear import Linear
 from models.ridge import FOLDS, PENALTIES, solve
 from scripts.benchmark.linear import encoded
-from tests.models.problems import MIXED, mixed_rows
+from tests.models.problems import MIXED, mixed_rows, script, start
+from trainer.baselines import encode
 
 Batch = dict[str, Tensor]
 TABLES: dict[str, Any] = {"binary": load_breast_cancer, "multiclass": load_wine, "regression": load_diabetes}
@@ -73,11 +75,10 @@ def linear(train: Batch, outputs: int) -> Linear:
 def test_it_starts_where_scikit_learn_ends(task: str) -> None:
     train, val = splits(task)
     network = linear(train, 3 if task == "multiclass" else 1)
-    network.start(train)
+    start(network, train)
     model = theirs(train["numbers"].double().numpy(), train["target"].numpy(), task)
     expected = answers(model, val["numbers"].double().numpy(), task)
     assert loss_of(network(val), val["target"]) == pytest.approx(loss_of(expected, val["target"]), rel=0.005)
-    assert network.training
 
 
 @pytest.mark.parametrize(("data", "metric"), [("breast_cancer", "log_loss"), ("diabetes", "rmse")])
@@ -107,14 +108,32 @@ def test_rows_that_are_equal_few_or_extreme_are_solved_too() -> None:
     assert bool(weight.isfinite().all() & bias.isfinite().all())
 
 
+WORDS = replace(MIXED, images=())
+SPECS = {"numbers and words": WORDS, "words alone": replace(WORDS, numbers=())}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @torch.no_grad()
-def test_texts_wide_rows_and_values_that_are_not_finite_leave_it_at_zero() -> None:
-    texts = Linear(MIXED, 1)
-    texts.start(mixed_rows(32))
+def test_words_are_solved_for_too(spec: InputSpec) -> None:
+    train, val = mixed_rows(200), mixed_rows(200, seed=1)
+    network = Linear(spec, 1)
+    start(network, train)
+    assert loss_of(script(network.eval())(val), val["target"]) == pytest.approx(loss_of(network(val), val["target"]))
+    features, more = encode(train, spec), encode(val, spec)
+    expected = answers(theirs(features, train["target"].numpy(), "binary"), more, "binary")
+    assert loss_of(network(val), val["target"]) == pytest.approx(loss_of(expected, val["target"]), rel=0.005)
+    assert loss_of(network(val), val["target"]) < 0.66
+
+
+@torch.no_grad()
+def test_wide_rows_and_values_that_are_not_finite_leave_it_at_zero() -> None:
+    many = tuple(map(str, range(2001)))
+    texts = Linear(replace(WORDS, texts=(TextSpec("title", many, (1.0,) * 2001),)), 1)
+    start(texts, mixed_rows(32))
     wide = {"numbers": torch.randn(20, 2001), "target": torch.arange(20) % 2}
     broken = {"numbers": torch.full((20, 1), torch.inf), "target": torch.arange(20) % 2}
     networks = [texts, linear(wide, 1), linear(broken, 1)]
     for network, batch in zip(networks[1:], (wide, broken), strict=True):
-        network.start(batch)
+        start(network, batch)
     for network in networks:
-        assert all(bool((weight == 0).all()) for name, weight in network.named_parameters() if "layer" in name)
+        assert all(bool((weight == 0).all()) for weight in network.parameters())

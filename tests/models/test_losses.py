@@ -106,11 +106,11 @@ REFUSED: Sequence[tuple[Callable[[], nn.Module], str]] = [
     ),
     (
         lambda: losses.CrossEntropy(NUMBER),
-        "The loss CrossEntropy needs classes, but the target 'price' is a number: choose loss=mse, mae or huber.",
+        "loss=cross_entropy needs classes, but the target 'price' is a number: choose loss=mse, mae or huber.",
     ),
     (
         lambda: losses.Huber(MULTICLASS),
-        "The loss Huber needs a number, but the target 'answer' has 3 classes: choose loss=cross_entropy or focal.",
+        "loss=huber needs a number, but the target 'answer' has 3 classes: choose loss=cross_entropy or focal.",
     ),
     (lambda: losses.Huber(NUMBER, delta=0), "loss.delta=0: must be above 0."),
     (lambda: losses.Focal(BINARY, gamma=-1), "loss.gamma=-1: must not be negative."),

@@ -200,15 +200,15 @@ def refused(message: str, spec: InputSpec = TEXT, **settings: object) -> None:
 
 def test_other_columns_than_one_text_are_refused() -> None:
     refused(
-        "pretrained_text takes texts alone, and there are numbers, texts and images: choose model=fusion or mlp, or"
-        " leave columns out with data.columns={NAME: drop}.",
+        "pretrained_text takes texts alone, and there are numbers, texts and images: choose model=fusion, or leave"
+        " columns out with data.columns='{size: drop, photo: drop}'.",
         MIXED,
         folder="there",
     )
     two = InputSpec(texts=(TextSpec("a", (), ()), TextSpec("b", (), ())))
     refused(
-        "pretrained_text takes one column of texts, and there are a, b: leave out all but one with"
-        " data.columns={NAME: drop}, or choose model=text_transformer, fusion or mlp.",
+        "pretrained_text takes one column of texts, and there are a, b: leave out all but one, as with"
+        " data.columns='{b: drop}', or choose model=text_transformer, fusion or mlp.",
         two,
         folder="there",
     )

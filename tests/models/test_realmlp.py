@@ -11,7 +11,18 @@ from datamodules.schema import InputSpec, Task
 from models.groups import parameter_groups, split_parameters
 from models.realmlp import NTKLinear, PartActivation, RealMLP
 from tests.conftest import ROOT
-from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
+from tests.models.problems import (
+    INPUTS,
+    MIXED,
+    build,
+    check_trains_and_scripts,
+    fit,
+    mixed_rows,
+    rows,
+    script,
+    start,
+    target,
+)
 from trainer.config import instantiate
 
 TASKS: tuple[Task, ...] = ("regression", "binary", "multiclass")
@@ -22,7 +33,7 @@ small = functools.partial(RealMLP, members=2, hidden=(16, 16))
 def started(task: Task, spec: InputSpec = BENT, dropout: float = 0.15) -> RealMLP:
     torch.manual_seed(0)
     network = small(spec, target(task).outputs, dropout=dropout)
-    network.start(rows(task, 500))
+    start(network, rows(task, 500))
     return network
 
 
@@ -105,8 +116,9 @@ def test_the_recipes_groups_match_what_they_mean_and_scale_and_shares_are_spared
 
 
 def test_texts_and_images_may_be_among_the_columns() -> None:
-    network = small(MIXED, 2).eval()
-    network.start(mixed_rows(20))
+    network = small(MIXED, 2)
+    start(network, mixed_rows(20))
+    network.eval()
     torch.testing.assert_close(script(network)(mixed_rows(6)), network(mixed_rows(6)))
 
 
@@ -124,4 +136,4 @@ def test_a_known_function_is_learned(task: Task, metric: str, least: float) -> N
 
 def test_the_loss_after_some_steps_is_as_it_was() -> None:
     trainer = fit(build("binary", network=started("binary")), rows("binary", 256), epochs=3)
-    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(0.59787, abs=1e-4)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(0.55028, abs=1e-4)

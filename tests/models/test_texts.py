@@ -194,8 +194,8 @@ def test_words_become_unknown_in_training_at_their_rate_and_never_after() -> Non
 
 def test_a_transformer_without_texts_or_with_uneven_heads_is_refused() -> None:
     message = (
-        "text_transformer needs texts, and there are numbers: choose model=linear, mlp, resnet, tabm, realmlp,"
-        " ft_transformer or tree, or say which column is a text with data.columns={NAME: text}."
+        "text_transformer needs texts, and there are numbers: choose model=mlp, linear, tabm, realmlp, resnet,"
+        " ft_transformer or tree, or say which column is a text with data.columns='{NAME: text}'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TextTransformer(InputSpec(numbers=("size",)), 2)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from scripts.evaluate import evaluate
+from scripts.evaluate import heading as evaluate_heading
 from serving.artifact import Artifact
 from serving.errors import InputError
 from tests.conftest import run_script
@@ -40,8 +41,21 @@ def test_the_test_rows_get_the_test_metrics_of_the_run(
     del theirs["test/loss"]
     expected = {name.removeprefix("test/"): value for name, value in theirs.items() if name.startswith("test/")}
     assert ours == pytest.approx(expected, rel=1e-5)
-    name, value = done.stdout.splitlines()[0].split()
+    heading, first, *_ = done.stdout.splitlines()
+    assert heading == evaluate_heading(Artifact.load(folder / "model.pt"))
+    name, value = first.split()
     assert float(value.replace(",", "")) == pytest.approx(ours[name], rel=1e-5)
+
+
+def test_the_threshold_of_the_artefact_is_said_and_used(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+    rows.write_csv(source := tmp_path / "rows.csv")
+    assert evaluate_heading(adult) == "income: class 1 (>50K) from 0.5 on"
+    adult.spec["threshold"] = 0.0
+    try:
+        assert evaluate_heading(adult) == "income: class 1 (>50K) from 0 on"
+        assert evaluate(adult, str(source))["f1/<=50K"] == 0
+    finally:
+        adult.spec["threshold"] = 0.5
 
 
 def test_what_is_left_out_is_counted(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_where_a_line_is_enough_the_linear_model_is_recommended_with_its_command
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = ("model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "trainer.max_epochs=5", "threshold=f1", "seed=1")
+    own += ("calibrate=false",)
     folder = run_here(*settings(table, "line", *own))
     found, said = metrics(folder), closing(caplog)
     assert "Result\nmetric" in said
@@ -174,8 +175,8 @@ def test_where_a_line_is_enough_the_linear_model_is_recommended_with_its_command
         f"The network is {how} than the linear model beyond doubt: test/log_loss {found['test/log_loss']:,.5g} against"
         f" {found['baseline/linear/log_loss']:,.5g}, advantage {gained:,.3g} (95 %: {low:,.3g} to {high:,.3g}).\n"
         "Take the linear one, it is smaller and explains itself: python train.py model=linear data=table"
-        f" data.path={table} data.target=line '++data.columns={{cross: drop, level: drop, shop: drop, toss: drop}}'"
-        " paths.cache=null threshold=f1\n"
+        f" data.path={table} data.target=line 'data.columns={{cross: drop, level: drop, shop: drop, toss: drop}}'"
+        " paths.cache=null threshold=f1 seed=1 calibrate=false\n"
     ) in said
     assert found["baseline/constant/auroc"] == 0.5
     assert found["baseline/seconds"] > 0

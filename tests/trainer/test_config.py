@@ -96,10 +96,16 @@ def refused(*arguments: str) -> str:
         ("seed=${seed}", "seed: Recursive interpolation detected."),
         ("hydra/launcher=joblib", "hydra/launcher: there is no choice joblib. The choices are basic."),
         ("seed=-1", "seed: must be from 0 to 4294967295; it is -1."),
+        ("threshold=1.5", "threshold: must be from 0 to 1; it is 1.5."),
+        (
+            "threshold=acuracy",
+            "threshold: none is chosen for acuracy. Did you mean accuracy? It may be a number, accuracy,"
+            " balanced_accuracy, f1 or f1/CLASS.",
+        ),
         ("l1=nan", "l1: must be finite, 0 or more; it is NaN."),
         (
             "optimizer.betas=[0.9]",
-            "optimizer.betas: must be a list of 2 (each a number or a node of Tensor); it is [0.9].",
+            "optimizer.betas: must be a list of 2 (each a number); it is [0.9].",
         ),
         (
             "optimizer.betas=[{_target_: os.system}, 0.9]",

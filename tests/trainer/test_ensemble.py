@@ -1,6 +1,7 @@
 """Ensembles: one artefact that averages runs from several seeds, and what a broken one goes on with."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from serving.artifact import Artifact
+from tests.conftest import ROOT, run_script
 from trainer.config import prepare
 from trainer.problems import ConfigError
 
@@ -45,6 +47,25 @@ def test_the_artefact_answers_the_mean_of_its_members(run_here: RunHere, tmp_pat
     assert found["member/test/log_loss"] == pytest.approx(sum(losses) / 2)
     assert found["member/test/log_loss/std"] == pytest.approx(abs(losses[0] - losses[1]) / 2**0.5)
     assert found["test/log_loss"] < found["member/test/log_loss"]  # the loss is convex
+
+
+def test_of_members_the_console_has_one_line_each_and_the_file_all(tmp_path: Path) -> None:
+    done = run_script("train.py", "ensemble=2", *QUICK, f"hydra.run.dir={tmp_path}", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("member_")]
+    for index, line in enumerate(lines):
+        loss = metrics(tmp_path / f"member_{index}")["val/loss"]
+        assert re.fullmatch(
+            rf"member_{index}: val/loss {loss:.5g}; 2 epochs in [\d.]+ s, the best was epoch [12]", line
+        )
+    assert len(lines) == 2
+    assert done.stdout.count("temperature: ") == done.stdout.count("run folder ") == 1
+    assert (tmp_path / "train.log").read_text().count("temperature: ") == 3
+    assert done.stdout.count("Columns") == 1
+    table = done.stdout[done.stdout.index("Result\n") :]
+    assert "\nlog_loss " in table
+    assert "calibrated_log_loss" not in table
+    assert "test/calibrated_log_loss" in metrics(tmp_path)
 
 
 def test_a_broken_ensemble_goes_on_and_ends_the_same(run_here: RunHere) -> None:

@@ -293,3 +293,14 @@ def test_rows_on_disk_end_in_the_weights_of_rows_in_memory(
     )
     assert memory.keys() == disk.keys()
     assert all(torch.equal(memory[name], disk[name]) for name in memory)
+
+
+def test_a_network_looks_at_rows_before_training_without_dropout_and_gradients(
+    run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(
+        "models.mlp.MLP.start", lambda network, _: seen.append((network.training, torch.is_grad_enabled()))
+    )
+    run_here("+trainer.fast_dev_run=true", "logger=none")
+    assert seen == [(False, False)]
