@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.loader import Batches
+from trainer.fast import FastEpochLoop, hindrance
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Trainer(pytorch_lightning.Trainer):
         precision: Precision = "auto",
         threads: int | Literal["auto"] = "auto",
         compile: bool = False,
+        fast: Literal["auto", "on", "off"] = "auto",
         **settings: Any,
     ) -> None:
         if accelerator == "auto":
@@ -52,8 +54,13 @@ class Trainer(pytorch_lightning.Trainer):
         settings.setdefault("enable_progress_bar", any(isinstance(each, ProgressBar) for each in given))
         chosen, self.precision_reason = choose_precision(precision, accelerator)
         super().__init__(accelerator=accelerator, precision=chosen, **settings)
+        if accelerator == "cpu" and not torch.cuda.is_available():
+            # Every step of an optimizer asks anew; so told, torch need not load the driver to answer.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self.fast = fast
+        self.fit_loop.epoch_loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
 
-    def prepare(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> None:
+    def prepare(self, module: pytorch_lightning.LightningModule, rows: dict[str, Tensor], batch_size: int) -> None:
         """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`.
 
         `rows`: a few of the training rows, which tell what a batch costs.
@@ -61,14 +68,15 @@ class Trainer(pytorch_lightning.Trainer):
         device = self.strategy.root_device
         threads = "-"
         if device.type == "cpu":
-            threads = self._set_threads(network, rows, batch_size)
+            threads = self._set_threads(module.network, rows, batch_size)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
         log.info(
             "device: %s%s; precision: %s (%s); threads: %s", name, why, self.precision, self.precision_reason, threads
         )
         if self.compile_network:
-            network.compile()
+            module.network.compile()
+        self.fit_loop.epoch_loop.fast = self.fast != "off" and hindrance(self, module) is None
 
     def outputs(self, module: pytorch_lightning.LightningModule, loader: Batches) -> tuple[Tensor, Tensor]:
         """What the network gives for the rows of a loader, (rows, ...), and their encoded target, (rows,).
