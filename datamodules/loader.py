@@ -113,7 +113,7 @@ class Batches:
     def _gather(self, rows: Rows, index: Tensor) -> Iterator[Rows]:
         texts = any(name.startswith(OFFSETS) for name in rows)  # where a row's tokens end, the device would have to say
         batches = 1 if texts else max(int(GATHERED * self.count / self.store.bytes) // self.batch_size, 1)
-        for piece in index.split(batches * self.batch_size):
+        for piece in torch.split(index, batches * self.batch_size):
             yield take(rows, piece)
 
     def _order(self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int) -> tuple[Rows, Tensor]:

@@ -4,8 +4,11 @@ This is the one place that knows Lightning's private parts. Counters, hooks and 
 so checkpoints, resume, schedules, stopping and logging are as in its own loop, and so are the weights, bit for bit.
 """
 
+import logging
 import math
-from typing import Any
+import time
+from importlib import metadata
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +20,12 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
+
+from models.supervised import Batch, SupervisedModule
+from trainer import graph
+from trainer.step import Step
+
+log = logging.getLogger(__name__)
 
 KNOWN = "2.6."
 """Versions of Lightning whose loop this one was compared with."""
@@ -39,32 +47,67 @@ OF_MODULE = (
 
 
 class FastEpochLoop(_TrainingEpochLoop):
-    """Takes the place of Lightning's where `fast`; otherwise, and just after a resume, it is Lightning's."""
+    """Takes the place of Lightning's where `fast`; otherwise it is Lightning's.
 
-    fast = False
+    `compile`: whether each step becomes one graph; "auto" decides after the first epoch, by the time that it took.
+    """
+
+    def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int) -> None:
+        super().__init__(trainer, min_steps, max_steps)
+        self.fast = False
+        self.compile: bool | Literal["auto"] = False
+        self.tried = False
+        """Whether there was an attempt to compile."""
+        self.graph: graph.StepGraph | None = None
+        self.batches, self.seconds = 0, 0.0
+        """Of this process, and what they took."""
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        return {**super().on_save_checkpoint(), "compile": self.compile}
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        if self.compile == "auto":  # a resumed run does as it would have done
+            self.compile = state_dict.get("compile", "auto")
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
+        if not self.fast:
+            return
         callbacks = self.trainer.callbacks
         self.at_start = [each for each in callbacks if overrides(each, "on_train_batch_start")]
         self.at_end = [each for each in callbacks if overrides(each, "on_train_batch_end") and not idle(each)]
-        self.step = Step(self.trainer.optimizers[0])
+        if self.batches == 0:
+            self.step = Step(self.trainer.optimizers[0])
+        elif self.compile == "auto":
+            left = (self.trainer.estimated_stepping_batches - self.global_step) * self.seconds / self.batches
+            self.compile = graph.pays(left)
+            answer = "one graph a step" if self.compile else "no, that would take longer"
+            log.info("compile: %s (at most %.0f s of steps are left)", answer, left)
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """All batches up to the next after which something is due: a validation, a line in the log, an end."""
-        if not self.fast or self.restarting:
+        if not self.fast:
             super().advance(data_fetcher)
             return
-        trainer = self.trainer
-        for _ in range(self._quiet()):
+        if self.restarting and self._should_check_val_fx(data_fetcher):
+            # As Lightning has it: the checkpoint was written in the midst of a validation, or after it.
+            if self.val_loop.restarted_mid_evaluation:
+                return
+            if self.restarted_on_last:
+                self._skip_next_val = True
+                return
+            self.val_loop.increment_progress_to_evaluation_end()
+        self.val_loop.restarting = False
+        trainer, started = self.trainer, time.perf_counter()
+        for quiet in range(self._quiet(), -1, -1):
             self._batch(data_fetcher)
+            self.batches += 1
+            if quiet == 0 or trainer.should_stop or trainer.received_sigterm:
+                break
             if not self._should_accumulate():
                 self._batches_that_stepped += 1
-            if trainer.should_stop or trainer.received_sigterm:
-                return
-        self._batch(data_fetcher)
-        if self._num_ready_batches_reached():
-            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        self.seconds += time.perf_counter() - started
         trainer._logger_connector.on_batch_end()
         trainer._logger_connector.update_train_step_metrics()
 
@@ -86,7 +129,7 @@ class FastEpochLoop(_TrainingEpochLoop):
 
     def _batch(self, data_fetcher: _DataFetcher) -> None:
         trainer, progress = self.trainer, self.batch_progress
-        module = trainer.lightning_module
+        module = cast(SupervisedModule, trainer.lightning_module)
         batch, _, _ = next(data_fetcher)
         progress.is_last_batch = data_fetcher.done
         index = progress.current.ready
@@ -100,86 +143,75 @@ class FastEpochLoop(_TrainingEpochLoop):
         progress.increment_started()
         outputs = {"loss": self._step(module, batch, index)}
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if trainer.lr_scheduler_configs:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if self._num_ready_batches_reached():
+                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         for callback in self.at_end:
             callback.on_train_batch_end(trainer, module, outputs, batch, index)
         progress.increment_completed()
 
-    def _step(self, module: pl.LightningModule, batch: Any, index: int) -> Tensor:
+    def _step(self, module: SupervisedModule, batch: Batch, index: int) -> Tensor:
         """Forward, backward, and the optimizer's step where enough batches have come together; the detached loss."""
-        trainer = self.trainer
-        optimizer, counted = trainer.optimizers[0], self.automatic_optimization.optim_progress.optimizer
-        with trainer.precision_plugin.train_step_context():
-            loss: Tensor = module.training_step(batch, index)
-        if trainer.accumulate_grad_batches > 1:
-            loss = loss / trainer.accumulate_grad_batches
-        if index % trainer.accumulate_grad_batches == 0:
+        counted = self.automatic_optimization.optim_progress.optimizer
+        steps = not self._should_accumulate()
+        if index % self.trainer.accumulate_grad_batches == 0:
             counted.zero_grad.increment_ready()
             counted.zero_grad.increment_started()
             self.step.zero_grad()
             counted.zero_grad.increment_completed()
-        loss.backward()
-        if not self._should_accumulate():
+        if steps:
             counted.step.increment_ready()
+        with self.trainer.precision_plugin.train_step_context():
+            batch = module.change(batch)
+        loss = self._in_one_graph(module, batch)
+        if loss is None:
+            loss = self._one_by_one(module, batch, index, steps)
+        else:
+            module.record(loss, batch, index)
+        if steps:
+            counted.step.increment_completed()
+        return loss
+
+    def _one_by_one(self, module: SupervisedModule, batch: Batch, index: int, steps: bool) -> Tensor:
+        trainer = self.trainer
+        with trainer.precision_plugin.train_step_context():
+            loss, objective = module.objective(batch)
+        module.record(loss, batch, index)
+        if trainer.accumulate_grad_batches > 1:
+            objective = objective / trainer.accumulate_grad_batches
+        torch.autograd.backward(objective)
+        if steps:
             if trainer.gradient_clip_val is not None:
+                optimizer = trainer.optimizers[0]
                 module.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             self.step()
-            counted.step.increment_completed()
         return loss.detach()
 
-
-class Step:
-    """An optimizer's step. That of a fused Adam(W) is its one kernel, called without what torch does around it, which
-    takes longer than the kernel where the network is small."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.lists: list[tuple[dict[str, Any], list[Tensor], list[list[Tensor]]]] | None = None
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.bare = (
-            type(optimizer) in (Adam, AdamW)
-            and all(
-                group["fused"] and not group["amsgrad"] and not group["maximize"] for group in optimizer.param_groups
-            )
-            and self.parameters[0].device.type == "cpu"
-            and not optimizer._optimizer_step_pre_hooks
-            and not optimizer._optimizer_step_post_hooks
-        )
-
-    def zero_grad(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        if not self.bare or len(self.optimizer.state) < len(self.parameters):
-            self.optimizer.step()
-            return
-        if self.lists is None:
-            state = self.optimizer.state
-            names = ("exp_avg", "exp_avg_sq", "step")
-            self.lists = [
-                (group, group["params"], [[state[each][name] for each in group["params"]] for name in names])
-                for group in self.optimizer.param_groups
-            ]
-        for group, parameters, (mean, square, steps) in self.lists:
-            beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)
-            (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
-                parameters,
-                [each.grad for each in parameters],
-                mean,
-                square,
-                [],
-                steps,
-                amsgrad=False,
-                maximize=False,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-            )
+    def _in_one_graph(self, module: SupervisedModule, batch: Batch) -> Tensor | None:
+        """None where there is no graph, or not for a batch of this shape."""
+        if self.graph is not None:
+            return self.graph(batch) if self.graph.fits(batch) else None
+        if self.compile is not True or self.tried or not self.step.state:  # the first step makes the state
+            return None
+        self.tried = True
+        why = graph.hindrance(self.trainer, self.step, batch)
+        if self.at_start:
+            why = f"{type(self.at_start[0]).__name__} may change the network before a step"
+        if why is not None:
+            log.info("compile: the network alone (%s)", why)
+            module.network.compile()
+            return None
+        started = time.perf_counter()
+        whole = graph.StepGraph(self.trainer, module, self.step)
+        try:
+            loss = whole.start(batch)
+        except Exception as error:  # torch raises many kinds
+            log.warning("compile: no, torch cannot: %s", str(error).strip().split("\n")[0])
+            return None
+        log.info("compile: one graph a step, in %.1f s", time.perf_counter() - started)
+        self.graph = whole
+        return loss
 
 
 def idle(callback: Callback) -> bool:
@@ -191,17 +223,20 @@ def overrides(callback: Callback, hook: str) -> bool:
     return getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
-def hindrance(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
+def hindrance(trainer: Any, module: SupervisedModule) -> str | None:
     """What this training has that the fast loop leaves out; None where there is nothing."""
-    if not pl.__version__.startswith(KNOWN):
-        return f"pytorch-lightning {pl.__version__} is not {KNOWN}x"
+    version = metadata.version("pytorch-lightning")
+    if not version.startswith(KNOWN):
+        return f"pytorch-lightning {version} is not {KNOWN}x"
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        return f"{trainer.world_size} processes"
+        return f"the strategy {type(trainer.strategy).__name__}"
     plugin = trainer.precision_plugin
     if type(plugin) not in (Precision, MixedPrecision) or getattr(plugin, "scaler", None) is not None:
         return f"precision {trainer.precision}"
     if not isinstance(trainer.profiler, PassThroughProfiler):
         return f"the profiler {type(trainer.profiler).__name__}"
+    if type(module).training_step is not SupervisedModule.training_step:
+        return f"{type(module).__name__}.training_step"
     for hook in OF_MODULE:
         if is_overridden(hook, module):
             return f"{type(module).__name__}.{hook}"

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.loader import Batches
+from models.supervised import SupervisedModule
 from trainer.fast import FastEpochLoop, hindrance
+from trainer.problems import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +23,10 @@ SMALL_STEP = 100_000_000
 
 
 class Trainer(pytorch_lightning.Trainer):
-    """`accelerator` ("auto": CUDA where there is a device, else the CPU), `precision` and `threads` may be "auto";
-    `compile` runs the network through `torch.compile`, in place.
+    """`accelerator` ("auto": CUDA where there is a device, else the CPU), `precision` and `threads` may be "auto".
+
+    `fast`: whether batches go through `FastEpochLoop`; "auto": where nothing hinders. `compile`: a whole step as one
+    graph, or the network alone where that cannot be; "auto": where the steps left repay it.
 
     Every other setting is Lightning's own.
     """
@@ -33,8 +37,8 @@ class Trainer(pytorch_lightning.Trainer):
         accelerator: str = "auto",
         precision: Precision = "auto",
         threads: int | Literal["auto"] = "auto",
-        compile: bool = False,
         fast: Literal["auto", "on", "off"] = "auto",
+        compile: bool | Literal["auto"] = False,
         **settings: Any,
     ) -> None:
         if accelerator == "auto":
@@ -47,7 +51,8 @@ class Trainer(pytorch_lightning.Trainer):
         if threads != "auto" and threads < 1:
             raise ValueError(f"trainer.threads={threads}: must be at least 1, or auto")
         self.threads = threads
-        self.compile_network = compile
+        self.fast = fast
+        self.compile = compile
         # Lightning would put its own where none is given.
         given = settings.get("callbacks") or ()
         settings.setdefault("enable_checkpointing", any(isinstance(each, Checkpoint) for each in given))
@@ -57,13 +62,14 @@ class Trainer(pytorch_lightning.Trainer):
         if accelerator == "cpu" and not torch.cuda.is_available():
             # Every step of an optimizer asks anew; so told, torch need not load the driver to answer.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self.fast = fast
-        self.fit_loop.epoch_loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
+        self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
+        self.fit_loop.epoch_loop = self.loop
 
-    def prepare(self, module: pytorch_lightning.LightningModule, rows: dict[str, Tensor], batch_size: int) -> None:
-        """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`.
+    def prepare(self, module: SupervisedModule, rows: dict[str, Tensor], batch_size: int) -> None:
+        """Sets the threads and the loop, and says what was chosen and why; before `fit`.
 
-        `rows`: a few of the training rows, which tell what a batch costs.
+        `rows`: a few of the training rows, which tell what a batch costs. Raises ConfigError where the fast loop is
+        asked for and cannot be.
         """
         device = self.strategy.root_device
         threads = "-"
@@ -71,12 +77,23 @@ class Trainer(pytorch_lightning.Trainer):
             threads = self._set_threads(module.network, rows, batch_size)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
+        loop = self._choose_loop(module)
         log.info(
-            "device: %s%s; precision: %s (%s); threads: %s", name, why, self.precision, self.precision_reason, threads
+            "device: %s%s; precision: %s (%s); threads: %s; loop: %s",
+            *(name, why, self.precision, self.precision_reason, threads, loop),
         )
-        if self.compile_network:
+
+    def _choose_loop(self, module: SupervisedModule) -> str:
+        why = hindrance(self, module)
+        if self.fast == "on" and why is not None:
+            raise ConfigError(f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto.")
+        self.loop.fast = self.fast != "off" and why is None
+        self.loop.compile = self.compile
+        if self.loop.fast:
+            return "fast"
+        if self.compile is not False:
             module.network.compile()
-        self.fit_loop.epoch_loop.fast = self.fast != "off" and hindrance(self, module) is None
+        return f"Lightning's own ({'given' if self.fast == 'off' else f'the fast one does not serve {why}'})"
 
     def outputs(self, module: pytorch_lightning.LightningModule, loader: Batches) -> tuple[Tensor, Tensor]:
         """What the network gives for the rows of a loader, (rows, ...), and their encoded target, (rows,).

@@ -117,14 +117,14 @@ def bare(work: Workload, batch_size: int) -> Times:
     for _ in range(EPOCHS):
         network.train()
         order = torch.randperm(len(work.train["target"]))
-        for index in order.split(batch_size):
+        for index in torch.split(order, batch_size):
             batch = {name: values.index_select(0, index) for name, values in work.train.items()}
             optimizer.zero_grad()
             loss(network(batch), batch["target"]).backward()
             optimizer.step()
         network.eval()
         with torch.inference_mode():
-            for index in torch.arange(len(work.val["target"])).split(EVALUATED):
+            for index in torch.split(torch.arange(len(work.val["target"])), EVALUATED):
                 batch = {name: values.index_select(0, index) for name, values in work.val.items()}
                 loss(network(batch), batch["target"])
         times.append(now())
