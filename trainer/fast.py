@@ -63,6 +63,8 @@ class FastEpochLoop(_TrainingEpochLoop):
         """Of this process, and what they took."""
 
     def on_save_checkpoint(self) -> dict[str, Any]:
+        if self.graph is not None:  # Lightning asks the loops before the optimizer
+            self.graph.tell()
         return {**super().on_save_checkpoint(), "compile": self.compile}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ class FastEpochLoop(_TrainingEpochLoop):
         progress.increment_completed()
 
     def _step(self, module: SupervisedModule, batch: Batch, index: int) -> Tensor:
-        """Forward, backward, and the optimizer's step where enough batches have come together; the detached loss."""
+        """Forward, backward, and the optimizer's step where enough batches have come together; what was minimised."""
         counted = self.automatic_optimization.optim_progress.optimizer
         steps = not self._should_accumulate()
         if index % self.trainer.accumulate_grad_batches == 0:
@@ -164,14 +166,15 @@ class FastEpochLoop(_TrainingEpochLoop):
             counted.step.increment_ready()
         with self.trainer.precision_plugin.train_step_context():
             batch = module.change(batch)
-        loss = self._in_one_graph(module, batch)
-        if loss is None:
-            loss = self._one_by_one(module, batch, index, steps)
+        done = self._in_one_graph(module, batch)
+        if done is None:
+            objective = self._one_by_one(module, batch, index, steps)
         else:
+            loss, objective = done
             module.record(loss, batch, index)
         if steps:
             counted.step.increment_completed()
-        return loss
+        return objective
 
     def _one_by_one(self, module: SupervisedModule, batch: Batch, index: int, steps: bool) -> Tensor:
         trainer = self.trainer
@@ -186,13 +189,17 @@ class FastEpochLoop(_TrainingEpochLoop):
                 optimizer = trainer.optimizers[0]
                 module.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             self.step()
-        return loss.detach()
+        return objective.detach()
 
-    def _in_one_graph(self, module: SupervisedModule, batch: Batch) -> Tensor | None:
+    def _in_one_graph(self, module: SupervisedModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """None where there is no graph, or not for a batch of this shape."""
         if self.graph is not None:
-            return self.graph(batch) if self.graph.fits(batch) else None
-        if self.compile is not True or self.tried or not self.step.state:  # the first step makes the state
+            if self.graph.fits(batch):
+                return self.graph(batch)
+            self.graph.tell()
+            return None
+        first = not self.step.state and self.batches == 0  # it makes the optimizer's state
+        if self.compile is not True or self.tried or first:
             return None
         self.tried = True
         why = graph.hindrance(self.trainer, self.step, batch)
@@ -205,13 +212,13 @@ class FastEpochLoop(_TrainingEpochLoop):
         started = time.perf_counter()
         whole = graph.StepGraph(self.trainer, module, self.step)
         try:
-            loss = whole.start(batch)
+            done = whole.start(batch)
         except Exception as error:  # torch raises many kinds
             log.warning("compile: no, torch cannot: %s", str(error).strip().split("\n")[0])
             return None
         log.info("compile: one graph a step, in %.1f s", time.perf_counter() - started)
         self.graph = whole
-        return loss
+        return done
 
 
 def idle(callback: Callback) -> bool:

@@ -28,28 +28,36 @@ class StepGraph:
     def __init__(self, trainer: pl.Trainer, module: SupervisedModule, step: Step) -> None:
         self.step = step
         self.shapes: dict[str, Any] = {}
-        self.count = float(step.state[0][2][0])
+        self.untold = 0
+        """Steps that the optimizer's own counts lack: to add to a tensor for each parameter would take too long."""
         everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        self.compiled: Callable[..., Tensor] = torch.compile(everything, fullgraph=True, dynamic=False, options=options)
+        self.compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
+            everything, fullgraph=True, dynamic=False, options=options
+        )
 
     def fits(self, batch: Batch) -> bool:
         return {name: (values.shape, values.dtype) for name, values in batch.items()} == self.shapes
 
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The first call, which compiles. Any error of torch may come of it."""
         self.shapes = {name: (values.shape, values.dtype) for name, values in batch.items()}
         with torch._dynamo.config.patch(trace_autograd_ops=True), torch._inductor.config.patch(fallback_random=True):
             return self(batch)
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Takes the step; the loss that is logged."""
-        settings = torch.tensor([_settings(group, self.count + 1) for group in self.step.groups])
-        loss = self.compiled(batch, settings, self.step.state)
-        self.count += 1
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Takes the step; gives the loss that is logged, and the one that was minimised."""
+        count = float(self.step.state[0][2][0]) + self.untold + 1
+        settings = torch.tensor([_settings(group, count) for group in self.step.groups])
+        done = self.compiled(batch, settings, self.step.state)
+        self.untold += 1
+        return done
+
+    def tell(self) -> None:
+        """Brings the optimizer's counts up to date; before anyone but the graph reads them."""
         for _, _, steps in self.step.state:
-            torch._foreach_add_(steps, 1)
-        return loss
+            torch._foreach_add_(steps, self.untold)
+        self.untold = 0
 
 
 def hindrance(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:
@@ -58,6 +66,8 @@ def hindrance(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:
         return f"the optimizer {type(step.optimizer).__name__} is not Adam or AdamW"
     if trainer.accumulate_grad_batches > 1:
         return "gradients accumulate over batches"
+    if not step.state:
+        return "a parameter has no gradient"
     if trainer.gradient_clip_algorithm == "value":
         return "gradients are clipped by value"
     if any(name.startswith("offsets.") for name in batch):
@@ -72,10 +82,10 @@ def pays(seconds: float) -> bool:
 
 def _graph(
     objective: Callable[[Batch], tuple[Tensor, Tensor]], precision: Precision, step: Step, clip: float | None
-) -> Callable[[Batch, Tensor, Sequence[Moments]], Tensor]:
+) -> Callable[[Batch, Tensor, Sequence[Moments]], tuple[Tensor, Tensor]]:
     decoupled = [group["decoupled_weight_decay"] for group in step.groups]
 
-    def everything(batch: Batch, settings: Tensor, state: Sequence[Moments]) -> Tensor:
+    def everything(batch: Batch, settings: Tensor, state: Sequence[Moments]) -> tuple[Tensor, Tensor]:
         with precision.forward_context():
             loss, minimised = objective(batch)
         grads = torch.autograd.grad(minimised, step.parameters)
@@ -87,7 +97,7 @@ def _graph(
             for place, (group, (means, squares, _)) in enumerate(zip(step.groups, state, strict=True)):
                 for parameter, mean, square in zip(group["params"], means, squares, strict=True):
                     _adam(parameter, next(each), mean, square, settings[place], decoupled[place])
-        return loss.detach()
+        return loss.detach(), minimised.detach()
 
     # Without guards Dynamo would take what it compiled of the same code for another network.
     everything.__code__ = everything.__code__.replace()

@@ -1,7 +1,9 @@
 """Lightning's Trainer, with the choice of device, precision and threads made and said."""
 
+import copy
 import logging
 import os
+import time
 from typing import Any, Literal
 
 import pytorch_lightning
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.loader import Batches
-from models.supervised import SupervisedModule
+from models.supervised import Batch, SupervisedModule
 from trainer.fast import FastEpochLoop, hindrance
 from trainer.problems import ConfigError
 
@@ -20,6 +22,11 @@ log = logging.getLogger(__name__)
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
 SMALL_STEP = 100_000_000
 """Multiplications of one step below which threads gain little, and lose much where another process is busy."""
+WORTH = 1.15
+"""How many times as fast a step must be for the other threads to be taken."""
+TRIALS = 3
+THREADS = torch.get_num_threads()
+"""Of the process, as it was started."""
 
 
 class Trainer(pytorch_lightning.Trainer):
@@ -65,16 +72,16 @@ class Trainer(pytorch_lightning.Trainer):
         self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
         self.fit_loop.epoch_loop = self.loop
 
-    def prepare(self, module: SupervisedModule, rows: dict[str, Tensor], batch_size: int) -> None:
+    def prepare(self, module: SupervisedModule, batch: Batch) -> None:
         """Sets the threads and the loop, and says what was chosen and why; before `fit`.
 
-        `rows`: a few of the training rows, which tell what a batch costs. Raises ConfigError where the fast loop is
-        asked for and cannot be.
+        `batch` of training rows tells what a step costs. Raises ConfigError where the fast loop is asked for and cannot
+        be.
         """
         device = self.strategy.root_device
         threads = "-"
         if device.type == "cpu":
-            threads = self._set_threads(module.network, rows, batch_size)
+            threads = self._set_threads(module, batch)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
         loop = self._choose_loop(module)
@@ -105,16 +112,35 @@ class Trainer(pytorch_lightning.Trainer):
         truth = torch.cat([batch["target"] for batch in loader]).to(output.device)
         return output, truth[: len(output)]
 
-    def _set_threads(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> str:
+    def _set_threads(self, module: SupervisedModule, batch: Batch) -> str:
         if self.threads != "auto":
             torch.set_num_threads(self.threads)
             return f"{self.threads} (given)"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cost = multiplications(network, rows) * batch_size / len(rows["target"])
-        threads = 1 if cost < SMALL_STEP else min(cores, torch.get_num_threads())
+        most = min(cores, THREADS)
+        threads, why = 1, f"{most} at most"
+        if most > 1:
+            cost = multiplications(module.network, batch)
+            why = f"{cost / 1e6:,.1f} million multiplications a step: few"
+            if cost >= SMALL_STEP:
+                one, many = (1000 * seconds(module, batch, count) for count in (1, most))
+                threads = most if many * WORTH < one else 1
+                why = f"a step takes 1 of them {one:.3g} ms, {most} {many:.3g} ms"
         torch.set_num_threads(threads)
-        size = "small" if threads == 1 and cores > 1 else "large enough"
-        return f"{threads} of {cores} ({cost / 1e6:,.1f} million multiplications a step: {size})"
+        return f"{threads} of {cores} ({why})"
+
+
+def seconds(module: SupervisedModule, batch: Batch, threads: int) -> float:
+    """What a step takes without the optimizer's: the fastest of some, because other work may take the cores."""
+    rehearsal = copy.deepcopy(module)
+    torch.set_num_threads(threads)
+    took = []
+    with torch.random.fork_rng([]):
+        for _ in range(1 + TRIALS):
+            started = time.perf_counter()
+            torch.autograd.backward(rehearsal.objective(rehearsal.change(batch))[1])
+            took.append(time.perf_counter() - started)
+    return min(took[1:])
 
 
 def multiplications(network: nn.Module, rows: dict[str, Tensor]) -> int:
