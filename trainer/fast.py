@@ -160,7 +160,6 @@ class FastEpochLoop(_TrainingEpochLoop):
         if index % self.trainer.accumulate_grad_batches == 0:
             counted.zero_grad.increment_ready()
             counted.zero_grad.increment_started()
-            self.step.zero_grad()
             counted.zero_grad.increment_completed()
         if steps:
             counted.step.increment_ready()
@@ -180,7 +179,9 @@ class FastEpochLoop(_TrainingEpochLoop):
         trainer = self.trainer
         with trainer.precision_plugin.train_step_context():
             loss, objective = module.objective(batch)
-        module.record(loss, batch, index)
+        module.record(loss, batch, index)  # which tells of the last gradients where the loss is not finite
+        if index % trainer.accumulate_grad_batches == 0:
+            self.step.zero_grad()
         if trainer.accumulate_grad_batches > 1:
             objective = objective / trainer.accumulate_grad_batches
         torch.autograd.backward(objective)
