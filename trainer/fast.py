@@ -54,6 +54,7 @@ class FastEpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
+        self.val_loop.inference_mode = True
         self.fast = False
         self.compile: bool | Literal["auto"] = False
         self.tried = False
