@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.store import MemoryStore, Rows, Store, join, take
+from datamodules.store import OFFSETS, MemoryStore, Rows, Store, cut, join, take
 
 WINDOW = 64 * 10**6
 """Bytes of rows that are mixed with each other: what is larger is shuffled part by part, then in such windows."""
+GATHERED = 10**6
+"""Bytes of rows that are gathered at once, about what a core's cache holds; batches are cut from them."""
 
 
 class Batches:
@@ -73,13 +75,13 @@ class Batches:
         batch = start
         pieces: list[Rows] = []
         lacking = self._size(batch)
-        for rows, index in self._walk(skip=start * self.batch_size):
-            at = 0
-            while at < len(index):
-                piece = index[at : at + lacking]
-                pieces.append(take(rows, piece))
-                at += len(piece)
-                lacking -= len(piece)
+        for rows in self._walk(skip=start * self.batch_size):
+            at, count = 0, len(rows["target"])
+            while at < count:
+                end = min(at + lacking, count)
+                pieces.append(cut(rows, at, end))
+                lacking -= end - at
+                at = end
                 if lacking == 0:
                     batch += 1
                     self.position = batch % len(self)
@@ -89,14 +91,15 @@ class Batches:
     def _size(self, batch: int) -> int:
         return self.count - batch * self.batch_size if batch == len(self) - 1 else self.batch_size
 
-    def _walk(self, skip: int) -> Iterator[tuple[Rows, Tensor]]:
-        """The windows, each with the row numbers in it, the first `skip` rows left out; the next is read meanwhile."""
+    def _walk(self, skip: int) -> Iterator[Rows]:
+        """The rows in their order, the first `skip` left out, some batches at a time; the next window is read
+        meanwhile."""
         # Of a seed torch's generator on the CPU takes 32 bits, so both numbers must be in these.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         windows = self.windows(generator)
         if isinstance(self.store, MemoryStore) and len(windows) == 1:
-            yield self._order(*self.store.window(windows[0]), generator, skip)
+            yield from self._gather(*self._order(*self.store.window(windows[0]), generator, skip))
             return
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.store.window, windows[0])
@@ -104,8 +107,14 @@ class Batches:
                 rows, index = ahead.result()
                 if number + 1 < len(windows):
                     ahead = pool.submit(self.store.window, windows[number + 1])
-                yield self._order(rows, index, generator, skip)
+                yield from self._gather(*self._order(rows, index, generator, skip))
                 skip = max(skip - len(index), 0)
+
+    def _gather(self, rows: Rows, index: Tensor) -> Iterator[Rows]:
+        texts = any(name.startswith(OFFSETS) for name in rows)  # where a row's tokens end, the device would have to say
+        batches = 1 if texts else max(int(GATHERED * self.count / self.store.bytes) // self.batch_size, 1)
+        for piece in torch.split(index, batches * self.batch_size):
+            yield take(rows, piece)
 
     def _order(self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int) -> tuple[Rows, Tensor]:
         if self.balanced and self.shuffle:

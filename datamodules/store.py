@@ -90,6 +90,16 @@ def take(rows: Rows, index: Tensor) -> Rows:
     return taken
 
 
+def cut(rows: Rows, start: int, end: int) -> Rows:
+    """The rows from one number to before another, not copied where they hold no texts; all of them are themselves."""
+    count = len(rows["target"])
+    if (start, end) == (0, count):
+        return rows
+    if any(name.startswith(OFFSETS) for name in rows):
+        return take(rows, torch.arange(start, end))
+    return {name: values[start:end] for name, values in rows.items()}
+
+
 def draw(store: Store, most: int) -> Rows:
     """At most so many rows of a store, on the CPU: all of them, or a uniform sample, in their order."""
     count = sum(store.lengths)

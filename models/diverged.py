@@ -45,7 +45,8 @@ class RunningMean:
         """The losses since the last look, in their order; waits for the device."""
         if not self.waiting:
             return []
-        losses: list[float] = torch.stack([loss.float() for loss, _ in self.waiting]).tolist()
+        waiting = [loss for loss, _ in self.waiting]
+        losses = [float(waiting[0])] if len(waiting) == 1 else torch.stack(waiting).tolist()
         for loss, (_, rows) in zip(losses, self.waiting, strict=True):
             self.total += loss * rows
         self.waiting = []

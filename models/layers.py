@@ -67,6 +67,18 @@ def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Te
         handle.remove()
 
 
+def _random(count: int) -> Tensor:
+    """int64 (count,), every bit of them random."""
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
+
+
+# torch.compile does not take `random_`.
+_random_in_graph = torch.library.custom_op(
+    "lathe::random", _random, mutates_args=(), tags=torch.Tag.nondeterministic_seeded
+)
+_random_in_graph.register_fake(lambda count: torch.empty(count, dtype=torch.int64))
+
+
 class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014) whose share is a multiple of 1/256, so that on the CPU a byte decides a value.
 
@@ -82,7 +94,7 @@ class Dropout(nn.Dropout):
         if input.device.type != "cpu" or cut in (0, 256):
             return F.dropout(input, self.p)
         values = input.numel()
-        numbers = torch.empty((values + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        numbers = (_random_in_graph if torch.compiler.is_compiling() else _random)((values + 7) // 8)
         kept = numbers.view(torch.uint8)[:values].view(input.shape) >= cut
         return input * kept.to(input.dtype).mul_(256 / (256 - cut))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -109,18 +109,31 @@ class SupervisedModule(pl.LightningModule):
         return 1 if self.device.type == "cpu" else 100
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch = self.change(batch)
+        loss, objective = self.objective(batch)
+        self.record(loss, batch, batch_idx)
+        return objective
+
+    def change(self, batch: Batch) -> Batch:
+        """The batch as training sees it."""
+        return batch if self.augment is None else cast(Batch, self.augment(batch))
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss that is logged, and the one that is minimised."""
+        loss = mixed_loss(self.loss, self.network(batch), batch)
+        if self.l1 == 0:
+            return loss, loss
+        return loss, loss + self.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
+
+    def record(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
+        """Counts a step, and looks now and then whether its loss is finite."""
         if batch_idx == 0:  # not in on_train_epoch_start, which Lightning leaves out after some resumes
             self.fitted.reset()
-        if self.augment is not None:
-            batch = self.augment(batch)
-        loss = mixed_loss(self.loss, self.network(batch), batch)
-        self.fitted.add(loss, len(batch["target"]))
-        self.samples += len(batch["target"])
+        rows = len(batch["target"])
+        self.fitted.add(loss, rows)
+        self.samples += rows
         if (batch_idx + 1) % self.look_every == 0:
             self.train_loss = self._finite_mean("train", self.fitted, batch)
-        if self.l1 > 0:
-            loss = loss + self.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
-        return loss
 
     def on_train_epoch_end(self) -> None:
         self.train_loss = self._finite_mean("train", self.fitted)

@@ -1,7 +1,9 @@
 """Lightning's Trainer, with the choice of device, precision and threads made and said."""
 
+import copy
 import logging
 import os
+import time
 from typing import Any, Literal
 
 import pytorch_lightning
@@ -11,17 +13,27 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.loader import Batches
+from models.supervised import Batch, SupervisedModule
+from trainer.fast import FastEpochLoop, hindrance
+from trainer.problems import ConfigError
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
 SMALL_STEP = 100_000_000
 """Multiplications of one step below which threads gain little, and lose much where another process is busy."""
+WORTH = 1.15
+"""How many times as fast a step must be for the other threads to be taken."""
+TRIALS = 3
+THREADS = torch.get_num_threads()
+"""Of the process, as it was started."""
 
 
 class Trainer(pytorch_lightning.Trainer):
-    """`accelerator` ("auto": CUDA where there is a device, else the CPU), `precision` and `threads` may be "auto";
-    `compile` runs the network through `torch.compile`, in place.
+    """`accelerator` ("auto": CUDA where there is a device, else the CPU), `precision` and `threads` may be "auto".
+
+    `fast`: whether batches go through `FastEpochLoop`; "auto": where nothing hinders. `compile`: a whole step as one
+    graph, or the network alone where that cannot be; "auto": where the steps left repay it.
 
     Every other setting is Lightning's own.
     """
@@ -32,7 +44,8 @@ class Trainer(pytorch_lightning.Trainer):
         accelerator: str = "auto",
         precision: Precision = "auto",
         threads: int | Literal["auto"] = "auto",
-        compile: bool = False,
+        fast: Literal["auto", "on", "off"] = "auto",
+        compile: bool | Literal["auto"] = False,
         **settings: Any,
     ) -> None:
         if accelerator == "auto":
@@ -45,30 +58,49 @@ class Trainer(pytorch_lightning.Trainer):
         if threads != "auto" and threads < 1:
             raise ValueError(f"trainer.threads={threads}: must be at least 1, or auto")
         self.threads = threads
-        self.compile_network = compile
+        self.fast = fast
+        self.compile = compile
         # Lightning would put its own where none is given.
         given = settings.get("callbacks") or ()
         settings.setdefault("enable_checkpointing", any(isinstance(each, Checkpoint) for each in given))
         settings.setdefault("enable_progress_bar", any(isinstance(each, ProgressBar) for each in given))
         chosen, self.precision_reason = choose_precision(precision, accelerator)
         super().__init__(accelerator=accelerator, precision=chosen, **settings)
+        if accelerator == "cpu" and not torch.cuda.is_available():
+            # Every step of an optimizer asks anew; so told, torch need not load the driver to answer.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
+        self.fit_loop.epoch_loop = self.loop
 
-    def prepare(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> None:
-        """Sets the threads, compiles where wanted, and says what was chosen and why; before `fit`.
+    def prepare(self, module: SupervisedModule, batch: Batch) -> None:
+        """Sets the threads and the loop, and says what was chosen and why; before `fit`.
 
-        `rows`: a few of the training rows, which tell what a batch costs.
+        `batch` of training rows tells what a step costs. Raises ConfigError where the fast loop is asked for and cannot
+        be.
         """
         device = self.strategy.root_device
         threads = "-"
         if device.type == "cpu":
-            threads = self._set_threads(network, rows, batch_size)
+            threads = self._set_threads(module, batch)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
+        loop = self._choose_loop(module)
         log.info(
-            "device: %s%s; precision: %s (%s); threads: %s", name, why, self.precision, self.precision_reason, threads
+            "device: %s%s; precision: %s (%s); threads: %s; loop: %s",
+            *(name, why, self.precision, self.precision_reason, threads, loop),
         )
-        if self.compile_network:
-            network.compile()
+
+    def _choose_loop(self, module: SupervisedModule) -> str:
+        why = hindrance(self, module)
+        if self.fast == "on" and why is not None:
+            raise ConfigError(f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto.")
+        self.loop.fast = self.fast != "off" and why is None
+        self.loop.compile = self.compile
+        if self.loop.fast:
+            return "fast"
+        if self.compile is not False:
+            module.network.compile()
+        return f"Lightning's own ({'given' if self.fast == 'off' else f'the fast one does not serve {why}'})"
 
     def outputs(self, module: pytorch_lightning.LightningModule, loader: Batches) -> tuple[Tensor, Tensor]:
         """What the network gives for the rows of a loader, (rows, ...), and their encoded target, (rows,).
@@ -80,16 +112,35 @@ class Trainer(pytorch_lightning.Trainer):
         truth = torch.cat([batch["target"] for batch in loader]).to(output.device)
         return output, truth[: len(output)]
 
-    def _set_threads(self, network: nn.Module, rows: dict[str, Tensor], batch_size: int) -> str:
+    def _set_threads(self, module: SupervisedModule, batch: Batch) -> str:
         if self.threads != "auto":
             torch.set_num_threads(self.threads)
             return f"{self.threads} (given)"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cost = multiplications(network, rows) * batch_size / len(rows["target"])
-        threads = 1 if cost < SMALL_STEP else min(cores, torch.get_num_threads())
+        most = min(cores, THREADS)
+        threads, why = 1, f"{most} at most"
+        if most > 1:
+            cost = multiplications(module.network, batch)
+            why = f"{cost / 1e6:,.1f} million multiplications a step: few"
+            if cost >= SMALL_STEP:
+                one, many = (1000 * seconds(module, batch, count) for count in (1, most))
+                threads = most if many * WORTH < one else 1
+                why = f"a step takes 1 of them {one:.3g} ms, {most} {many:.3g} ms"
         torch.set_num_threads(threads)
-        size = "small" if threads == 1 and cores > 1 else "large enough"
-        return f"{threads} of {cores} ({cost / 1e6:,.1f} million multiplications a step: {size})"
+        return f"{threads} of {cores} ({why})"
+
+
+def seconds(module: SupervisedModule, batch: Batch, threads: int) -> float:
+    """What a step takes without the optimizer's: the fastest of some, because other work may take the cores."""
+    rehearsal = copy.deepcopy(module)
+    torch.set_num_threads(threads)
+    took = []
+    with torch.random.fork_rng([]):
+        for _ in range(1 + TRIALS):
+            started = time.perf_counter()
+            torch.autograd.backward(rehearsal.objective(rehearsal.change(batch))[1])
+            took.append(time.perf_counter() - started)
+    return min(took[1:])
 
 
 def multiplications(network: nn.Module, rows: dict[str, Tensor]) -> int:

@@ -184,7 +184,7 @@ def train(
     Returns the flat metrics: `val/...` and `test/...` of the best weights, `train/loss` of the last epoch,
     `fit/seconds`, `fit/samples_per_second` and so on. The module holds the best weights afterwards.
     """
-    trainer.prepare(module.network, datamodule.head("train", 16), datamodule.batch_size)
+    trainer.prepare(module, datamodule.head("train", datamodule.batch_size))
     if isinstance(module.network, Starts) and checkpoint is None:
         rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
         module.network.eval()  # neither dropout nor noise

@@ -17,6 +17,7 @@ from datamodules.store import MemoryStore
 from models import losses
 from models.mlp import MLP
 from models.supervised import SupervisedModule
+from trainer.loop import Trainer
 
 INPUTS = InputSpec(
     numbers=("a", "b", "c"), indicators=("b",), categories=(("yes", 3), ("narrow", 5), ("wide", 21), ("wider", 13))
@@ -127,12 +128,12 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
     **settings: Any,
-) -> pl.Trainer:
+) -> Trainer:
     """Trains on the CPU with one thread; validates on other rows of the same task."""
-    torch.set_num_threads(1)
     settings = {"enable_progress_bar": False, "logger": False} | settings
-    trainer = pl.Trainer(
+    trainer = Trainer(
         accelerator="cpu",
+        threads=1,
         max_epochs=epochs,
         callbacks=list(callbacks),
         enable_checkpointing=any(isinstance(callback, pl.callbacks.ModelCheckpoint) for callback in callbacks),
@@ -140,6 +141,7 @@ def fit(
         num_sanity_val_steps=0,
         **settings,
     )
+    trainer.prepare(module, {})
     trainer.fit(
         module,
         Batches(MemoryStore(train), batch_size, shuffle=shuffle, seed=1),

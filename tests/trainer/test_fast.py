@@ -1,0 +1,290 @@
+"""The fast loop against Lightning's own: the same weights and counters, bit for bit, whatever is set."""
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from models import schedules
+from models.augment import TableMixup
+from models.mlp import MLP
+from models.supervised import SupervisedModule
+from models.tabm import TabM
+from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows
+from trainer.callbacks.anneal import Anneal
+from trainer.callbacks.averaging import EMA
+from trainer.callbacks.random_state import RandomState
+from trainer.loop import Trainer
+from trainer.problems import ConfigError
+
+TRAIN = rows("binary", 300)
+"""Nine batches of 32 rows and one of 12."""
+SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+ADAM = functools.partial(torch.optim.Adam, lr=0.01, weight_decay=0.01)
+ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01)
+STEP = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+PLATEAU = functools.partial(schedules.plateau, patience=0)
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "accumulate": ({}, {"accumulate_grad_batches": 3}),
+    "clip": ({"optimizer": ADAM}, {"gradient_clip_val": 0.1}),
+    "clip by value": ({"optimizer": SGD}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "every step": ({"scheduler": ONE_CYCLE}, {}),
+    "every epoch": ({"scheduler": STEP}, {}),
+    "plateau": ({"scheduler": PLATEAU}, {}),
+    "max steps": ({}, {"max_steps": 14}),
+    "part of an epoch": ({}, {"limit_train_batches": 4}),
+    "validation twice": ({}, {"val_check_interval": 5}),
+    "validation by steps": ({}, {"val_check_interval": 7, "check_val_every_n_epoch": None}),
+    "bfloat16": ({}, {"precision": "bf16-mixed"}),
+    "groups": ({"groups": {"*.bias": {"lr": 0.1}}, "l1": 1e-3}, {}),
+    "log often": ({}, {"log_every_n_steps": 3}),
+}
+
+
+class Journal(Callback):
+    """What callbacks see after each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, float, float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.seen.append((batch_idx, trainer.global_step, float(outputs["loss"]), rate))
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        trainer.should_stop = trainer.global_step == 14
+
+
+class Gradients(Callback):
+    def on_after_backward(self, trainer, pl_module) -> None:
+        pass
+
+
+def checkpoints(folder: Path) -> list[Callback]:
+    return [
+        RandomState(),
+        EarlyStopping("val/loss", patience=1),
+        ModelCheckpoint(folder, "last", enable_version_counter=False),
+        ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1, save_on_train_epoch_end=False),
+    ]
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """What each checkpoint of a folder holds, without what names the folder."""
+    found = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))}
+    for checkpoint in found.values():
+        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].pop("compile")
+        checkpoint["callbacks"] = {
+            name: values for name, values in checkpoint["callbacks"].items() if not name.startswith("ModelCheckpoint")
+        }
+    return found
+
+
+def same(left: Any, right: Any, path: str = "") -> None:
+    """Asserts that nested values are equal, tensors bit for bit."""
+    if isinstance(left, dict):
+        assert list(left) == list(right), path
+        for name in left:
+            same(left[name], right[name], f"{path}/{name}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), path
+        for place, (one, other) in enumerate(zip(left, right, strict=True)):
+            same(one, other, f"{path}/{place}")
+    elif isinstance(left, Tensor):
+        assert torch.equal(left, right), path
+    else:
+        assert left == right, path
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """By the loop; Lightning speaks too."""
+    return [record.getMessage() for record in caplog.records if record.name == "trainer.fast"]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(next(folder.rglob("events*")).parent)).Reload()
+    return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_is_as_in_lightnings_own_loop(tmp_path: Path, case: str) -> None:
+    of_module, settings = CASES[case]
+    found: list[Any] = []
+    for fast in ("off", "on"):
+        module, journal = build("binary", **of_module), Journal()
+        callbacks = [*checkpoints(tmp_path / fast), EMA(0.9), journal]
+        logger = TensorBoardLogger(str(tmp_path / fast))
+        trainer = fit(module, TRAIN, epochs=3, callbacks=callbacks, fast=fast, logger=logger, **settings)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        measured = [module.train_loss, module.samples, trainer.global_step, trainer.current_epoch, logged]
+        found.append([state(tmp_path / fast), curves(tmp_path / fast), measured, journal.seen])
+    assert len(found[0][0]) > 2
+    assert len(found[0][3]) > 5
+    same(*found)
+
+
+@pytest.mark.parametrize("extra", [[Stop], [Anneal]])
+def test_callbacks_may_stop_training_and_change_it(tmp_path: Path, extra: list[Callable[[], Callback]]) -> None:
+    found = []
+    for fast in ("off", "on"):
+        module, journal = build("binary"), Journal()
+        trainer = fit(module, TRAIN, epochs=3, callbacks=[*(make() for make in extra), journal], fast=fast)
+        found.append([module.state_dict(), journal.seen, trainer.global_step])
+    same(*found)
+
+
+def test_texts_and_images_pass_too() -> None:
+    found = []
+    for fast in ("off", "on"):
+        torch.manual_seed(0)
+        module = build("binary", network=MLP(MIXED, 1, hidden=(8,)))
+        fit(module, mixed_rows(100), epochs=2, fast=fast, limit_val_batches=0)
+        found.append(module.state_dict())
+    same(*found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"callbacks": [Gradients()]}, "Gradients.on_after_backward"),
+        ({"precision": "64-true"}, "precision 64-true"),
+        ({"profiler": "simple"}, "the profiler SimpleProfiler"),
+    ],
+)
+def test_what_the_fast_loop_does_not_serve_is_said(
+    settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(accelerator="cpu", threads=1, logger=False, **settings)
+    caplog.set_level("INFO", logger="trainer.loop")
+    trainer.prepare(build("binary"), {})
+    assert caplog.messages[-1].endswith(f"; loop: Lightning's own (the fast one does not serve {why})")
+    asked = Trainer(accelerator="cpu", threads=1, logger=False, fast="on", **settings)
+    with pytest.raises(ConfigError) as caught:
+        asked.prepare(build("binary"), {})
+    assert str(caught.value) == f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto."
+
+
+def test_a_module_with_a_step_of_its_own_goes_through_lightnings_loop() -> None:
+    class Own(SupervisedModule):
+        def on_after_backward(self) -> None:
+            pass
+
+    module = build("binary")
+    module.__class__ = Own
+    trainer = Trainer(accelerator="cpu", threads=1, logger=False)
+    trainer.prepare(module, {})
+    assert not trainer.loop.fast
+
+
+def test_an_unknown_lightning_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.0.0")
+    trainer = Trainer(accelerator="cpu", threads=1, logger=False)
+    trainer.prepare(build("binary"), {})
+    assert not trainer.loop.fast
+
+
+COMPILED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"l1": 1e-3}, {}),
+    "clip": ({"optimizer": ADAM, "scheduler": ONE_CYCLE}, {"gradient_clip_val": 0.1}),
+    "mixup": ({"augment": TableMixup(INPUTS), "groups": {"*.bias": {"lr": 0.1}}}, {}),
+    "tabm": ({"network": "tabm"}, {}),
+}
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_one_graph_a_step_ends_within_rounding(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Dropout draws the same numbers, and the ragged batch of each epoch is taken outside the graph."""
+    of_module, settings = COMPILED[case]
+    found = []
+    caplog.set_level("INFO", logger="trainer.fast")
+    for compile in (False, True):
+        torch.manual_seed(0)
+        network = TabM(INPUTS, 1, hidden=(8,), members=4) if case == "tabm" else MLP(INPUTS, 1, hidden=(16, 16))
+        module = build("binary", **of_module | {"network": network})
+        trainer = fit(module, TRAIN, epochs=2, fast="on", compile=compile, **settings)
+        counts = {float(each["step"]) for each in trainer.optimizers[0].state.values()}
+        found.append([module, counts, trainer.global_step])
+    assert said(caplog)[-1].startswith("compile: one graph a step, in ")
+    (eager, *_), (compiled, *_) = found
+    for name, value in eager.network.named_parameters():
+        torch.testing.assert_close(compiled.network.get_parameter(name), value, rtol=1e-4, atol=1e-5)
+    assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-5)
+    assert found[0][1:] == found[1][1:]
+
+
+def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    def run(folder: str, epochs: int, resume: Path | None = None) -> dict[str, Tensor]:
+        module = build("binary")
+        callbacks = checkpoints(tmp_path / folder)
+        fit(module, TRAIN, epochs=epochs, callbacks=callbacks, resume=resume, fast="on", compile=True)
+        return module.state_dict()
+
+    whole = run("whole", 3)
+    run("part", 2)
+    for name in ("last", "step=12"):
+        same(whole, run("resumed", 3, tmp_path / "part" / f"{name}.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("of_module", "settings", "why"),
+    [
+        ({"optimizer": SGD}, {}, "the optimizer SGD is not Adam or AdamW"),
+        ({}, {"accumulate_grad_batches": 2}, "gradients accumulate over batches"),
+        ({}, {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "gradients are clipped by value"),
+        ({}, {"callbacks": [Anneal()]}, "Anneal may change the network before a step"),
+    ],
+)
+def test_what_cannot_be_one_graph_is_said(
+    of_module: dict[str, Any], settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="trainer.fast")
+    module = build("binary", **of_module)
+    module.network.compile = lambda: None  # type: ignore[method-assign]
+    fit(module, TRAIN, epochs=1, fast="on", compile=True, **settings)
+    assert said(caplog) == [f"compile: the network alone ({why})"]
+
+
+def test_what_torch_cannot_compile_is_trained_step_by_step(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(MLP):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            print(end="")
+            return super().forward(batch)
+
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = build("binary", network=Odd(INPUTS, 1, hidden=(8,)))
+        fit(module, TRAIN, epochs=1, fast="on", compile=compile)
+        found.append(module.state_dict())
+    same(*found)
+    assert [record.levelname for record in caplog.records if "torch cannot" in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_compiling_is_decided_after_an_epoch_and_kept(
+    tmp_path: Path, pays: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.graph.COST", 0.0 if pays else 1e9)
+    caplog.set_level(logging.INFO, logger="trainer.fast")
+
+    def run(epochs: int, resume: Path | None = None) -> list[str]:
+        caplog.clear()
+        callbacks = [ModelCheckpoint(tmp_path, "last", enable_version_counter=False)]
+        fit(build("binary"), TRAIN, epochs=epochs, callbacks=callbacks, resume=resume, fast="on", compile="auto")
+        return [message.split(" (")[0].split(", in")[0] for message in said(caplog)]
+
+    assert run(1) == []
+    lines = ["compile: one graph a step"] * 2 if pays else ["compile: no, that would take longer"]
+    assert run(3) == lines
+    assert run(4, tmp_path / "last.ckpt") == lines[1:]

@@ -1,0 +1,125 @@
+"""A whole step of training, forward, backward, clipping and Adam, as one compiled graph."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.precision import Precision
+from torch import Tensor
+
+from models.supervised import Batch, SupervisedModule
+from trainer.step import Moments, Step
+
+COST = 15.0
+"""Seconds that compiling took at most where it was measured (docs/benchmarks.md)."""
+GAIN = 0.2
+"""Share of a step's time that the graph saved at least."""
+
+
+class StepGraph:
+    """Compiled for the shapes of its first batch, `torch._dynamo` being told that nothing else will change.
+
+    The state it works on is the optimizer's own. In float32 it ends within rounding of the steps taken one by one,
+    because sums are taken in another order; random numbers are those of torch's generators, in the same order.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: SupervisedModule, step: Step) -> None:
+        self.step = step
+        self.shapes: dict[str, Any] = {}
+        self.untold = 0
+        """Steps that the optimizer's own counts lack: to add to a tensor for each parameter would take too long."""
+        everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        self.compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
+            everything, fullgraph=True, dynamic=False, options=options
+        )
+
+    def fits(self, batch: Batch) -> bool:
+        return {name: (values.shape, values.dtype) for name, values in batch.items()} == self.shapes
+
+    def start(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The first call, which compiles. Any error of torch may come of it."""
+        self.shapes = {name: (values.shape, values.dtype) for name, values in batch.items()}
+        with torch._dynamo.config.patch(trace_autograd_ops=True), torch._inductor.config.patch(fallback_random=True):
+            return self(batch)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Takes the step; gives the loss that is logged, and the one that was minimised."""
+        count = float(self.step.state[0][2][0]) + self.untold + 1
+        settings = torch.tensor([_settings(group, count) for group in self.step.groups])
+        done = self.compiled(batch, settings, self.step.state)
+        self.untold += 1
+        return done
+
+    def tell(self) -> None:
+        """Brings the optimizer's counts up to date; before anyone but the graph reads them."""
+        for _, _, steps in self.step.state:
+            torch._foreach_add_(steps, self.untold)
+        self.untold = 0
+
+
+def hindrance(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:
+    """What cannot be part of the graph; None where there is nothing."""
+    if not step.is_adam:
+        return f"the optimizer {type(step.optimizer).__name__} is not Adam or AdamW"
+    if trainer.accumulate_grad_batches > 1:
+        return "gradients accumulate over batches"
+    if not step.state:
+        return "a parameter has no gradient"
+    if trainer.gradient_clip_algorithm == "value":
+        return "gradients are clipped by value"
+    if any(name.startswith("offsets.") for name in batch):
+        return "batches of texts are of any length"
+    return None
+
+
+def pays(seconds: float) -> bool:
+    """Whether steps that will take so long one by one repay the compilation."""
+    return seconds * GAIN > COST
+
+
+def _graph(
+    objective: Callable[[Batch], tuple[Tensor, Tensor]], precision: Precision, step: Step, clip: float | None
+) -> Callable[[Batch, Tensor, Sequence[Moments]], tuple[Tensor, Tensor]]:
+    decoupled = [group["decoupled_weight_decay"] for group in step.groups]
+
+    def everything(batch: Batch, settings: Tensor, state: Sequence[Moments]) -> tuple[Tensor, Tensor]:
+        with precision.forward_context():
+            loss, minimised = objective(batch)
+        grads = torch.autograd.grad(minimised, step.parameters)
+        with torch.no_grad():
+            if clip is not None:
+                norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+                grads = tuple(grad * (clip / (norm + 1e-6)).clamp(max=1.0) for grad in grads)
+            each = iter(grads)
+            for place, (group, (means, squares, _)) in enumerate(zip(step.groups, state, strict=True)):
+                for parameter, mean, square in zip(group["params"], means, squares, strict=True):
+                    _adam(parameter, next(each), mean, square, settings[place], decoupled[place])
+        return loss.detach(), minimised.detach()
+
+    # Without guards Dynamo would take what it compiled of the same code for another network.
+    everything.__code__ = everything.__code__.replace()
+    return everything
+
+
+def _settings(group: dict[str, Any], step: float) -> list[float]:
+    """What a step of Adam multiplies by, worked out in double precision: `1 - beta2` of float32 would be far off."""
+    beta1, beta2 = group["betas"]
+    rate, decay = group["lr"], group["weight_decay"]
+    kept = 1 - rate * decay if group["decoupled_weight_decay"] else decay
+    root = math.sqrt(1 - beta2**step)
+    return [kept, 1 - beta1, beta2, 1 - beta2, rate / (1 - beta1**step), root, group["eps"]]
+
+
+def _adam(parameter: Tensor, grad: Tensor, mean: Tensor, square: Tensor, settings: Tensor, decoupled: bool) -> None:
+    """Adam (arXiv 1412.6980), with decoupled weight decay AdamW (1711.05101), in place."""
+    decay, to_mean, of_square, to_square, length, root, eps = settings.unbind()
+    if decoupled:
+        parameter.mul_(decay)
+    else:
+        grad = grad + decay * parameter
+    mean.add_((grad - mean) * to_mean)
+    square.mul_(of_square).add_(grad * grad * to_square)
+    parameter.sub_(length * mean / (square.sqrt() / root + eps))
