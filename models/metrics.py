@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.schema import TargetSpec
+from models.answers import labels
 from models.calibration import best_temperature, log_loss_at
 
 CALIBRATION_BINS = 15
@@ -65,7 +66,7 @@ class ClassMetrics(_Answers):
     def compute(self) -> dict[str, Tensor]:
         probabilities, truth = dim_zero_cat(self.answers), dim_zero_cat(self.truth)
         k = len(self.classes)
-        label = (probabilities[:, 1] >= self.threshold).long() if k == 2 else probabilities.argmax(1)
+        label = labels(probabilities, "binary" if k == 2 else "multiclass", self.threshold)
         rows, guesses = torch.bincount(truth, minlength=k), torch.bincount(label, minlength=k)
         recall = multiclass_recall(label, truth, k, average="none", validate_args=False)
         f1 = multiclass_f1_score(label, truth, k, average="none", validate_args=False)
