@@ -50,7 +50,7 @@ class Tokens(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        self.unknown_rate = unknown_rate
+        self.unknown_rate = float(unknown_rate)
         self.numbers = len(spec.numbers) + len(spec.indicators)
         levels = torch.tensor([0, *(levels for _, levels in spec.categories)])
         bound = size**-0.5

@@ -143,7 +143,7 @@ class Inputs(nn.Module):
             self.bent = Periodic(len(bent), number_size)
         elif bent:
             self.bent = PiecewiseLinear([spec.edges[index] for index in bent], number_size)
-        self.unknown_rate = unknown_rate
+        self.unknown_rate = float(unknown_rate)
         self.noise = noise
         self.noisy = len(spec.numbers)
         # Output j of the narrow block is (code[column] == plus) - (code[column] == minus): one-hot has no minus (-1

@@ -74,7 +74,7 @@ class TextTransformer(nn.Module):
         self.names = [text.name for text in spec.texts]
         self.max_length = max_length
         self.part: int = PART
-        self.unknown_rate = unknown_rate
+        self.unknown_rate = float(unknown_rate)
         words, ids, self.starts = shared_words(spec.texts)
         self.register_buffer("ids", ids, persistent=False)
         self.words = nn.Embedding(len(words) + 2, size)

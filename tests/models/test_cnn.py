@@ -76,6 +76,6 @@ def test_digits_are_learned() -> None:
 
 
 def test_other_columns_are_refused() -> None:
-    message = "cnn takes images alone, and there are numbers, texts and images: choose model=fusion or mlp,"
+    message = "cnn takes images alone, and there are numbers, texts and images: choose model=fusion,"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         CNN(MIXED, 1)

@@ -357,7 +357,7 @@ def test_parts_that_there_are_not_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_columns_are_refused() -> None:
-    message = "resnet18 takes images alone, and there are numbers, texts and images: choose model=fusion or mlp,"
+    message = "resnet18 takes images alone, and there are numbers, texts and images: choose model=fusion,"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         TorchvisionClassifier(MIXED, 1, name="resnet18")
     message = "resnet18 takes one column of images, and there are 2: choose model=fusion."

@@ -188,7 +188,7 @@ def test_data_without_texts_and_settings_that_do_not_apply_are_refused() -> None
     refused = [
         (
             lambda: Word2Vec(InputSpec(numbers=("age",)), 1),
-            "model=word2vec learns from texts, and no column is one. data.columns={NAME: text} makes it one.",
+            "model=word2vec learns from texts, and no column is one. data.columns='{NAME: text}' makes it one.",
         ),
         (lambda: Word2Vec(texts(WORDS), 1, window=0), "window=0: must be above 0."),
         (
