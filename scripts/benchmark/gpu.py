@@ -9,6 +9,7 @@ The networks and variants are those of training.py, all in float32. For torch 2.
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -159,7 +160,8 @@ def main() -> None:
         f"{markdown(headings, rows)}\n\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}. {given.rows:,} rows,"
         f" {given.rounds} rounds; the device's share is of one epoch of at most {PROFILED} steps."
     )
-    publish("Training on a GPU", "python scripts/benchmark/gpu.py", body, figures, given.json)
+    command = shlex.join(["python", "scripts/benchmark/gpu.py", *sys.argv[1:]])
+    publish("Training on a GPU", command, body, figures, given.json)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ train.py is one, since the second of trainer.devices=2 finds the run folder take
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -106,7 +107,8 @@ def main() -> None:
         " One process: train.py does not train in several."
     )
     figures = {"runs": runs, "exponent": exponent, "between": between}
-    publish("Growth with rows and columns", "python scripts/benchmark/scaling.py", body, figures, given.json)
+    command = shlex.join(["python", "scripts/benchmark/scaling.py", *sys.argv[1:]])
+    publish("Growth with rows and columns", command, body, figures, given.json)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -324,7 +325,8 @@ def main() -> None:
             )
     headings = ["case", "variant", f"of {arguments.variants[0]}", "in CPU time", "rows/s"]
     body = markdown(headings, rows + missing)
-    publish("Training", "python scripts/benchmark/training.py", body, figures, arguments.json)
+    command = shlex.join(["python", "scripts/benchmark/training.py", *sys.argv[1:]])
+    publish("Training", command, body, figures, arguments.json)
 
 
 if __name__ == "__main__":
