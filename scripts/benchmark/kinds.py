@@ -30,13 +30,14 @@ CASES: dict[str, tuple[str, list[str], str]] = {
 """Data, settings and metric; {vectors} is a run of Word2Vec on the same training rows."""
 
 
-def case(name: str, seed: int, data: str) -> dict[str, Any]:
+def case(name: str, seed: int, data: str, more: list[str]) -> dict[str, Any]:
     table, settings, _ = CASES[name]
+    settings = [*settings, *more]
     split = f"data.split.seed={seed}"
     if not any("{vectors}" in setting for setting in settings):
         return measure(table, seed, data, [*settings, split])
     with tempfile.TemporaryDirectory() as folder:
-        words = measure(table, seed, data, ["model=word2vec", split], Path(folder))
+        words = measure(table, seed, data, ["model=word2vec", *more, split], Path(folder))
         run = measure(table, seed, data, [setting.format(vectors=folder) for setting in settings] + [split])
         return run | {"seconds": run["seconds"] + words["seconds"]}
 
@@ -46,11 +47,12 @@ def main() -> None:
     parser.add_argument("--data", default="data")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--settings", nargs="*", default=[], help="overrides for every run")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows, figures = [], {}
     for name in given.cases:
-        runs = [case(name, seed, str(Path(given.data).resolve())) for seed in given.seeds]
+        runs = [case(name, seed, str(Path(given.data).resolve()), given.settings) for seed in given.seeds]
         figures[name] = runs
         metric = CASES[name][2]
         seconds = sorted(run["seconds"] for run in runs)

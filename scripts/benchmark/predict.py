@@ -28,7 +28,7 @@ def measure(command: list[str]) -> tuple[float, float]:
     """
     peak = 0.0
     started = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr) as process:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
             if mark := re.search(r"VmHWM:\s+(\d+) kB", status):

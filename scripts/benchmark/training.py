@@ -1,20 +1,29 @@
 """Rows a second in training, against a bare loop of PyTorch, side by side in one process.
 
 python scripts/benchmark/training.py [--cases I:64 I:256 T:256 T:1024] [--variants bare ordinary fast] [--rounds 5]
-    [--threads 1] [--json FILE]
+    [--rows ROWS] [--threads 1] [--json FILE]
 
 (I): 784-64-128-64-10 with batch norm on 60,000 images of bytes; (T): 108-256-256-256-1 on 39,073 rows of numbers. Each
-with a validation set, AdamW, and, but for the bare loop, checkpoints, early stopping, TensorBoard, metrics, progress.
+with a validation set and fused AdamW. Lathe has checkpoints, early stopping, TensorBoard, metrics and progress besides;
+`lightning` is its plain Trainer with a DataLoader, and all that it switches on by itself. The frameworks of others.py
+run in processes of their own, each in an environment that uv makes for it with this Python and this torch.
 """
 
 import argparse
+import contextlib
+import json
 import logging
+import os
+import platform
+import shlex
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +33,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -31,9 +41,10 @@ from datamodules.loader import Batches
 from datamodules.schema import TargetSpec
 from datamodules.store import MemoryStore, Rows
 from models import losses
+from models.layers import Norm
 from models.mlp import perceptron
 from models.supervised import SupervisedModule
-from scripts.benchmark.page import markdown, publish
+from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.callbacks.progress import Progress
 from trainer.callbacks.random_state import RandomState
 from trainer.loop import Trainer
@@ -49,8 +60,15 @@ class Workload:
     train: Rows
     val: Rows
     target: TargetSpec
-    build: Callable[[], nn.Module]
-    """A network from batches to logits."""
+    column: str
+    """What the network looks at."""
+    widths: tuple[int, ...]
+    norm: Norm
+
+    def build(self) -> nn.Module:
+        """A network from batches to logits."""
+        width, *hidden, outputs = self.widths
+        return Network(self.column, perceptron(width, hidden, outputs, "relu", self.norm, 0.0, "he"))
 
 
 class Network(nn.Module):
@@ -69,7 +87,7 @@ class Network(nn.Module):
         return output
 
 
-def images() -> Workload:
+def images(count: int = 60_000) -> Workload:
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(784, 10, generator=generator)
 
@@ -78,14 +96,11 @@ def images() -> Workload:
         target = ((pixels.flatten(1).float() / 255 - 0.5) @ directions).argmax(1)
         return {"images.image": pixels, "target": target}
 
-    def build() -> nn.Module:
-        return Network("images.image", perceptron(784, (64, 128, 64), 10, "relu", "batch", 0.0, "he"))
-
-    target = TargetSpec("digit", "multiclass", tuple("0123456789"), (6000,) * 10)
-    return Workload(rows(60_000), rows(10_000), target, build)
+    target = TargetSpec("digit", "multiclass", tuple("0123456789"), (count // 10,) * 10)
+    return Workload(rows(count), rows(count // 6), target, "images.image", (784, 64, 128, 64, 10), "batch")
 
 
-def table() -> Workload:
+def table(count: int = 39_073) -> Workload:
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(108, generator=generator)
 
@@ -93,29 +108,38 @@ def table() -> Workload:
         numbers = torch.randn(count, 108, generator=generator)
         return {"numbers": numbers, "target": (numbers @ direction > 0).long()}
 
-    def build() -> nn.Module:
-        return Network("numbers", perceptron(108, (256, 256, 256), 1, "relu", "none", 0.0, "he"))
-
-    return Workload(rows(39_073), rows(9_768), TargetSpec("answer", "binary", ("no", "yes"), (19_536, 19_537)), build)
+    target = TargetSpec("answer", "binary", ("no", "yes"), (count // 2, count - count // 2))
+    return Workload(rows(count), rows(count // 4), target, "numbers", (108, 256, 256, 256, 1), "none")
 
 
-Times = list[tuple[float, float]]
-
-WORKLOADS = {"I": images, "T": table}
+WORKLOADS: dict[str, Callable[..., Workload]] = {"I": images, "T": table}
 
 
-def now() -> tuple[float, float]:
-    """Seconds of the clock, and of this process on its cores: where other work takes these, the second is surer."""
-    return time.perf_counter(), time.process_time()
+class Clock(Callback):
+    """Looks at the time at the start of each epoch and at the end of the last.
+
+    Seconds of the clock, and of this process on its cores: where other work takes these, the second is surer.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def look(self) -> None:
+        self.times.append((time.perf_counter(), time.process_time()))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.look()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.look()
 
 
-def bare(work: Workload, batch_size: int) -> Times:
+def bare(work: Workload, batch_size: int, clock: Clock) -> None:
     """A plain loop over tensors in memory."""
-    torch.manual_seed(0)
     network = work.build()
     loss = losses.auto(work.target)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    times = [now()]
+    clock.look()
     for _ in range(EPOCHS):
         network.train()
         order = torch.randperm(len(work.train["target"]))
@@ -129,26 +153,11 @@ def bare(work: Workload, batch_size: int) -> Times:
             for index in torch.split(torch.arange(len(work.val["target"])), EVALUATED):
                 batch = {name: values.index_select(0, index) for name, values in work.val.items()}
                 loss(network(batch), batch["target"])
-        times.append(now())
-    return times
+        clock.look()
 
 
-class Clock(Callback):
-    """Looks at the time at the start of each epoch and at the end of the last."""
-
-    def __init__(self) -> None:
-        self.times: Times = []
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.times.append(now())
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.times.append(now())
-
-
-def ours(work: Workload, batch_size: int, **settings: Any) -> Times:
+def ours(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None:
     """Lathe, with all that a run has switched on."""
-    torch.manual_seed(0)
     module = SupervisedModule(
         work.build(),
         work.target,
@@ -158,12 +167,9 @@ def ours(work: Workload, batch_size: int, **settings: Any) -> Times:
         monitor="val/loss",
         mode="min",
     )
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_epochs=EPOCHS,
-            accelerator="cpu",
-            threads=torch.get_num_threads(),
+            **{"max_epochs": EPOCHS, "accelerator": "cpu", "threads": torch.get_num_threads(), **settings},
             num_sanity_val_steps=0,
             enable_model_summary=False,
             logger=TensorBoardLogger(folder),
@@ -175,42 +181,135 @@ def ours(work: Workload, batch_size: int, **settings: Any) -> Times:
                 RandomState(),
                 clock,
             ],
-            **settings,
         )
-        train = Batches(MemoryStore(work.train), batch_size, shuffle=True)
+        stores = [MemoryStore(rows).to(trainer.strategy.root_device) for rows in (work.train, work.val)]
         trainer.prepare(module, {})
-        trainer.fit(module, train, Batches(MemoryStore(work.val), EVALUATED))
-    return clock.times
+        trainer.fit(module, Batches(stores[0], batch_size, shuffle=True), Batches(stores[1], EVALUATED))
 
 
-VARIANTS: dict[str, Callable[[Workload, int], Times]] = {
-    "bare": bare,
-    "ordinary": lambda work, size: ours(work, size, fast="off"),
-    "fast": lambda work, size: ours(work, size, fast="on"),
-    "compiled": lambda work, size: ours(work, size, fast="on", compile=True),
+class Plain(pl.LightningModule):
+    """As a tutorial of Lightning has it."""
+
+    def __init__(self, work: Workload) -> None:
+        super().__init__()
+        self.network = work.build()
+        self.column = work.column
+        self.loss = losses.auto(work.target)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = self.loss(self.network({self.column: batch[0]}), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.loss(self.network({self.column: batch[0]}), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+
+
+def lightning(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None:
+    """The Trainer's own progress bar, checkpoint and logger, and rows from a DataLoader without workers."""
+    datasets = [TensorDataset(rows[work.column], rows["target"]) for rows in (work.train, work.val)]
+    train, val = DataLoader(datasets[0], batch_size, shuffle=True), DataLoader(datasets[1], EVALUATED)
+    # Its bar and its summary would stand in the midst of the table.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        trainer = pl.Trainer(
+            **{"max_epochs": EPOCHS, "accelerator": "cpu", **settings}, default_root_dir=folder, callbacks=[clock]
+        )
+        trainer.fit(Plain(work), train, val)
+
+
+UNDECLARED = {"pytorch-tabular": ("requests",)}
+"""What a framework imports though its package does not ask for it."""
+
+
+class Unavailable(Exception):
+    """A framework that cannot be measured, and why."""
+
+
+Epochs = np.ndarray
+"""(epochs, 2): seconds of each, and CPU seconds."""
+
+
+@cache
+def environment(framework: str) -> tuple[list[str], str]:
+    """The command of a Python that has it, and its version."""
+    command = ["uv", "run", "--quiet", "--isolated", "--no-project", "--python", platform.python_version()]
+    for package in (framework, f"torch=={version('torch')}", *UNDECLARED.get(framework, ())):
+        command += ["--with", package]
+    command += ["python"]
+    told = f"from importlib.metadata import version; print(version('{framework}'))"
+    made = subprocess.run([*command, "-c", told], capture_output=True, text=True)
+    if made.returncode != 0:
+        raise Unavailable(f"cannot be installed: {' '.join(made.stderr.split())}")
+    return command, made.stdout.strip()
+
+
+def elsewhere(framework: str, work: Workload, batch_size: int) -> Epochs:
+    """Another framework, by others.py."""
+    if framework == "pytorch-tabular" and work.column != "numbers":
+        raise Unavailable("takes tables alone")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [(rows[work.column], rows["target"]) for rows in (work.train, work.val)]
+        task = {"train": rows[0], "val": rows[1], "widths": work.widths, "norm": work.norm == "batch"}
+        torch.save(task, f"{folder}/task.pt")
+        command = [*environment(framework)[0], str(ROOT / "scripts/benchmark/others.py"), framework, "task.pt"]
+        command += [str(number) for number in (batch_size, EPOCHS, torch.get_num_threads())]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+def here(train: Callable[..., None], work: Workload, batch_size: int, **settings: Any) -> Epochs:
+    torch.manual_seed(0)
+    clock = Clock()
+    train(work, batch_size, clock, **settings)
+    return np.diff(clock.times, axis=0)
+
+
+OTHERS = ("skorch", "fastai", "pytorch-tabular")
+VARIANTS: dict[str, Callable[[Workload, int], Epochs]] = {
+    "bare": partial(here, bare),
+    "ordinary": partial(here, ours, fast="off"),
+    "fast": partial(here, ours, fast="on"),
+    "compiled": partial(here, ours, fast="on", compile=True),
+    "lightning": partial(here, lightning),
+    **{name: partial(elsewhere, name) for name in OTHERS},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["I:64", "I:256", "T:256", "T:1024"])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    alone = [name for name in VARIANTS if name not in OTHERS]
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=alone, help="ratios are to the first")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, help="of training, where not those of the cases")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    # Else each step of an optimizer looks for a driver, until Lathe's Trainer has told torch that it need not.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     quiet_lightning()
     logging.getLogger("trainer").setLevel(logging.WARNING)
 
     figures: dict[str, dict[str, list[list[float]]]] = {}
+    missing: list[list[str]] = []
     for case in arguments.cases:
         letter, size = case.split(":")
-        work = WORKLOADS[letter]()
+        work = WORKLOADS[letter](*([arguments.rows] if arguments.rows else []))
         rounds: dict[str, list[list[float]]] = {name: [] for name in arguments.variants}
         for _ in range(arguments.rounds):
-            for name in arguments.variants:
-                epochs = np.diff(VARIANTS[name](work, int(size)), axis=0)[1:]
+            for name in list(rounds):
+                try:
+                    epochs = VARIANTS[name](work, int(size))[1:]
+                except Unavailable as why:
+                    missing.append([case, name, str(why), "", ""])
+                    del rounds[name]
+                    continue
                 rounds[name].append((len(work.train["target"]) / epochs.min(0)).tolist())
         figures[case] = rounds
     rows = []
@@ -220,11 +319,14 @@ def main() -> None:
             ratios = np.array(rates) / base
             wall, low, high = np.median(ratios[:, 0]), *np.sort(ratios[:, 0])[[0, -1]]
             rate = np.median(np.array(rates)[:, 0])
+            label = f"{name} {environment(name)[1]}" if name in OTHERS else name
             rows.append(
-                [case, name, f"{wall:.2f} ({low:.2f} to {high:.2f})", f"{np.median(ratios[:, 1]):.2f}", f"{rate:,.0f}"]
+                [case, label, f"{wall:.2f} ({low:.2f} to {high:.2f})", f"{np.median(ratios[:, 1]):.2f}", f"{rate:,.0f}"]
             )
-    body = markdown(["case", "variant", "of the bare loop", "in CPU time", "rows/s"], rows)
-    publish("Training", "python scripts/benchmark/training.py", body, figures, arguments.json)
+    headings = ["case", "variant", f"of {arguments.variants[0]}", "in CPU time", "rows/s"]
+    body = markdown(headings, rows + missing)
+    command = shlex.join(["python", "scripts/benchmark/training.py", *sys.argv[1:]])
+    publish("Training", command, body, figures, arguments.json)
 
 
 if __name__ == "__main__":

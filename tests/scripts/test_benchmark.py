@@ -1,0 +1,71 @@
+"""scripts/benchmark/: each runs, on little, and says its figures as a table and as JSON; no figure is judged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.benchmark import page
+from tests.conftest import run_script
+
+ONE_EPOCH = ["--seeds", "0", "--settings", "trainer.max_epochs=1"]
+ALONE = {
+    "defaults": ["--tables", "breast_cancer", *ONE_EPOCH],
+    "kinds": ["--cases", "digits", *ONE_EPOCH],
+    "scaling": ["--rows", "500", "1000", "--columns", "3", "--at", "500", "--epochs", "2"],
+    "size": ["--rows", "2000"],
+    "training": ["--variants", "bare", "ordinary", "fast", "lightning", "--rounds", "1", "--rows", "2000"],
+}
+ON_TABLES = {
+    "linear": ["--tables", "titanic", "--seeds", "0"],
+    "quality": ["--tables", "titanic", "--seeds", "0", "--recipes", "model=linear"],
+}
+
+
+def check(name: str, arguments: list[str], folder: Path) -> None:
+    figures = folder / "figures.json"
+    done = run_script(f"scripts/benchmark/{name}.py", *arguments, "--json", str(figures))
+    assert done.returncode == 0, done.stderr
+    assert "| --- |" in done.stdout
+    assert json.loads(figures.read_text())
+
+
+@pytest.mark.parametrize("name", list(ALONE))
+def test_a_benchmark_that_makes_its_own_rows(name: str, tmp_path: Path) -> None:
+    check(name, ALONE[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", list(ON_TABLES))
+def test_a_benchmark_on_real_tables(name: str, data_dir: Path, tmp_path: Path) -> None:
+    folder = ["--runs", str(tmp_path / "runs")] if name == "quality" else []
+    check(name, [*ON_TABLES[name], *folder, "--data", str(data_dir)], tmp_path)
+
+
+def test_scoring_a_file(adult_run: Path, data_dir: Path, tmp_path: Path) -> None:
+    rows = ["--rows-of", str(data_dir / "adult" / "adult.csv.gz"), "--rows", "1000", "--repeats", "1"]
+    check("predict", ["--artifact", str(adult_run / "model.pt"), *rows], tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_benchmark_of_a_gpu(tmp_path: Path) -> None:
+    check("gpu", ["--cases", "T:64", "I:64", "--rounds", "1", "--rows", "2000"], tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_without_a_gpu_one_line_says_so() -> None:
+    done = run_script("scripts/benchmark/gpu.py")
+    assert done.returncode == 0
+    assert done.stdout == f"torch {torch.__version__} finds no CUDA device here: nothing to measure\n"
+
+
+def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / "benchmarks.md"
+    monkeypatch.setattr(page, "PAGE", written)
+    for section, body in (("First", "old"), ("Second", "kept"), ("First", "new")):
+        page.publish(section, "python benchmark.py", body, {}, None)
+    text = written.read_text()
+    assert text.startswith("# What was measured\n\n## Second\n\n`python benchmark.py`\n")
+    assert text.endswith("\n\nnew\n")
+    assert "kept" in text
+    assert "old" not in text
