@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-MARK = "first step:"
+from scripts.benchmark.startup import MARK
 
 
 class Clock(Callback):
