@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import polars as pl
 from tests.conftest import run_script
 
 
@@ -24,3 +23,26 @@ def test_startup_measures_each_launch(tmp_path: Path) -> None:
     ]
     assert [len(times) for times in figures.values()] == [1] * len(figures)
     assert done.stdout.count("\n| ") == len(figures) + 1
+
+
+def test_reading_measures_each_walk(tmp_path: Path, data_dir: Path) -> None:
+    file = tmp_path / "reading.json"
+    arguments = ["--data", str(data_dir), "--table", "titanic", "--megabytes", "0.1", "--repeats", "1"]
+    done = run_script("scripts/benchmark/reading.py", *arguments, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert list(figures["large"]) == ["look", "clean", "gather", "encode", "whole"]
+    assert done.stdout.count("\n| ") == 11
+
+
+def test_scoring_measures_each_format(tmp_path: Path, default_run: tuple[Path, str]) -> None:
+    file = tmp_path / "scoring.json"
+    formats = ["checked", "scripted", "frozen", "optimised", "features", "eager"]
+    arguments = ["--run", str(default_run[0]), "--rows", "8", "--calls", "2", "--formats", *formats]
+    done = run_script("scripts/benchmark/scoring.py", *arguments, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert [(name, len(figures[name]["one"]), len(figures[name]["many"])) for name in formats] == [
+        (name, 2, 1) for name in formats
+    ]
+    assert done.stdout.count("\n| ") == len(formats) + 1
