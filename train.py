@@ -18,7 +18,10 @@ def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
     try:
         # Imported here so that help need not wait for torch.
-        from trainer.run import run
+        from trainer.lean import lean
+
+        with lean():
+            from trainer.run import run
 
         return run(config)
     except InputError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.store import load_part, save_part, size_of
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -70,7 +71,7 @@ class Chunks:
         return self.folder / f"{number}.{kind}"
 
 
-def in_parallel(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+def in_parallel(function: Callable[[S], T], chunks: Iterable[S]) -> Iterator[T]:
     """The results for the chunks, in their order, one chunk a core at a time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # within a chunk, for there is one on each core

@@ -94,7 +94,7 @@ def clean(
     else:
         broken += [(target, "no target", labels.is_null())]
     cleaned[target] = labels
-    quarantine = pl.concat([bad, *(_cells(frame, *rule) for rule in broken)])
+    quarantine = pl.concat([bad, *(_cells(frame, *rule) for rule in broken if rule[2].any())])
     kept = ~pl.select(pl.any_horizontal([rows.fill_null(False) for _, _, rows in broken])).to_series()
     cells = cleaned | {name: image.digests for name, image in (images or {}).items()}
     result = frame.select(FILE, LINE).with_columns(

@@ -19,7 +19,7 @@ import torch
 from datamodules import statistics
 from datamodules.audit import audit
 from datamodules.chunks import Chunk, Chunks, in_parallel
-from datamodules.clean import COPY, check_target, clean, clean_target, count, refuse_if_too_many
+from datamodules.clean import COPY, Cleaned, Images, check_target, clean, clean_target, count, refuse_if_too_many
 from datamodules.features import Features
 from datamodules.fit import Fit
 from datamodules.infer import check_names, infer_columns, infer_task
@@ -202,26 +202,7 @@ class Preparation:
         quarantines = [self.quarantine]
         own: list[Keys] = []
         rows = 0
-        for file, number, raw in self.pixels.pieces(chunks):
-            lacking = [column.name for column in self.columns if column.name not in raw.frame.columns]
-            if lacking:
-                setting = ("path", "val_path", "test_path")[file]
-                raise DataError(f"data.{setting}: the rows have no column {lacking[0]!r}, but those of data.path have")
-            images = self.pixels.decode(raw)
-            labels = clean_target(
-                raw.frame[settings.target], settings.missing, settings.replace.get(settings.target, {})
-            )
-            cleaned = clean(
-                raw.frame,
-                self.columns,
-                labels,
-                self.task,
-                bad=raw.bad,
-                missing=settings.missing,
-                replace=settings.replace,
-                ranges=settings.ranges,
-                images=images,
-            )
+        for file, number, raw, images, cleaned in in_parallel(self._clean_piece, self.pixels.pieces(chunks)):
             rows += len(raw.frame) + len(raw.bad)
             quarantines.append(cleaned.quarantine)
             if not len(cleaned.frame):
@@ -247,6 +228,28 @@ class Preparation:
         kept_rows = sum(key.lengths[0] for key in keys)
         refuse_if_too_many(self.quarantine, kept_rows, sum(self.ranks.gather(rows)), settings.max_bad_fraction)
         return Keys.join(sorted(keys, key=lambda key: key.numbers))
+
+    def _clean_piece(self, piece: tuple[int, int, Raw]) -> tuple[int, int, Raw, dict[str, Images], Cleaned]:
+        settings = self.settings
+        file, number, raw = piece
+        lacking = [column.name for column in self.columns if column.name not in raw.frame.columns]
+        if lacking:
+            setting = ("path", "val_path", "test_path")[file]
+            raise DataError(f"data.{setting}: the rows have no column {lacking[0]!r}, but those of data.path have")
+        images = self.pixels.decode(raw)
+        labels = clean_target(raw.frame[settings.target], settings.missing, settings.replace.get(settings.target, {}))
+        cleaned = clean(
+            raw.frame,
+            self.columns,
+            labels,
+            self.task,
+            bad=raw.bad,
+            missing=settings.missing,
+            replace=settings.replace,
+            ranges=settings.ranges,
+            images=images,
+        )
+        return file, number, raw, images, cleaned
 
     def _split(self, keys: Keys) -> np.ndarray:
         """int8 (rows,): 0 train, 1 validation, 2 test, -1 left out."""
@@ -290,8 +293,9 @@ class Preparation:
     def _gather(self, pieces: dict[int, np.ndarray]) -> Statistics:
         """The second walk: the statistics of the training rows of all processes."""
         split_texts = self.settings.split_texts()
-        own = (
-            statistics.gather(
+
+        def gather(chunk: Chunk) -> Statistics:
+            return statistics.gather(
                 chunk.filter(pieces[chunk.number] == 0),
                 self._features(),
                 missing=self.settings.missing,
@@ -299,8 +303,8 @@ class Preparation:
                 text_rules=self.settings.text_rules(self._features()),
                 split_texts=split_texts,
             )
-            for chunk in self.chunks
-        )
+
+        own = in_parallel(gather, self.chunks)
         found = [reduce(add, own)] if len(self.chunks) else []  # a process may have had no chunk
         return reduce(add, chain(*self.ranks.gather(found)))
 

@@ -31,6 +31,7 @@ class Sample:
         self.most = most
         self._parts: list[pl.DataFrame] = []
         self._rows = 0
+        self._highest = (1 << 64) - 1  # rank that may still be among the lowest
 
     def add(self, frame: pl.DataFrame, first: int) -> None:
         """`first`: the number of the frame's first row among all."""
@@ -39,11 +40,13 @@ class Sample:
 
     def merge(self, ranked: pl.DataFrame) -> None:
         """Adds the `ranked` rows of another sample."""
+        ranked = ranked.filter(ranked[_RANK] <= self._highest)
         self._parts.append(ranked)
         self._rows += len(ranked)
         if self._rows > self.most * 5 // 4:
             self._parts = [self.ranked]
             self._rows = self.most
+            self._highest = cast(int, self._parts[0][_RANK].max())
 
     @property
     def ranked(self) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from models.metric_names import HIGHER_IS_BETTER, NAMES, THRESHOLD_FOR
 from trainer.problems import did_you_mean
+from trainer.remembered import Remembered
 from trainer.signatures import (
     MISSING,
     Arguments,
@@ -86,6 +87,7 @@ def check(config: dict[str, Any]) -> list[tuple[str, str]]:
     """All problems of a plain config: the full key of each, and what is wrong."""
     checker = Checker(config)
     checker.fields(config, Arguments.of_dataclass(Root), "")
+    checker.remembered.keep()
     return [*checker.problems, *out_of_range(config), *contradictions(config, checker.takes)]
 
 
@@ -97,6 +99,7 @@ class Checker:
         self.allowed = [*ALLOWED, *(str(name).rstrip(".") for name in (extra if isinstance(extra, list) else ()))]
         self.problems: list[tuple[str, str]] = []
         self.takes: dict[str, Arguments] = {}
+        self.remembered = Remembered()
 
     def fields(self, given: dict[str, Any], takes: Arguments, key: str, filled: frozenset[str] = frozenset()) -> None:
         for name, value in given.items():
@@ -156,7 +159,7 @@ class Checker:
             self._report(_join(key, "_target_"), f"{path} is outside the allowed packages.{near} {allowed}")
             return
         try:
-            takes = Arguments.of(locate(path))
+            takes = self.arguments(path)
         except ImportError as error:
             self._report(_join(key, "_target_"), str(error))
             return
@@ -165,6 +168,15 @@ class Checker:
         takes = dataclasses.replace(takes, required=takes.required - offered)
         given = {name: value for name, value in node.items() if name not in DIRECTIVES}
         self.fields(given, takes, key, FILLED.get(key, frozenset()))
+
+    def arguments(self, path: str) -> Arguments:
+        """What a target takes. Raises ImportError where there is none of this name."""
+        found = self.remembered.get(path)
+        if found is None:
+            found = Arguments.of(locate(path))
+            if path.partition(".")[0] in ALLOWED:  # Of other packages nobody knows when they change.
+                self.remembered.add(path, found)
+        return found
 
     def _allowed(self, path: str) -> bool:
         return any(f"{path}.".startswith(f"{prefix}.") for prefix in self.allowed)
@@ -175,9 +187,12 @@ class Checker:
 
 def locate(path: str) -> Any:
     """The class or function of this name. Raises ImportError with the cause in its own words."""
+    from trainer.lean import lean  # what is remembered need not wait for it
+
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        with lean():
+            found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # Whatever the module raises.
         raise ImportError(f"cannot import {module}: {type(error).__name__}: {error}") from error
     if not callable(found):

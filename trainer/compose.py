@@ -52,6 +52,7 @@ class Composer:
         self.name = name
         self.problems: set[Problem] = set()
         self.forced: set[str] = set()
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def parse(self, setting: Setting) -> Override | None:
         """None where it cannot be read, which composing reports."""
@@ -123,9 +124,10 @@ class Composer:
         return Setting("++" + setting.line, setting.where) if setting.key in self.forced else setting
 
     def _compose(self, settings: list[Setting]) -> DictConfig:
-        return self.hydra.compose_config(
-            self.name, [setting.line for setting in settings], RunMode.RUN, from_shell=False
-        )
+        lines = tuple(setting.line for setting in settings)
+        if lines not in self._composed:  # a tenth of a second each
+            self._composed[lines] = self.hydra.compose_config(self.name, list(lines), RunMode.RUN, from_shell=False)
+        return self._composed[lines]
 
     def _compose_files(self) -> DictConfig:
         try:

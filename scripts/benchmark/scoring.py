@@ -1,0 +1,144 @@
+"""Scoring in process, on one thread: a raw row and many through the artefact and through other formats of its model.
+
+python scripts/benchmark/scoring.py --run outputs/RUN [--rows 1024] [--calls 1000] [--formats ...] [--json FILE]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, cast
+
+import polars as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from datamodules.table import TableDataModule
+from scripts.benchmark.page import markdown, publish
+from serving.artifact import Artifact
+from trainer.config import instantiate
+
+COMMAND = "python scripts/benchmark/scoring.py --run outputs/RUN"
+Score = Callable[[], Any]
+
+
+class Model:
+    """The model of a run. Each format gives, for so many validation rows, a function that scores them again and again:
+    from raw cells, or from the encoded rows, which is the network's part alone.
+    """
+
+    def __init__(self, run: Path) -> None:
+        config = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
+        self.path = run / "model.pt"
+        self.datamodule: TableDataModule = instantiate(config.data)
+        self.datamodule.setup()
+        self.artifact = Artifact.load(self.path)
+        inputs, outputs = self.datamodule.inputs, self.datamodule.target.outputs
+        self.network: nn.Module = instantiate(config.model, spec=inputs, outputs=outputs).eval()
+        # TorchScript's have the buffers too that are made of the settings anew.
+        self.network.load_state_dict(self.artifact.module.network.state_dict(), strict=False)
+
+    def batch(self, rows: int) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = self.artifact.module.features(*self.datamodule.raw("val", rows))
+        return batch
+
+    def checked(self, rows: int) -> Score:
+        """All that serving does: cells read, rejects and flags, a frame of answers."""
+        frame = self.datamodule.frame("val").head(rows).drop(self.datamodule.target.name).cast(pl.String)
+        return lambda: self.artifact.score(frame)
+
+    def scripted(self, rows: int, module: Any = None) -> Score:
+        raw = self.datamodule.raw("val", rows)
+        return lambda: (module or self.artifact.module)(*raw)
+
+    def frozen(self, rows: int) -> Score:
+        return self.scripted(rows, torch.jit.freeze(self.artifact.module))
+
+    def optimised(self, rows: int) -> Score:
+        return self.scripted(rows, torch.jit.optimize_for_inference(torch.jit.freeze(self.artifact.module)))
+
+    def features(self, rows: int) -> Score:
+        raw = self.datamodule.raw("val", rows)
+        return lambda: self.artifact.module.features(*raw)
+
+    def eager(self, rows: int) -> Score:
+        batch = self.batch(rows)
+        return lambda: self.network(batch)
+
+    def compiled(self, rows: int) -> Score:
+        """torch.export, compiled ahead of time for any number of rows."""
+        batch = self.batch(max(rows, 2))
+        any_rows = {name: {0: torch.export.Dim.DYNAMIC} for name in batch}
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            exported = torch.export.export(self.network, (batch,), dynamic_shapes=(any_rows,))
+            package = torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/network.pt2")
+            network = torch._inductor.aoti_load_package(package)
+        batch = self.batch(rows)
+        return lambda: network(batch)
+
+
+FORMATS: Mapping[str, tuple[str, Callable[[Model, int], Score]]] = {
+    "checked": ("`Artifact.score`: raw frame to frame, with rejects and flags", Model.checked),
+    "scripted": ("model.pt as shipped, strings included", Model.scripted),
+    "frozen": ("the same, `torch.jit.freeze`", Model.frozen),
+    "optimised": ("the same, `optimize_for_inference`", Model.optimised),
+    "features": ("features of model.pt alone", Model.features),
+    "eager": ("network alone, eager", Model.eager),
+    "compiled": ("network alone, torch.export and AOTInductor", Model.compiled),
+}
+
+
+def seconds(scores: Mapping[str, Score], calls: int) -> dict[str, list[float]]:
+    """Of each call, in turns, after some that are not counted: TorchScript compiles in the first ones."""
+    times: dict[str, list[float]] = {name: [] for name in scores}
+    with torch.inference_mode():
+        for call in range(calls + 10):
+            for name, score in scores.items():
+                started = time.perf_counter()
+                score()
+                if call >= 10:
+                    times[name].append(time.perf_counter() - started)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a finished run of a table")
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--calls", type=int, default=1000, help="of one row; a tenth as many of all rows")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = Model(given.run)
+    loads = []
+    for _ in range(7):
+        started = time.perf_counter()
+        Artifact.load(model.path)
+        loads.append(time.perf_counter() - started)
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {"loading": loads}
+    ones = seconds({name: FORMATS[name][1](model, 1) for name in given.formats}, given.calls)
+    many = seconds({name: FORMATS[name][1](model, given.rows) for name in given.formats}, max(given.calls // 10, 1))
+    for name, one in ones.items():
+        figures[name] = {"one": one, "many": many[name]}
+        p99 = quantiles(one, n=100, method="inclusive")[98]
+        rate = given.rows / median(many[name])
+        rows.append([FORMATS[name][0], f"{median(one) * 1e3:.3f}", f"{p99 * 1e3:.3f}", f"{rate:,.0f}"])
+    headings = ["format", "one row, p50 ms", "p99 ms", f"{given.rows:,} rows, rows/s"]
+    body = (
+        f"{markdown(headings, rows)}\n\nThe model of `{model.datamodule.settings.target}`,"
+        f" {sum(weights.numel() for weights in model.network.parameters()):,} weights, one thread; {given.calls:,}"
+        f" calls of one row. To load model.pt takes {median(loads):.2f} s, torch imported before."
+    )
+    publish("Scoring in process", COMMAND, body, figures, given.json)
+
+
+if __name__ == "__main__":
+    main()
