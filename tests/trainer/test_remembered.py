@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,8 +20,8 @@ VALUES = [None, True, 3, 0.5, "auto", "x", [1, 2], ["x"], {"x": 1}, {}, []]
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sys.dont_write_bytecode", False)
-    monkeypatch.setattr(remembered, "PLACE", tmp_path / "cache" / "x.arguments")
-    return tmp_path / "cache" / "x.arguments"
+    monkeypatch.setattr(remembered, "PLACE", tmp_path / "cache" / "x.json")
+    return tmp_path / "cache" / "x.json"
 
 
 def targets(node: object) -> set[str]:
@@ -67,10 +68,10 @@ def test_nothing_is_written_where_no_byte_code_is(place: Path, monkeypatch: pyte
     assert not place.exists()
 
 
-def test_what_cannot_be_written_is_left_out() -> None:
+def test_a_hint_that_is_no_type_takes_any_value() -> None:
     memory = Remembered()
     memory.add("models.own.Own", Arguments({"width": lambda: None}))
-    assert memory.get("models.own.Own") is None
+    assert memory.get("models.own.Own") == Arguments({"width": Any})
 
 
 def front_door(*arguments: str) -> tuple[int, str, list[str], set[str]]:

@@ -176,6 +176,12 @@ def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunH
     assert weights(compiled).keys() == weights(eager).keys()
 
 
+def test_a_run_may_end_before_an_epoch_does(run_here: RunHere) -> None:
+    folder = run_here("data=iris", "trainer.max_steps=1", "logger=none", "export=none")
+    assert metrics(folder)["fit/steps"] == 1
+    assert metrics(folder)["val/loss"] > 0
+
+
 def test_a_checkpoint_left_out_leaves_none(run_here: RunHere) -> None:
     folder = run_here(
         "data=iris", "callbacks.checkpoint=null", "callbacks.last_checkpoint=null", "callbacks.progress=null", *QUICK
