@@ -74,7 +74,7 @@ def _random(count: int) -> Tensor:
 
 # torch.compile does not take `random_`.
 _random_in_graph = torch.library.custom_op(
-    "lathe::random", _random, mutates_args=(), tags=torch.Tag.nondeterministic_seeded
+    "lathe::random", _random, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
 _random_in_graph.register_fake(lambda count: torch.empty(count, dtype=torch.int64))
 
