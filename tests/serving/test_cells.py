@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.cells import MISSING, as_date, as_number, as_text, between, clean_text, day_first
+from serving.cells import MANY, MISSING, as_date, as_number, as_text, between, clean_text, day_first
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,13 @@ def test_bounds_that_are_absent_hold_everything() -> None:
     assert between(values, None, None).to_list() == [True, True, True]
     assert between(values, 2, None).to_list() == [False, True, True]
     assert between(values, None, 5).to_list() == [True, True, True]
+
+
+def test_a_long_column_of_few_spellings_is_read_as_each_cell_is() -> None:
+    spellings = ["1", " 2.50 ", "1e3", "inf", "?", "", "12.0", "\u00a0x\u00a0", "0x10", "nan", "-0", None]
+    short = pl.Series("column", spellings, dtype=pl.String)
+    long = pl.concat([short] * (MANY // len(short) + 1))
+    for one, many in zip(as_number(short, MISSING), as_number(long, MISSING), strict=True):
+        assert many.head(len(short)).equals(one, null_equal=True, check_names=True)
+        assert many.tail(len(short)).equals(one, null_equal=True)
+    assert clean_text(long, MISSING).tail(len(short)).equals(clean_text(short, MISSING), null_equal=True)
