@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 from unittest.mock import patch
 
 from lightning_utilities.core import imports
@@ -26,7 +27,7 @@ def lean() -> Iterator[None]:
             raise PackageNotFoundError(name)
         return version(name)
 
-    patches = {"find_spec": find, "_version": version_of}
+    patches: dict[str, Any] = {"find_spec": find, "_version": version_of}
     if not all(hasattr(imports, name) for name in patches):  # another version of it: imported whole
         yield
         return
