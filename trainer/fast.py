@@ -20,6 +20,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim import Optimizer
 
 from models.supervised import Batch, SupervisedModule
 from trainer import graph
@@ -54,24 +55,26 @@ class FastEpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
-        self.val_loop.inference_mode = True
         self.fast = False
         self.compile: bool | Literal["auto"] = False
         self.tried = False
         """Whether there was an attempt to compile."""
         self.graph: graph.StepGraph | None = None
+        self.optimizer: Optimizer | None = None
         self.batches, self.seconds = 0, 0.0
         """Of this process, and what they took."""
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.graph is not None:  # Lightning asks the loops before the optimizer
             self.graph.tell()
-        return {**super().on_save_checkpoint(), "compile": self.compile}
+        decided = {"compile": self.compile, "batches": self.batches, "seconds": self.seconds}
+        return {**super().on_save_checkpoint(), **decided}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(state_dict)
         if self.compile == "auto":  # a resumed run does as it would have done
             self.compile = state_dict.get("compile", "auto")
+            self.batches, self.seconds = state_dict.get("batches", 0), state_dict.get("seconds", 0.0)
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
@@ -80,10 +83,17 @@ class FastEpochLoop(_TrainingEpochLoop):
         callbacks = self.trainer.callbacks
         self.at_start = [each for each in callbacks if overrides(each, "on_train_batch_start")]
         self.at_end = [each for each in callbacks if overrides(each, "on_train_batch_end") and not idle(each)]
-        if self.batches == 0:
-            self.step = Step(self.trainer.optimizers[0])
-        elif self.compile == "auto":
-            left = (self.trainer.estimated_stepping_batches - self.global_step) * self.seconds / self.batches
+        if self.optimizer not in (None, self.trainer.optimizers[0]):  # another fit
+            self.tried, self.graph, self.batches, self.seconds = False, None, 0, 0.0
+        self.optimizer = self.trainer.optimizers[0]
+        self.step = Step(self.optimizer)  # anew for each epoch: a callback may have added parameters
+        if self.graph is not None and self.graph.facts != graph.facts(self.trainer, self.step):
+            log.info("compile: no longer, for a callback has changed what is trained")
+            self.graph.tell()
+            self.graph = None
+        if self.compile == "auto" and self.batches > 0:
+            steps = self.trainer.estimated_stepping_batches - self.global_step
+            left = steps * self.trainer.accumulate_grad_batches * self.seconds / self.batches
             self.compile = graph.pays(left)
             answer = "one graph a step" if self.compile else "no, that would take longer"
             log.info("compile: %s (at most %.0f s of steps are left)", answer, left)
@@ -123,8 +133,9 @@ class FastEpochLoop(_TrainingEpochLoop):
         due = [
             trainer.num_training_batches - ready,
             trainer.val_check_batch - validated % trainer.val_check_batch,
-            trainer.log_every_n_steps - self._batches_that_stepped % trainer.log_every_n_steps,
         ]
+        if trainer.log_every_n_steps > 0:
+            due.append(trainer.log_every_n_steps - self._batches_that_stepped % trainer.log_every_n_steps)
         if self.max_steps != -1:
             due.append(self.max_steps - self.global_step)
         least = min(due)
@@ -141,6 +152,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             batch = {name: values.to(device) for name, values in batch.items()}
         progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
+        module._current_fx_name = "on_train_batch_start"  # by which `log` knows where it is called
         for callback in self.at_start:
             callback.on_train_batch_start(trainer, module, batch, index)
         progress.increment_started()
@@ -150,8 +162,10 @@ class FastEpochLoop(_TrainingEpochLoop):
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self._num_ready_batches_reached():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        module._current_fx_name = "on_train_batch_end"
         for callback in self.at_end:
             callback.on_train_batch_end(trainer, module, outputs, batch, index)
+        module._current_fx_name = None
         progress.increment_completed()
 
     def _step(self, module: SupervisedModule, batch: Batch, index: int) -> Tensor:
@@ -229,7 +243,7 @@ def idle(callback: Callback) -> bool:
 
 
 def overrides(callback: Callback, hook: str) -> bool:
-    return getattr(type(callback), hook) is not getattr(Callback, hook)
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def hindrance(trainer: Any, module: SupervisedModule) -> str | None:

@@ -28,6 +28,7 @@ class StepGraph:
     def __init__(self, trainer: pl.Trainer, module: SupervisedModule, step: Step) -> None:
         self.step = step
         self.shapes: dict[str, Any] = {}
+        self.facts = facts(trainer, step)
         self.untold = 0
         """Steps that the optimizer's own counts lack: to add to a tensor for each parameter would take too long."""
         everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
@@ -58,6 +59,16 @@ class StepGraph:
         for _, _, steps in self.step.state:
             torch._foreach_add_(steps, self.untold)
         self.untold = 0
+
+
+def facts(trainer: pl.Trainer, step: Step) -> list[Any]:
+    """What is compiled in, and a callback may change at the start of an epoch."""
+    modules = trainer.lightning_module.modules()
+    return [
+        (trainer.accumulate_grad_batches, trainer.gradient_clip_val),
+        [(id(parameter), parameter.requires_grad) for parameter in step.parameters],
+        [(module.training, getattr(module, "p", None)) for module in modules],
+    ]
 
 
 def hindrance(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:

@@ -96,6 +96,7 @@ class Trainer(pytorch_lightning.Trainer):
             raise ConfigError(f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto.")
         self.loop.fast = self.fast != "off" and why is None
         self.loop.compile = self.compile
+        self.loop.val_loop.inference_mode = self.loop.fast and self.validate_loop.inference_mode
         if self.loop.fast:
             return "fast"
         if self.compile is not False:

@@ -40,7 +40,7 @@ class Remembered:
             kept = json.loads(PLACE.read_text())
         except (OSError, ValueError):
             return
-        if kept["stamp"] == self.stamp:
+        if kept.get("stamp") == self.stamp:
             self.found = kept["found"]
 
     def get(self, path: str) -> Arguments | None:

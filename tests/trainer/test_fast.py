@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -84,7 +84,8 @@ def state(folder: Path) -> dict[str, Any]:
     """What each checkpoint of a folder holds, without what names the folder."""
     found = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))}
     for checkpoint in found.values():
-        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].pop("compile")
+        for name in ("compile", "batches", "seconds"):
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].pop(name)
         checkpoint["callbacks"] = {
             name: values for name, values in checkpoint["callbacks"].items() if not name.startswith("ModelCheckpoint")
         }
@@ -142,6 +143,62 @@ def test_callbacks_may_stop_training_and_change_it(tmp_path: Path, extra: list[C
         trainer = fit(module, TRAIN, epochs=3, callbacks=[*(make() for make in extra), journal], fast=fast)
         found.append([module.state_dict(), journal.seen, trainer.global_step])
     same(*found)
+
+
+def test_callbacks_may_log_be_made_of_functions_and_add_parameters() -> None:
+    found = []
+    for fast in ("off", "auto"):
+        calls: list[int] = []
+
+        class Grow(Callback):
+            """The first layer joins in the second epoch."""
+
+            def on_train_start(self, trainer, pl_module) -> None:
+                group = trainer.optimizers[0].param_groups.pop(0)
+                self.group = {name: value for name, value in group.items() if name != "name"}
+
+            def on_train_epoch_start(self, trainer, pl_module) -> None:
+                if trainer.current_epoch == 1:
+                    trainer.optimizers[0].add_param_group(self.group)
+
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+                pl_module.log("seen", float(batch_idx))
+
+        count = LambdaCallback(on_train_batch_end=lambda *_, calls=calls: calls.append(1))
+        module = build("binary")
+        trainer = fit(module, TRAIN, epochs=2, callbacks=[Grow(), count], fast=fast, log_every_n_steps=0)
+        logged = float(trainer.callback_metrics["seen"])
+        found.append([module.state_dict(), len(calls), logged])
+    assert found[0][1] == 20
+    same(*found)
+
+
+def test_a_trainer_may_fit_twice() -> None:
+    found = []
+    for fast in ("off", "on"):
+        trainer = fit(build("binary"), TRAIN, epochs=1, fast=fast)
+        module = build("binary")
+        trainer.fit_loop.max_epochs = 2
+        trainer.fit(module, trainer.train_dataloader, trainer.val_dataloaders)
+        found.append(module.state_dict())
+    same(*found)
+
+
+def test_a_graph_is_dropped_where_a_callback_changes_what_is_trained(caplog: pytest.LogCaptureFixture) -> None:
+    class Freeze(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            pl_module.network.layers[0].requires_grad_(trainer.current_epoch == 0)
+
+    caplog.set_level("INFO", logger="trainer.fast")
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = build("binary", network=MLP(INPUTS, 1, hidden=(8,), dropout=0.0))
+        fit(module, TRAIN, epochs=2, callbacks=[Freeze()], fast="on", compile=compile)
+        found.append(module)
+    assert said(caplog)[-1] == "compile: no longer, for a callback has changed what is trained"
+    for name, value in found[0].network.named_parameters():
+        torch.testing.assert_close(found[1].network.get_parameter(name), value, rtol=1e-4, atol=1e-5)
 
 
 def test_texts_and_images_pass_too() -> None:
