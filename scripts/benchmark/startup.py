@@ -69,7 +69,7 @@ def main() -> None:
         run = [f"paths.data={Path(given.data).resolve()}", f"paths.cache={folder}/cache", f"paths.output={folder}"]
         launches = {
             "`python train.py --help`": ["train.py", "--help"],
-            "`python train.py model.hiden=64`, a mistake": ["train.py", "model.hiden=64"],
+            "`model.hiden=64`, a mistake": ["train.py", "model.hiden=64"],
             "`python train.py --cfg job`": ["train.py", "--cfg", "job"],
             f"`python train.py data={given.table}`, to the end of the first step": [
                 *("train.py", f"data={given.table}", *run, *FIRST_STEP)

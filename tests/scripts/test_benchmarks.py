@@ -13,7 +13,7 @@ def test_startup_measures_each_launch(tmp_path: Path) -> None:
     figures = json.loads(file.read_text())
     assert list(figures) == [
         "`python train.py --help`",
-        "`python train.py model.hiden=64`, a mistake",
+        "`model.hiden=64`, a mistake",
         "`python train.py --cfg job`",
         "`python train.py data=iris`, to the end of the first step",
         "Hydra imported, the config composed",
