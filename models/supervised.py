@@ -40,8 +40,8 @@ class SupervisedModule(pl.LightningModule):
     members' losses, what is measured is their mean.
 
     Logs `train/loss`, `val/loss`, `test/loss` (means over rows) and the metrics, each once an epoch; raises
-    DivergedError where a loss is not finite, before the step on the CPU and soon after it elsewhere, and in place of a
-    checkpoint with weights that are not.
+    DivergedError where a loss is not finite, before the step on the CPU and soon after it on a GPU or where the step is
+    one graph, and in place of a checkpoint with weights that are not.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class FastEpochLoop(_TrainingEpochLoop):
         self.graph: graph.StepGraph | None = None
         self.optimizer: Optimizer | None = None
         self.batches, self.seconds = 0, 0.0
-        """Of this process, and what they took."""
+        """Of this run, and what they took."""
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.graph is not None:  # Lightning asks the loops before the optimizer
@@ -91,7 +91,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             log.info("compile: no longer, for a callback has changed what is trained")
             self.graph.tell()
             self.graph = None
-        if self.compile == "auto" and self.batches > 0:
+        if self.compile == "auto" and self.batches > 0 and self.batch_progress.current.ready == 0:
             steps = self.trainer.estimated_stepping_batches - self.global_step
             left = steps * self.trainer.accumulate_grad_batches * self.seconds / self.batches
             self.compile = graph.pays(left)

@@ -31,10 +31,12 @@ def lean() -> Iterator[None]:
     if not all(hasattr(imports, name) for name in patches):  # another version of it: imported whole
         yield
         return
+    collects = gc.isenabled()
     gc.disable()  # Of what is imported nothing is rubbish, and to look for it takes a fifth of the time.
     try:
         with patch.multiple(imports, **patches):
             yield
     finally:
-        gc.enable()
-    imports.package_available.cache_clear()
+        if collects:
+            gc.enable()
+        imports.package_available.cache_clear()

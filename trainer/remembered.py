@@ -74,7 +74,7 @@ def _write(hint: Any) -> Any:
         return ["union", *map(_write, arguments)]
     if kind is typing.Annotated:
         return _write(arguments[0])
-    if kind is typing.Literal:
+    if kind is typing.Literal and all(isinstance(each, str | int | None) for each in arguments):
         return ["literal", *arguments]
     if hint is Any or not isinstance(kind, type):
         return ["any"]

@@ -55,7 +55,8 @@ class Model:
 
     def scripted(self, rows: int, module: Any = None) -> Score:
         raw = self.datamodule.raw("val", rows)
-        return lambda: (module or self.artifact.module)(*raw)
+        called = self.artifact.module if module is None else module
+        return lambda: called(*raw)
 
     def frozen(self, rows: int) -> Score:
         return self.scripted(rows, torch.jit.freeze(self.artifact.module))

@@ -308,6 +308,8 @@ def main() -> None:
                     epochs = VARIANTS[name](work, int(size))[1:]
                 except Unavailable as why:
                     missing.append([case, name, str(why), "", ""])
+                    if name == arguments.variants[0]:
+                        raise SystemExit(f"{name}, which the others are compared with: {why}") from why
                     del rounds[name]
                     continue
                 rounds[name].append((len(work.train["target"]) / epochs.min(0)).tolist())

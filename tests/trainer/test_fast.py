@@ -342,6 +342,8 @@ def test_compiling_is_decided_after_an_epoch_and_kept(
         return [message.split(" (")[0].split(", in")[0] for message in said(caplog)]
 
     assert run(1) == []
+    in_one_go = ["compile: one graph a step"] * 2 if pays else ["compile: no, that would take longer"]
+    assert run(2, tmp_path / "last.ckpt") == in_one_go
     lines = ["compile: one graph a step"] * 2 if pays else ["compile: no, that would take longer"]
     assert run(3) == lines
     assert run(4, tmp_path / "last.ckpt") == lines[1:]
