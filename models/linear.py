@@ -76,7 +76,7 @@ class Linear(nn.Module):
             nn.init.zeros_(self.layer.bias)
             width += self.inputs.width
         self.solved = width <= WIDEST
-        self.start_rows = max(1, MOST // width)
+        self.start_rows = MOST // width if self.solved else 1
         """As many training rows as `start` looks at."""
         self.texts = nn.ModuleList(WordWeights(text, outputs, paced=not self.solved) for text in spec.texts)
 

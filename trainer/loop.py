@@ -99,7 +99,7 @@ class Trainer(pytorch_lightning.Trainer):
         self.loop.val_loop.inference_mode = self.loop.fast and self.validate_loop.inference_mode
         if self.loop.fast:
             return "fast"
-        if self.compile is not False:
+        if self.compile is True:
             module.network.compile()
         return f"Lightning's own ({'given' if self.fast == 'off' else f'the fast one does not serve {why}'})"
 

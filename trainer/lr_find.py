@@ -125,11 +125,7 @@ def find_rate(
         path.write_text(json.dumps({"lr": rate, "rates": test.rates, "losses": test.losses}))
         show(rate_figure(test.rates, test.losses, rate), folder / "lr_find.png", trainer)
     before = inspect.signature(module.optimizer).parameters["lr"].default
-    log.info(
-        "learning rate: %.2g, where the loss falls most steeply (optimizer.lr was %.2g)",
-        rate,
-        before,
-    )
+    log.info("learning rate: %.2g, where the loss falls most steeply (optimizer.lr was %.2g)", rate, before)
     module.optimizer = functools.partial(module.optimizer, lr=rate)
 
 
