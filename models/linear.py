@@ -66,7 +66,7 @@ class Linear(nn.Module):
         self.inputs: Inputs | None = None
         self.layer: nn.Linear | None = None
         self.bias: nn.Parameter | None = None
-        width = sum(len(text.tokens) for text in spec.texts)
+        width = sum(1 + len(text.tokens) for text in spec.texts)  # unknown words are one
         if table == InputSpec() and spec.texts:
             self.bias = nn.Parameter(torch.zeros(outputs))
         else:

@@ -137,3 +137,13 @@ def test_wide_rows_and_values_that_are_not_finite_leave_it_at_zero() -> None:
         start(network, batch)
     for network in networks:
         assert all(bool((weight == 0).all()) for weight in network.parameters())
+
+
+def test_a_text_without_known_words_has_the_odds_alone() -> None:
+    spec = InputSpec(texts=(TextSpec("title", (), ()),))
+    linear = Linear(spec, 1)
+    target = torch.tensor([1, 1, 1, 0] * 8)
+    batch = {"tokens.title": torch.zeros(0).int(), "offsets.title": torch.zeros(33).long(), "target": target}
+    with torch.no_grad():
+        linear.start(batch)
+        assert linear(batch)[:, 0].sigmoid().tolist() == pytest.approx([0.75] * 32, abs=1e-3)
