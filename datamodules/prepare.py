@@ -336,7 +336,7 @@ class Preparation:
 
         started = time.perf_counter()
         parts = list(chain.from_iterable(in_parallel(encode, self.chunks)))
-        log.info("encoded: %s rows in %.1f s", f"{sum(part[3] for part in parts):,}", time.perf_counter() - started)
+        log.info("encoded: %s rows in %.3f s", f"{sum(part[3] for part in parts):,}", time.perf_counter() - started)
         for name in SPLITS:
             first = reduce(or_, self.ranks.gather(heads[name]))
             if self.ranks.rank == 0:
