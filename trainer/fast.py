@@ -205,6 +205,8 @@ class FastEpochLoop(_TrainingEpochLoop):
                 optimizer = trainer.optimizers[0]
                 module.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             self.step()
+        if self.graph is not None:  # else a later message took them for the gradients of the last step
+            self.step.zero_grad()
         return objective.detach()
 
     def _in_one_graph(self, module: SupervisedModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -234,6 +236,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             return None
         log.info("compile: one graph a step, in %.1f s", time.perf_counter() - started)
         self.graph = whole
+        self.step.zero_grad()
         return done
 
 
@@ -246,8 +249,9 @@ def overrides(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
-def hindrance(trainer: Any, module: SupervisedModule) -> str | None:
-    """What this training has that the fast loop leaves out; None where there is nothing."""
+def hindrance(trainer: Any, module: SupervisedModule | None = None) -> str | None:
+    """What this training has that the fast loop leaves out, without `module` of the trainer alone; None where there is
+    nothing."""
     version = metadata.version("pytorch-lightning")
     if not version.startswith(KNOWN):
         return f"pytorch-lightning {version} is not {KNOWN}x"
@@ -258,9 +262,9 @@ def hindrance(trainer: Any, module: SupervisedModule) -> str | None:
         return f"precision {trainer.precision}"
     if not isinstance(trainer.profiler, PassThroughProfiler):
         return f"the profiler {type(trainer.profiler).__name__}"
-    if type(module).training_step is not SupervisedModule.training_step:
+    if module is not None and type(module).training_step is not SupervisedModule.training_step:
         return f"{type(module).__name__}.training_step"
-    for hook in OF_MODULE:
+    for hook in OF_MODULE if module is not None else ():
         if is_overridden(hook, module):
             return f"{type(module).__name__}.{hook}"
     for callback in trainer.callbacks:

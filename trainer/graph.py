@@ -29,8 +29,9 @@ class StepGraph:
         self.step = step
         self.shapes: dict[str, Any] = {}
         self.facts = facts(trainer, step)
-        self.untold = 0
-        """Steps that the optimizer's own counts lack: to add to a tensor for each parameter would take too long."""
+        self.told, self.untold = 0.0, 0
+        """Steps by the optimizer's own counts, and those that they lack: to add to a tensor for each parameter would
+        take too long, and to read one waits for a GPU."""
         everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         self.compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
@@ -48,11 +49,12 @@ class StepGraph:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Takes the step; gives the loss that is logged, and the one that was minimised."""
-        count = float(self.step.state[0][2][0]) + self.untold + 1
-        settings = torch.tensor([_settings(group, count) for group in self.step.groups])
-        done = self.compiled(batch, settings, self.step.state)
+        if self.untold == 0:  # steps may have been taken without the graph
+            self.told = float(self.step.state[0][2][0])
         self.untold += 1
-        return done
+        rows = [_settings(group, self.told + self.untold) for group in self.step.groups]
+        settings = torch.tensor(rows, device=self.step.parameters[0].device)
+        return self.compiled(batch, settings, self.step.state)
 
     def tell(self) -> None:
         """Brings the optimizer's counts up to date; before anyone but the graph reads them."""
@@ -101,6 +103,8 @@ def _graph(
             loss, minimised = objective(batch)
         grads = torch.autograd.grad(minimised, step.parameters)
         with torch.no_grad():
+            # What is not finite is told of after the step: it must not spoil the weights that are looked at then.
+            grads = tuple(torch.where(minimised.isfinite(), grad, 0.0) for grad in grads)
             if clip is not None:
                 norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
                 grads = tuple(grad * (clip / (norm + 1e-6)).clamp(max=1.0) for grad in grads)

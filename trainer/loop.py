@@ -71,6 +71,7 @@ class Trainer(pytorch_lightning.Trainer):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
         self.fit_loop.epoch_loop = self.loop
+        self._refuse(hindrance(self))  # before the data are read
 
     def prepare(self, module: SupervisedModule, batch: Batch) -> None:
         """Sets the threads and the loop, and says what was chosen and why; before `fit`.
@@ -92,8 +93,7 @@ class Trainer(pytorch_lightning.Trainer):
 
     def _choose_loop(self, module: SupervisedModule) -> str:
         why = hindrance(self, module)
-        if self.fast == "on" and why is not None:
-            raise ConfigError(f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto.")
+        self._refuse(why)
         self.loop.fast = self.fast != "off" and why is None
         self.loop.compile = self.compile
         self.loop.val_loop.inference_mode = self.loop.fast and self.validate_loop.inference_mode
@@ -102,6 +102,10 @@ class Trainer(pytorch_lightning.Trainer):
         if self.compile is True:
             module.network.compile()
         return f"Lightning's own ({'given' if self.fast == 'off' else f'the fast one does not serve {why}'})"
+
+    def _refuse(self, why: str | None) -> None:
+        if self.fast == "on" and why is not None:
+            raise ConfigError(f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto.")
 
     def outputs(self, module: pytorch_lightning.LightningModule, loader: Batches) -> tuple[Tensor, Tensor]:
         """What the network gives for the rows of a loader, (rows, ...), and their encoded target, (rows,).
@@ -119,7 +123,7 @@ class Trainer(pytorch_lightning.Trainer):
             return f"{self.threads} (given)"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         most = min(cores, THREADS)
-        threads, why = 1, f"{most} at most"
+        threads, why = 1, f"torch was started with {most}"
         if most > 1:
             cost = multiplications(module.network, batch)
             why = f"{cost / 1e6:,.1f} million multiplications a step: few"

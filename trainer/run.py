@@ -258,6 +258,8 @@ def quiet_lightning() -> None:
     """Lightning's banners and advice are for people who call it themselves; its errors and warnings stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Compiling looks for CUDA, and warns of a toolkit that lies beside no device.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*deprecated")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers")

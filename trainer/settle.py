@@ -1,10 +1,11 @@
 """What is settled on the validation rows once the weights are: members, temperature, threshold."""
 
 import logging
+import math
 
 from datamodules.table import TableDataModule
 from models.answers import all_logits, combine
-from models.calibration import best_temperature, log_loss_at
+from models.calibration import CLOSE, LIMIT, best_temperature, log_loss_at
 from models.supervised import SupervisedModule
 from models.tabm import TabM, choose_members
 from models.thresholds import best_threshold
@@ -37,7 +38,8 @@ def settle(
         logits = all_logits(combine(output, target.task)).double()
         module.answer.temperature = temperature = best_temperature(logits, truth)
         before, after = log_loss_at(logits, truth, 1.0), log_loss_at(logits, truth, temperature)
-        log.info("temperature: %.4g (val/log_loss %.5g, %.5g without)", temperature, after, before)
+        end = ", as far as it may go" if abs(math.log(temperature)) > LIMIT - CLOSE else ""
+        log.info("temperature: %.4g%s (val/log_loss %.5g, %.5g without)", temperature, end, after, before)
         settled["fit/temperature"] = temperature
     if module.chosen_for is not None:
         probability = module.predict(output)[:, 1]

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from models import schedules
 from models.augment import TableMixup
+from models.diverged import DivergedError
 from models.mlp import MLP
 from models.supervised import SupervisedModule
 from models.tabm import TabM
@@ -226,9 +228,8 @@ def test_what_the_fast_loop_does_not_serve_is_said(
     caplog.set_level("INFO", logger="trainer.loop")
     trainer.prepare(build("binary"), {})
     assert caplog.messages[-1].endswith(f"; loop: Lightning's own (the fast one does not serve {why})")
-    asked = Trainer(accelerator="cpu", threads=1, logger=False, fast="on", **settings)
     with pytest.raises(ConfigError) as caught:
-        asked.prepare(build("binary"), {})
+        Trainer(accelerator="cpu", threads=1, logger=False, fast="on", **settings)
     assert str(caught.value) == f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto."
 
 
@@ -242,6 +243,9 @@ def test_a_module_with_a_step_of_its_own_goes_through_lightnings_loop() -> None:
     trainer = Trainer(accelerator="cpu", threads=1, logger=False)
     trainer.prepare(module, {})
     assert not trainer.loop.fast
+    asked = Trainer(accelerator="cpu", threads=1, logger=False, fast="on")
+    with pytest.raises(ConfigError, match=r"^trainer\.fast=on: the fast loop does not serve Own\.on_after_backward; "):
+        asked.prepare(module, {})
 
 
 def test_an_unknown_lightning_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +282,20 @@ def test_one_graph_a_step_ends_within_rounding(case: str, caplog: pytest.LogCapt
         torch.testing.assert_close(compiled.network.get_parameter(name), value, rtol=1e-4, atol=1e-5)
     assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-5)
     assert found[0][1:] == found[1][1:]
+
+
+def test_a_loss_that_is_not_finite_does_not_spoil_what_a_graph_has_trained() -> None:
+    train = {name: values[:288].clone() for name, values in TRAIN.items()}
+    train["numbers"][5 * 32 + 1, 2] = torch.inf
+    module = build("binary")
+    with pytest.raises(DivergedError) as caught:
+        fit(module, train, epochs=1, shuffle=False, fast="on", compile=True)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "train/loss is nan at step 5 (epoch 0)."
+    assert lines[1] == "  columns: not finite in this batch: number 2 (inf)"
+    assert re.fullmatch(
+        r'  parameters: all finite; the largest weight is in [\w.]+ in group "\* \(\w+\)", up to [\d.]+', lines[2]
+    )
 
 
 def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -45,6 +45,17 @@ def test_a_run_calibrates_on_validation_and_the_artefact_answers_so(run_here: Ca
     Artifact.load(folder / "model.pt").check()
 
 
+def test_a_temperature_at_its_limit_is_said_to_be(
+    run_here: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    cells = [-2.0 - i / 99 if i % 2 else 2.0 + i / 99 for i in range(200)]
+    pl.DataFrame({"x": cells, "y": ["no" if x < 0 else "yes" for x in cells]}).write_csv(tmp_path / "rows.csv")
+    run_here("data=table", f"data.path={tmp_path / 'rows.csv'}", "data.target=y", "trainer.max_epochs=5")
+    line = next(message for message in caplog.messages if message.startswith("temperature: "))
+    assert line.startswith("temperature: 0.05, as far as it may go (val/log_loss ")
+
+
 def test_members_stay_that_are_asked_for(run_here: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     folder = run_here("model=tabm", "model.members=6", "model.hidden=[16]", "model.keep=2", "trainer.max_epochs=2")
