@@ -27,9 +27,13 @@ class DivergedError(InputError):
 
 
 class RunningMean:
-    """Mean of a loss over rows, in double precision. Losses stay on their device until they are looked at."""
+    """Mean of a loss over rows, in double precision. Losses stay on their device until they are looked at.
+
+    `rows` since the last reset, `all_rows` since the first.
+    """
 
     def __init__(self) -> None:
+        self.all_rows = 0
         self.reset()
 
     def reset(self) -> None:
@@ -40,6 +44,7 @@ class RunningMean:
     def add(self, loss: Tensor, rows: int) -> None:
         self.waiting.append((loss.detach(), rows))
         self.rows += rows
+        self.all_rows += rows
 
     def look(self) -> list[float]:
         """The losses since the last look, in their order; waits for the device."""

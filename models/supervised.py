@@ -77,10 +77,6 @@ class SupervisedModule(pl.LightningModule):
         self.metrics = metrics.build(target)
         self.chosen_for = threshold if isinstance(threshold, str) else None
         self.threshold = 0.5 if isinstance(threshold, str) else threshold
-        self.samples = 0
-        """Rows that training steps of this process have seen."""
-        self.train_loss = math.nan
-        """Mean over the rows of the epoch so far, as of the last look at it."""
         self.fitted = RunningMean()
         self.measured = RunningMean()
 
@@ -102,6 +98,17 @@ class SupervisedModule(pl.LightningModule):
     def threshold(self, value: float) -> None:
         if isinstance(self.metrics, metrics.ClassMetrics):
             self.metrics.threshold = value
+
+    @property
+    def samples(self) -> int:
+        """Rows that training steps of this process have seen."""
+        return self.fitted.all_rows
+
+    @property
+    def train_loss(self) -> float:
+        """Mean over the rows of the epoch so far, as of the last look at it."""
+        looked = self.fitted.rows - sum(rows for _, rows in self.fitted.waiting)
+        return self.fitted.total / looked if looked > 0 else math.nan
 
     @property
     def look_every(self) -> int:
@@ -129,15 +136,12 @@ class SupervisedModule(pl.LightningModule):
         """Counts a step, and looks now and then whether its loss is finite."""
         if batch_idx == 0:  # not in on_train_epoch_start, which Lightning leaves out after some resumes
             self.fitted.reset()
-        rows = len(batch["target"])
-        self.fitted.add(loss, rows)
-        self.samples += rows
+        self.fitted.add(loss, len(batch["target"]))
         if (batch_idx + 1) % self.look_every == 0:
-            self.train_loss = self._finite_mean("train", self.fitted, batch)
+            self._finite_mean("train", self.fitted, batch)
 
     def on_train_epoch_end(self) -> None:
-        self.train_loss = self._finite_mean("train", self.fitted)
-        self._log({"train/loss": self.train_loss})
+        self._log({"train/loss": self._finite_mean("train", self.fitted)})
 
     def on_validation_epoch_start(self) -> None:
         if self.fitted.waiting:  # weights that training has spoilt would spoil the validation

@@ -152,9 +152,11 @@ class FastEpochLoop(_TrainingEpochLoop):
             batch = {name: values.to(device) for name, values in batch.items()}
         progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
-        module._current_fx_name = "on_train_batch_start"  # by which `log` knows where it is called
-        for callback in self.at_start:
-            callback.on_train_batch_start(trainer, module, batch, index)
+        if self.at_start:
+            module._current_fx_name = "on_train_batch_start"  # by which `log` knows where it is called
+            for callback in self.at_start:
+                callback.on_train_batch_start(trainer, module, batch, index)
+            module._current_fx_name = None
         progress.increment_started()
         outputs = {"loss": self._step(module, batch, index)}
         progress.increment_processed()
@@ -162,10 +164,11 @@ class FastEpochLoop(_TrainingEpochLoop):
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self._num_ready_batches_reached():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        module._current_fx_name = "on_train_batch_end"
-        for callback in self.at_end:
-            callback.on_train_batch_end(trainer, module, outputs, batch, index)
-        module._current_fx_name = None
+        if self.at_end:
+            module._current_fx_name = "on_train_batch_end"
+            for callback in self.at_end:
+                callback.on_train_batch_end(trainer, module, outputs, batch, index)
+            module._current_fx_name = None
         progress.increment_completed()
 
     def _step(self, module: SupervisedModule, batch: Batch, index: int) -> Tensor:
@@ -178,8 +181,9 @@ class FastEpochLoop(_TrainingEpochLoop):
             counted.zero_grad.increment_completed()
         if steps:
             counted.step.increment_ready()
-        with self.trainer.precision_plugin.train_step_context():
-            batch = module.change(batch)
+        if module.augment is not None:
+            with self.trainer.precision_plugin.train_step_context():
+                batch = module.change(batch)
         done = self._in_one_graph(module, batch)
         if done is None:
             objective = self._one_by_one(module, batch, index, steps)

@@ -19,7 +19,7 @@ GAIN = 0.2
 
 
 class StepGraph:
-    """Compiled for the shapes of its first batch, `torch._dynamo` being told that nothing else will change.
+    """Compiled for the shapes of its first batch, and called past Dynamo, whose checks take long: nothing else changes.
 
     The state it works on is the optimizer's own. In float32 it ends within rounding of the steps taken one by one,
     because sums are taken in another order; random numbers are those of torch's generators, in the same order.
@@ -32,11 +32,7 @@ class StepGraph:
         self.told, self.untold = 0.0, 0
         """Steps by the optimizer's own counts, and those that they lack: to add to a tensor for each parameter would
         take too long, and to read one waits for a GPU."""
-        everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        self.compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
-            everything, fullgraph=True, dynamic=False, options=options
-        )
+        self.everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
 
     def fits(self, batch: Batch) -> bool:
         return {name: (values.shape, values.dtype) for name, values in batch.items()} == self.shapes
@@ -44,17 +40,42 @@ class StepGraph:
     def start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The first call, which compiles. Any error of torch may come of it."""
         self.shapes = {name: (values.shape, values.dtype) for name, values in batch.items()}
+        settings = self._next_settings()
+        compile = torch._dynamo.lookup_backend("inductor")
+
+        def backend(module: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
+            self.compiled: Callable[..., Any] = compile(module, examples)
+            if len(module.graph.output_node().all_input_nodes) > 2:
+                raise RuntimeError("the network keeps tensors of a step besides its buffers")
+
+            def first(*inputs: Tensor) -> Any:
+                # All tensors in a row, the state too; of these the batch and the settings are new each time.
+                self.inputs = list(inputs)
+                self.places = {name: place for name, values in batch.items() for place in _places(inputs, values)}
+                (self.place_of_settings,) = _places(inputs, settings)
+                return self.compiled(*inputs)
+
+            return first
+
         with torch._dynamo.config.patch(trace_autograd_ops=True), torch._inductor.config.patch(fallback_random=True):
-            return self(batch)
+            compiled = torch.compile(self.everything, fullgraph=True, dynamic=False, backend=backend)
+            done: tuple[Tensor, Tensor] = compiled(batch, settings, self.step.state)
+            return done
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Takes the step; gives the loss that is logged, and the one that was minimised."""
+        for name, place in self.places.items():
+            self.inputs[place] = batch[name]
+        self.inputs[self.place_of_settings] = self._next_settings()
+        losses = self.compiled(*self.inputs)
+        return losses[0], losses[-1]  # one tensor where they are the same
+
+    def _next_settings(self) -> Tensor:
         if self.untold == 0:  # steps may have been taken without the graph
             self.told = float(self.step.state[0][2][0])
         self.untold += 1
         rows = [_settings(group, self.told + self.untold) for group in self.step.groups]
-        settings = torch.tensor(rows, device=self.step.parameters[0].device)
-        return self.compiled(batch, settings, self.step.state)
+        return torch.tensor(rows, device=self.step.parameters[0].device)
 
     def tell(self) -> None:
         """Brings the optimizer's counts up to date; before anyone but the graph reads them."""
@@ -114,9 +135,13 @@ def _graph(
                     _adam(parameter, next(each), mean, square, settings[place], decoupled[place])
         return loss.detach(), minimised.detach()
 
-    # Without guards Dynamo would take what it compiled of the same code for another network.
+    # Of the same code Dynamo compiles a few networks at most.
     everything.__code__ = everything.__code__.replace()
     return everything
+
+
+def _places(tensors: Sequence[Tensor], wanted: Tensor) -> list[int]:
+    return [place for place, tensor in enumerate(tensors) if tensor is wanted]
 
 
 def _settings(group: dict[str, Any], step: float) -> list[float]:

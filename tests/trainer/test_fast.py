@@ -330,20 +330,36 @@ def test_what_cannot_be_one_graph_is_said(
     assert said(caplog) == [f"compile: the network alone ({why})"]
 
 
-def test_what_torch_cannot_compile_is_trained_step_by_step(caplog: pytest.LogCaptureFixture) -> None:
-    class Odd(MLP):
-        def forward(self, batch: dict[str, Tensor]) -> Tensor:
-            print(end="")
-            return super().forward(batch)
+class Prints(MLP):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        print(end="")
+        return super().forward(batch)
 
+
+class Keeps(MLP):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        output: Tensor = super().forward(batch)
+        self.kept = output.detach()
+        return output
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [(Prints, ""), (Keeps, "the network keeps tensors of a step besides its buffers")],
+)
+def test_what_torch_cannot_compile_is_trained_step_by_step(
+    network: type[MLP], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
     found = []
     for compile in (False, True):
         torch.manual_seed(0)
-        module = build("binary", network=Odd(INPUTS, 1, hidden=(8,)))
+        module = build("binary", network=network(INPUTS, 1, hidden=(8,)))
         fit(module, TRAIN, epochs=1, fast="on", compile=compile)
         found.append(module.state_dict())
     same(*found)
-    assert [record.levelname for record in caplog.records if "torch cannot" in record.message] == ["WARNING"]
+    (line,) = [record for record in caplog.records if "torch cannot" in record.message]
+    assert line.levelname == "WARNING"
+    assert why in line.message
 
 
 @pytest.mark.parametrize("pays", [True, False])
