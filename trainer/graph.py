@@ -45,10 +45,10 @@ class StepGraph:
 
         def backend(module: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
             self.compiled: Callable[..., Any] = compile(module, examples)
-            if len(module.graph.output_node().all_input_nodes) > 2:
-                raise RuntimeError("the network keeps tensors of a step besides its buffers")
 
             def first(*inputs: Tensor) -> Any:
+                if len(module.graph.output_node().all_input_nodes) > 2:
+                    raise RuntimeError("the network keeps tensors of a step besides its buffers")
                 # All tensors in a row, the state too; of these the batch and the settings are new each time.
                 self.inputs = list(inputs)
                 self.places = {name: place for name, values in batch.items() for place in _places(inputs, values)}
