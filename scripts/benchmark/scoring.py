@@ -25,6 +25,7 @@ from serving.artifact import Artifact
 from trainer.config import instantiate
 
 COMMAND = "python scripts/benchmark/scoring.py --run outputs/RUN"
+TURN, WARM = 50, 5
 Score = Callable[[], Any]
 
 
@@ -72,16 +73,32 @@ class Model:
         batch = self.batch(rows)
         return lambda: self.network(batch)
 
-    def compiled(self, rows: int) -> Score:
-        """torch.export, compiled ahead of time for any number of rows."""
+    def exported(self, rows: int) -> torch.export.ExportedProgram:
+        """The network alone, for any number of rows."""
         batch = self.batch(max(rows, 2))
         any_rows = {name: {0: torch.export.Dim.DYNAMIC} for name in batch}
+        with torch.no_grad():
+            return torch.export.export(self.network, (batch,), dynamic_shapes=(any_rows,))
+
+    def compiled(self, rows: int) -> Score:
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            exported = torch.export.export(self.network, (batch,), dynamic_shapes=(any_rows,))
-            package = torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/network.pt2")
+            path = f"{folder}/network.pt2"
+            package = torch._inductor.aoti_compile_and_package(self.exported(rows), package_path=path)
             network = torch._inductor.aoti_load_package(package)
         batch = self.batch(rows)
         return lambda: network(batch)
+
+    def onnx(self, rows: int) -> Score:
+        import onnxruntime
+
+        program = torch.onnx.export(self.exported(rows), dynamo=True, verbose=False)
+        assert program is not None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        network = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
+        values = [values.numpy() for values in self.batch(rows).values()]
+        cells = dict(zip((each.name for each in network.get_inputs()), values, strict=True))
+        return lambda: network.run(None, cells)
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Model, int], Score]]] = {
@@ -92,19 +109,23 @@ FORMATS: Mapping[str, tuple[str, Callable[[Model, int], Score]]] = {
     "features": ("features of model.pt alone", Model.features),
     "eager": ("network alone, eager", Model.eager),
     "compiled": ("network alone, torch.export and AOTInductor", Model.compiled),
+    "onnx": ("network alone, ONNX Runtime", Model.onnx),
 }
 
 
 def seconds(scores: Mapping[str, Score], calls: int) -> dict[str, list[float]]:
-    """Of each call, in turns, after some that are not counted: TorchScript compiles in the first ones."""
+    """Of each call. The formats take turns, some calls each, of which the first are not counted: TorchScript compiles
+    in them, and the caches are another's.
+    """
     times: dict[str, list[float]] = {name: [] for name in scores}
     with torch.inference_mode():
-        for call in range(calls + 10):
+        for turn in range(0, calls, TURN):
             for name, score in scores.items():
-                started = time.perf_counter()
-                score()
-                if call >= 10:
-                    times[name].append(time.perf_counter() - started)
+                for call in range(-WARM, min(TURN, calls - turn)):
+                    started = time.perf_counter()
+                    score()
+                    if call >= 0:
+                        times[name].append(time.perf_counter() - started)
     return times
 
 

@@ -102,7 +102,7 @@ def test_reading_measures_each_walk(tmp_path: Path, data_dir: Path) -> None:
 
 def test_scoring_measures_each_format(tmp_path: Path, default_run: tuple[Path, str]) -> None:
     file = tmp_path / "scoring.json"
-    formats = ["checked", "scripted", "frozen", "optimised", "features", "eager"]
+    formats = ["checked", "scripted", "frozen", "optimised", "features", "eager", "onnx"]
     arguments = ["--run", str(default_run[0]), "--rows", "8", "--calls", "2", "--formats", *formats]
     done = run_script("scripts/benchmark/scoring.py", *arguments, "--json", str(file))
     assert done.returncode == 0, done.stderr
