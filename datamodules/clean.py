@@ -39,8 +39,9 @@ Rules = Mapping[str | float, str | float | None]
 
 @dataclass(frozen=True)
 class Cleaned:
-    """`frame`: numbers and dates (seconds since 1970) as Float64, all other columns as raw String, null where missing;
-    the target as String (classes) or Float64; FILE, LINE and COPY.
+    """`frame`: numbers and dates (seconds since 1970) as Float64, all other columns as raw String, or as Categorical
+    where they come so and are no text, null where missing; the target as String (classes) or Float64; FILE, LINE and
+    COPY.
 
     `quarantine`: file, line, column, rule and raw value of each bad cell; `kept`: for each row that could be read,
     whether it has none and is in the frame.
@@ -83,7 +84,8 @@ def clean(
             cleaned[name], wrong = as_date(frame[name], missing, column.day_first)
             broken.append((name, "not a date", wrong))
         else:
-            cleaned[name] = as_text(frame[name])
+            coded = isinstance(frame.schema[name], pl.Categorical) and column.kind != "text"
+            cleaned[name] = frame[name] if coded else as_text(frame[name])
     for name, image in (images or {}).items():
         broken += [
             (name, rule, image.reasons == rule) for rule in image.reasons.drop_nulls().unique(maintain_order=True)
@@ -154,7 +156,7 @@ def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
 
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
     """The target as clean text, values replaced, null where missing."""
-    return clean_text(as_text(series), missing).replace(text_rules(rules))
+    return clean_text(series, missing).replace(text_rules(rules))
 
 
 def check_target(target: pl.Series, task: Task, rules: Rules) -> None:
@@ -201,7 +203,7 @@ def count(number: int, what: str) -> str:
 
 
 def _as_cell(value: str | float) -> str:
-    text: str = clean_text(as_text(pl.Series([value])), ())[0]
+    text: str = clean_text(pl.Series([value]), ())[0]
     return text
 
 
