@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import polars as pl
 from torch import Tensor
 
 from datamodules.read import BAD, FILE, LINE
 from datamodules.schema import Column, DataError, Task
-from serving.cells import as_date, as_number, as_text, between, clean_text
+from serving.cells import as_date, as_number, as_text, between, clean_text, distinct, few
 
 SEPARATING = r"[\s.,;:!?'\"`_-]+"
 """Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
@@ -156,6 +157,9 @@ def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
 
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
     """The target as clean text, values replaced, null where missing."""
+    if few(series):
+        different, places = distinct(series)
+        return clean_target(different, missing, rules).gather(places).alias(series.name)
     return clean_text(series, missing).replace(text_rules(rules))
 
 
@@ -202,6 +206,7 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
+@lru_cache(typed=True)
 def _as_cell(value: str | float) -> str:
     text: str = clean_text(pl.Series([value]), ())[0]
     return text

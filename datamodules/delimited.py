@@ -80,22 +80,17 @@ def _commonest_separator(text: str) -> str:
 
 def _blocks(file: BinaryIO | GzipFile) -> Iterator[bytes]:
     """The file in blocks of whole lines; a quoted cell with line breaks is not cut."""
-    rest = b""
-    while content := file.read(BLOCK):
-        content = rest + content
-        cut = content.rfind(b"\n") + 1
-        quotes = content.count(b'"', 0, cut)
-        while cut and quotes % 2:
-            before = content.rfind(b"\n", 0, cut - 1) + 1
-            quotes -= content.count(b'"', before, cut)
-            cut = before
-        if cut == 0 and len(content) > LONGEST:
-            cut = content.rfind(b"\n") + 1
-        rest = content[cut:]
-        if cut:
-            yield content[:cut]
-    if rest:
-        yield rest
+    while block := file.read(BLOCK) + file.readline():
+        if block.count(b'"') % 2:
+            block += b"".join(_to_quote(file, LONGEST - len(block)))
+        yield block
+
+
+def _to_quote(file: BinaryIO | GzipFile, most: int) -> Iterator[bytes]:
+    """The lines up to one with an odd number of quotes, or so many bytes."""
+    while most > 0 and (line := file.readline()):
+        yield line
+        most = 0 if line.count(b'"') % 2 else most - len(line)
 
 
 def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:

@@ -44,9 +44,10 @@ class Sample:
         self._parts.append(ranked)
         self._rows += len(ranked)
         if self._rows > self.most * 5 // 4:
-            self._parts = [self.ranked]
+            ranks = pl.concat([part[_RANK] for part in self._parts])
+            self._highest = cast(int, ranks.bottom_k(self.most).max())
+            self._parts = [part.filter(part[_RANK] <= self._highest) for part in self._parts]
             self._rows = self.most
-            self._highest = cast(int, self._parts[0][_RANK].max())
 
     @property
     def ranked(self) -> pl.DataFrame:
