@@ -79,8 +79,9 @@ def clean(
             continue
         if column.kind == "number":
             cleaned[name], wrong = as_number(frame[name], missing)
-            outside = _outside(cleaned[name], replace.get(name, {}), *ranges.get(name, (None, None)))
-            broken += [(name, "not a number", wrong), (name, "outside range", outside)]
+            broken.append((name, "not a number", wrong))
+            if name in ranges:
+                broken.append((name, "outside range", _outside(cleaned[name], replace.get(name, {}), *ranges[name])))
         elif column.kind == "date":
             cleaned[name], wrong = as_date(frame[name], missing, column.day_first)
             broken.append((name, "not a date", wrong))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.cells import BLANKS, distinct
+from serving.torchscript import is_scripting
 
 
 class Categories(nn.Module):
@@ -93,7 +94,7 @@ class Categories(nn.Module):
 def fnv1a(text: str) -> int:
     """The 32-bit FNV-1a hash of the UTF-8 bytes (http://www.isthe.com/chongo/tech/comp/fnv/)."""
     value = 2166136261
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+    if is_scripting():
         for byte in text:  # TorchScript strings are bytes
             value = ((value ^ (ord(byte) & 255)) * 16777619) & 4294967295
     else:
