@@ -4,7 +4,6 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from gzip import GzipFile
 from itertools import chain
@@ -94,16 +93,21 @@ def _to_quote(file: BinaryIO | GzipFile, most: int) -> Iterator[bytes]:
 
 
 def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
-    """Has polars read the rows of the table; what is none is found first, where there is any."""
     if not block:
-        return Rows(_read_cells(b"", separator, names), pl.Series(dtype=pl.Int64), [])
+        return Rows(_read_cells(b"", separator, names, None), pl.Series(dtype=pl.Int64), [])
+    return _parse_plain(block, line, separator, names) or _parse_rows(block, name, line, separator, names)
+
+
+def _parse_plain(block: bytes, line: int, separator: str, names: Sequence[str]) -> Rows | None:
+    """Has polars read a block without quotes, all of whose lines are rows of the table; None for any other."""
     rows = _count(block, "\n")
-    plain = block.endswith(b"\n") and b'"' not in block
-    if plain and _count(block, separator) == rows * (len(names) - 1) > 0:
-        with suppress(pl.exceptions.PolarsError):  # a row is longer than the others, or it is no UTF-8
-            lines = pl.int_range(line, line + rows, eager=True)
-            return Rows(_read_cells(block, separator, names, quote=None), lines, [])
-    return _parse_rows(block, name, line, separator, names)
+    if b'"' in block or not block.endswith(b"\n") or not _count(block, separator) == rows * (len(names) - 1) > 0:
+        return None
+    try:
+        # Polars refuses a line with more separators; with as many as there should be in all, none has fewer.
+        return Rows(_read_cells(block, separator, names, None), pl.int_range(line, line + rows, eager=True), [])
+    except pl.exceptions.PolarsError:
+        return None
 
 
 def _parse_rows(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
@@ -130,7 +134,7 @@ def _parse_rows(block: bytes, name: str, line: int, separator: str, names: Seque
     if not good.all():
         wanted = b"".join(block[start : end + 1] for start, end in zip(starts[good], ends[good], strict=True))
     try:
-        cells = _read_cells(wanted, separator, names, quote='"' if len(quotes) else None)
+        cells = _read_cells(wanted, separator, names, '"' if len(quotes) else None)
     except pl.exceptions.ComputeError:
         decode(block, name, line)  # says where, if this is why
         raise
@@ -152,7 +156,7 @@ def _count(block: bytes, character: str) -> int:
     return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord(character)))
 
 
-def _read_cells(block: bytes, separator: str, names: Sequence[str], quote: str | None = None) -> pl.DataFrame:
+def _read_cells(block: bytes, separator: str, names: Sequence[str], quote: str | None) -> pl.DataFrame:
     schema = dict.fromkeys(names, pl.String)
     if not block:
         return pl.DataFrame(schema=schema)
