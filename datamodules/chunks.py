@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 import torch
+from polars import selectors
 from torch import Tensor
 
 from datamodules.store import load_part, save_part, size_of
@@ -30,6 +31,8 @@ class Chunk:
 
     def filter(self, wanted: np.ndarray) -> "Chunk":
         """The rows where `wanted`, bool (rows,), says so."""
+        if wanted.all():
+            return self
         index = torch.from_numpy(np.flatnonzero(wanted))
         images = {name: pixels[index] for name, pixels in self.images.items()}
         return Chunk(self.number, self.frame.filter(pl.Series(wanted)), images)
@@ -69,6 +72,11 @@ class Chunks:
 
     def _file(self, number: int, kind: str) -> Path:
         return self.folder / f"{number}.{kind}"
+
+
+def as_strings(frame: pl.DataFrame) -> pl.DataFrame:
+    """With its Categorical columns as String."""
+    return frame.cast({selectors.categorical(): pl.String})
 
 
 def in_parallel(function: Callable[[S], T], chunks: Iterable[S]) -> Iterator[T]:

@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import polars as pl
 from torch import Tensor
 
 from datamodules.read import BAD, FILE, LINE
 from datamodules.schema import Column, DataError, Task
-from serving.cells import as_date, as_number, as_text, between, clean_text
+from serving.cells import as_date, as_number, as_text, between, clean_text, distinct, few
 
 SEPARATING = r"[\s.,;:!?'\"`_-]+"
 """Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
@@ -39,8 +40,9 @@ Rules = Mapping[str | float, str | float | None]
 
 @dataclass(frozen=True)
 class Cleaned:
-    """`frame`: numbers and dates (seconds since 1970) as Float64, all other columns as raw String, null where missing;
-    the target as String (classes) or Float64; FILE, LINE and COPY.
+    """`frame`: numbers and dates (seconds since 1970) as Float64, all other columns as raw String, or as Categorical
+    where they come so and are no text, null where missing; the target as String (classes) or Float64; FILE, LINE and
+    COPY.
 
     `quarantine`: file, line, column, rule and raw value of each bad cell; `kept`: for each row that could be read,
     whether it has none and is in the frame.
@@ -77,13 +79,15 @@ def clean(
             continue
         if column.kind == "number":
             cleaned[name], wrong = as_number(frame[name], missing)
-            outside = _outside(cleaned[name], replace.get(name, {}), *ranges.get(name, (None, None)))
-            broken += [(name, "not a number", wrong), (name, "outside range", outside)]
+            broken.append((name, "not a number", wrong))
+            if name in ranges:
+                broken.append((name, "outside range", _outside(cleaned[name], replace.get(name, {}), *ranges[name])))
         elif column.kind == "date":
             cleaned[name], wrong = as_date(frame[name], missing, column.day_first)
             broken.append((name, "not a date", wrong))
         else:
-            cleaned[name] = as_text(frame[name])
+            coded = isinstance(frame.schema[name], pl.Categorical) and column.kind != "text"
+            cleaned[name] = frame[name] if coded else as_text(frame[name])
     for name, image in (images or {}).items():
         broken += [
             (name, rule, image.reasons == rule) for rule in image.reasons.drop_nulls().unique(maintain_order=True)
@@ -154,7 +158,10 @@ def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
 
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
     """The target as clean text, values replaced, null where missing."""
-    return clean_text(as_text(series), missing).replace(text_rules(rules))
+    if few(series):
+        different, places = distinct(series)
+        return clean_target(different, missing, rules).gather(places).alias(series.name)
+    return clean_text(series, missing).replace(text_rules(rules))
 
 
 def check_target(target: pl.Series, task: Task, rules: Rules) -> None:
@@ -200,8 +207,9 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
+@lru_cache(typed=True)
 def _as_cell(value: str | float) -> str:
-    text: str = clean_text(as_text(pl.Series([value])), ())[0]
+    text: str = clean_text(pl.Series([value]), ())[0]
     return text
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from datamodules.read import FILE, LINE
 from datamodules.schema import Column, DataError, Kind, Task
-from serving.cells import as_date, as_number, as_text, clean_text, day_first
+from serving.cells import as_date, as_number, clean_text, day_first
 
 MAX_BAD_NUMBERS = 0.05
 """Share of cells that may be no numbers in a column of numbers; such rows are set aside."""
@@ -70,7 +70,7 @@ def _infer(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
     if series.dtype.is_temporal():
         return "date", f"{series.dtype} values"
     numbers, bad = as_number(series, missing)
-    text = clean_text(as_text(series), missing)
+    text = clean_text(series, missing)
     present = rows - text.null_count()
     if present == 0:
         return "constant", f"no value in {rows:,} rows"

@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 
 from datamodules.read import concat
-from datamodules.split import first_equal
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,11 @@ def first_copies(copy: np.ndarray) -> np.ndarray | None:
     Lean: of tens of millions of rows only those that have a copy are looked at by one.
     """
     ordered = np.sort(copy)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(twice):
+    if not (ordered[1:] == ordered[:-1]).any():
         return None
-    rows = np.flatnonzero(np.isin(copy, twice))
+    copies = pl.Series("copy", copy)
+    rows = copies.is_duplicated().arg_true()
+    found = pl.DataFrame([copies.gather(rows), rows.alias("row")]).select(pl.first("row").over("copy"))
     firsts = np.arange(len(copy))
-    firsts[rows] = rows[first_equal(copy[rows])]
+    firsts[rows.to_numpy()] = found.to_series().to_numpy()
     return firsts

@@ -18,7 +18,7 @@ import torch
 
 from datamodules import statistics
 from datamodules.audit import audit
-from datamodules.chunks import Chunk, Chunks, in_parallel
+from datamodules.chunks import Chunk, Chunks, as_strings, in_parallel
 from datamodules.clean import COPY, Cleaned, Images, check_target, clean, clean_target, count, refuse_if_too_many
 from datamodules.features import Features
 from datamodules.fit import Fit
@@ -31,9 +31,9 @@ from datamodules.schema import FEATURE_KINDS, Column, DataError, Kind, TargetSpe
 from datamodules.settings import Settings
 from datamodules.split import SPLITS
 from datamodules.statistics import ROW, Sample, Statistics
-from datamodules.store import Rows, save_part, size_of
+from datamodules.store import Rows, save_part, size_of, take
 from datamodules.target import describe_splits, describe_target, encode_target
-from serving.cells import clean_text
+from serving.cells import MANY, clean_text, few
 from serving.torchscript import quiet
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Preparation:
         self.sample = Sample()
         self.pixels = Pixels(settings.image_size)
         self.notes: list[str] = []
+        self.codes: dict[str, pl.Categorical] = {}
+        """Of columns of text with few different cells, whose every spelling is then looked at once a chunk."""
 
     def run(self) -> None:
         """Raises DataError where the data cannot be used."""
@@ -136,17 +138,20 @@ class Preparation:
     def _look(self, chunks: Iterator[tuple[int, int, Raw]]) -> list[tuple[int, int, Raw]]:
         """Infers the columns and the task from the first rows; returns the chunks that were read for it."""
         looked: list[tuple[int, int, Raw]] = []
-        found: tuple[list[Column], Task, str] | None = None
+        found: tuple[list[Column], Task, str, list[str]] | None = None
         if self.ranks.rank == 0:
             for item in chunks:
                 looked.append(item)
                 if sum(len(raw.frame) for _, _, raw in looked) >= LOOK:
                     break
             pixels: dict[str, Kind] = dict.fromkeys(looked[0][2].images, "image") if looked else {}
-            found = self._infer(concat([raw.frame for _, _, raw in looked]), pixels)
+            frame = concat([raw.frame for _, _, raw in looked])
+            coded = [name for name in frame.columns if few(frame[name]) and name not in (FILE, LINE)]
+            found = *self._infer(frame, pixels), coded
         found = self.ranks.gather(found)[0]
         assert found is not None
-        self.columns, self.task, reason = found
+        self.columns, self.task, reason, coded = found
+        self.codes = {name: pl.Categorical(pl.Categories.random()) for name in coded}
         self.notes.append(f"task: {self.task} ({reason})")
         if looked:
             first = next(raw for _, _, raw in looked if len(raw.frame))
@@ -237,9 +242,10 @@ class Preparation:
             setting = ("path", "val_path", "test_path")[file]
             raise DataError(f"data.{setting}: the rows have no column {lacking[0]!r}, but those of data.path have")
         images = self.pixels.decode(raw)
-        labels = clean_target(raw.frame[settings.target], settings.missing, settings.replace.get(settings.target, {}))
+        frame = self._coded(raw.frame)
+        labels = clean_target(frame[settings.target], settings.missing, settings.replace.get(settings.target, {}))
         cleaned = clean(
-            raw.frame,
+            frame,
             self.columns,
             labels,
             self.task,
@@ -250,6 +256,14 @@ class Preparation:
             images=images,
         )
         return file, number, raw, images, cleaned
+
+    def _coded(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """With columns of few different cells as Categorical, unless they have become many."""
+        return frame.with_columns(
+            frame[name].cast(codes)
+            for name, codes in self.codes.items()
+            if frame.schema[name] == pl.String and len(codes.categories.to_series()) < MANY
+        )
 
     def _split(self, keys: Keys) -> np.ndarray:
         """int8 (rows,): 0 train, 1 validation, 2 test, -1 left out."""
@@ -320,18 +334,22 @@ class Preparation:
 
         def encode(chunk: Chunk) -> list[tuple[int, str, str, int, int]]:
             parts = []
+            split = pieces[chunk.number]
+            chunk = chunk.filter(split >= 0)
+            split = split[split >= 0]
+            encoded: Rows = features.encode(chunk.frame, chunk.images)
+            encoded["target"] = encode_target(chunk.frame[target.name], target)
             for code, name in enumerate(SPLITS):
-                some = chunk.filter(pieces[chunk.number] == code)
-                if not len(some.frame):
+                index = np.flatnonzero(split == code)
+                if not len(index):
                     continue
-                rows: Rows = features.encode(some.frame, some.images)
-                rows["target"] = encode_target(some.frame[target.name], target)
+                rows = take(encoded, torch.from_numpy(index))
                 file = f"{name}-{chunk.number:06}.pt"
                 save_part(folder / file, rows)
-                some.frame.select(FILE, LINE).write_parquet((folder / file).with_suffix(PLACES))
-                parts.append((chunk.number, name, file, len(some.frame), size_of(rows)))
+                chunk.frame[index, [FILE, LINE]].write_parquet((folder / file).with_suffix(PLACES))
+                parts.append((chunk.number, name, file, len(index), size_of(rows)))
                 if before[name][chunk.number] < HEAD:
-                    heads[name][chunk.number] = some.frame
+                    heads[name][chunk.number] = as_strings(chunk.frame[index[:HEAD]])
             return parts
 
         started = time.perf_counter()

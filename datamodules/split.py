@@ -238,7 +238,7 @@ def _bins(target: pl.Series) -> pl.Series:
 
 def _groups(column: pl.Series, first_copy: np.ndarray | None, missing: Sequence[str]) -> np.ndarray:
     """The group of each row, a number from 0 on; a row without a value is alone with its copies."""
-    names = clean_text(as_text(column), missing)
+    names = clean_text(column, missing)
     alone = names.is_null().to_numpy()
     keys = names.hash().to_numpy().view(np.int64)
     if alone.any():

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from datamodules.chunks import Chunk
+from datamodules.chunks import Chunk, as_strings
 from datamodules.features.texts import TokenCounts, count_tokens
 from datamodules.schema import Column
 from serving.cells import clean_text
@@ -40,13 +40,14 @@ class Sample:
 
     def merge(self, ranked: pl.DataFrame) -> None:
         """Adds the `ranked` rows of another sample."""
-        ranked = ranked.filter(ranked[_RANK] <= self._highest)
+        ranked = as_strings(ranked.filter(ranked[_RANK] <= self._highest))
         self._parts.append(ranked)
         self._rows += len(ranked)
         if self._rows > self.most * 5 // 4:
-            self._parts = [self.ranked]
+            ranks = pl.concat([part[_RANK] for part in self._parts])
+            self._highest = cast(int, ranks.bottom_k(self.most).max())
+            self._parts = [part.filter(part[_RANK] <= self._highest) for part in self._parts]
             self._rows = self.most
-            self._highest = cast(int, self._parts[0][_RANK].max())
 
     @property
     def ranked(self) -> pl.DataFrame:
@@ -113,11 +114,9 @@ def gather(
             known = low is not None and high is not None
             statistics.numbers[name] = Number(values.null_count(), *((low, high) if known else ()))
         elif column.kind == "category":
-            text = clean_text(cells, missing)
-            if name in text_rules:
-                text = text.replace(dict(text_rules[name]))
-            counts = text.fill_null("").alias(LEVEL).value_counts(name=ROWS)
-            statistics.levels[name] = _sum_levels([counts.cast({ROWS: pl.Int64})])
+            counts = cells.value_counts(name=ROWS)
+            levels = clean_text(counts[name], missing).replace(dict(text_rules.get(name, {}))).fill_null("")
+            statistics.levels[name] = _sum_levels([counts.select(levels.alias(LEVEL), pl.col(ROWS).cast(pl.Int64))])
         elif column.kind == "text":
             statistics.tokens[name] = count_tokens(cells, split_texts)
         elif column.kind == "image":

@@ -50,7 +50,7 @@ def encode_target(values: pl.Series, target: TargetSpec) -> Tensor:
 
 
 def _counts(values: pl.Series) -> dict[str, int]:
-    return dict(values.cast(pl.String).value_counts().iter_rows())
+    return {str(name): rows for name, rows in values.value_counts().iter_rows()}
 
 
 def _natural(name: str) -> tuple[bool, float, str]:

@@ -9,9 +9,7 @@ MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL")
 """Cells that stand for a missing value, once blanks are stripped."""
 BLANKS = " \t\n\r\f\v"
 
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _THOUSANDS = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?$"
-_INFINITY = r"^[+-]?(?i:inf|infinity)$"
 _WHOLE = r"^([+-]?[0-9]+)\.0+$"
 _MOMENT = (
     r"^(?<date>.*?)(?:[T ] *(?<time>[0-9]{1,2}:[0-9:.]+(?: ?[AaPp][Mm])?)"
@@ -40,14 +38,26 @@ def as_text(series: pl.Series) -> pl.Series:
     return text.str.replace(_WHOLE, "${1}") if series.dtype.is_float() else text
 
 
+def distinct(series: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The different cells of a column of text, and the place of each cell among them, null of null.
+
+    A Categorical has them at hand, and perhaps some more that other series of its `pl.Categories` have.
+    """
+    if isinstance(series.dtype, pl.Categorical):
+        return series.dtype.categories.to_series(), series.to_physical()
+    different = series.unique().drop_nulls()
+    return different, series.cast(pl.Enum(different)).to_physical()
+
+
 def clean_text(series: pl.Series, missing: Sequence[str]) -> pl.Series:
-    """String cells without outer blanks (a no-break space is one), spellings of missing as null, "12.0" as "12".
+    """Cells as String without outer blanks (a no-break space is one), spellings of missing as null, "12.0" as "12".
 
     The rules of `datamodules.features.categories.clean`, which the artefact carries.
     """
-    if (different := _few(series)) is not None:
-        return clean_text(different, missing).gather(_places(series, different)).alias(series.name)
-    text = series.str.replace_all("\u00a0", " ", literal=True).str.strip_chars(BLANKS)
+    if few(series):
+        different, places = distinct(series)
+        return clean_text(different, missing).gather(places).alias(series.name)
+    text = as_text(series).str.replace_all("\u00a0", " ", literal=True).str.strip_chars(BLANKS)
     if text.str.contains(_WHOLE).any():  # few columns have such cells, and to look is four times as fast
         text = text.str.replace(_WHOLE, "${1}")
     return text.set(text.is_in(list(missing)).fill_null(False), None)
@@ -61,20 +71,31 @@ def as_number(series: pl.Series, missing: Sequence[str]) -> tuple[pl.Series, pl.
     if series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null):
         values = series.cast(pl.Float64)
         return _finite(values), pl.repeat(False, len(series), eager=True).alias(series.name)
-    if (different := _few(series)) is not None:
-        places = _places(series, different)
+    if few(series):
+        different, places = distinct(series)
         values, bad = as_number(different, missing)
         return values.gather(places).alias(series.name), bad.gather(places).fill_null(False).alias(series.name)
-    text = clean_text(as_text(series), missing)
-    values = text.cast(pl.Float64, strict=False).alias(series.name)
-    # What Rust reads as a number is a little more and a little less than what is one here. Most columns have neither.
-    doubtful = text.is_not_null() & (values.is_null() | ~text.str.contains(_NUMBER))
+    text = as_text(series)
+    values = text.cast(pl.Float64, strict=False)  # what Rust reads as a finite number is one here
+    marks = pl.Series(missing, dtype=pl.String).cast(pl.Float64, strict=False).drop_nulls()
+    rest = (~values.is_finite().fill_null(False) | values.is_in(marks.implode())).arg_true()
+    bad = pl.repeat(False, len(series), eager=True).alias(series.name)
+    if len(rest):
+        other, wrong = _as_number(clean_text(text.gather(rest), missing))
+        values, bad = values.scatter(rest, other), bad.scatter(rest, wrong)
+    return values, bad
+
+
+def _as_number(text: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The same of clean cells."""
+    values = text.cast(pl.Float64, strict=False)
+    doubtful = text.is_not_null() & ~values.is_finite().fill_null(False)
     if not doubtful.any():
-        return _finite(values), doubtful.alias(series.name)
+        return values, doubtful
     grouped = text.str.contains(_THOUSANDS).fill_null(False)
     values = values.zip_with(~grouped, text.str.replace_all(",", "", literal=True).cast(pl.Float64, strict=False))
-    bad = (doubtful & ~grouped & ~text.str.contains(_INFINITY)).fill_null(False)
-    return _finite(values.set(bad, None)), bad.alias(series.name)
+    bad = doubtful & (values.is_null() | values.is_nan().fill_null(False))
+    return _finite(values), bad
 
 
 def as_date(series: pl.Series, missing: Sequence[str], day_first: bool) -> tuple[pl.Series, pl.Series]:
@@ -89,7 +110,11 @@ def as_date(series: pl.Series, missing: Sequence[str], day_first: bool) -> tuple
         moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
         unit = {"ms": 1e3, "us": 1e6, "ns": 1e9}[getattr(moments.dtype, "time_unit", "ns")]
         return moments.to_physical() / unit, pl.repeat(False, len(series), eager=True).alias(series.name)
-    text = clean_text(as_text(series), missing)
+    if few(series):
+        different, places = distinct(series)
+        seconds, bad = as_date(different, missing, day_first)
+        return seconds.gather(places).alias(series.name), bad.gather(places).fill_null(False).alias(series.name)
+    text = clean_text(series, missing)
     seconds = _written_date(text, day_first)
     rest = (text.is_not_null() & seconds.is_null()).arg_true()
     if len(rest):
@@ -154,17 +179,13 @@ def between(values: pl.Series, low: float | None, high: float | None) -> pl.Seri
     return inside.fill_null(True)
 
 
-def _few(series: pl.Series) -> pl.Series | None:
-    """The different cells of a long column of text that has few: to look each up takes a fifth of reading it anew."""
+def few(series: pl.Series) -> bool:
+    """Whether this is a column of text with few different cells: to look each up takes a fifth of reading it anew."""
+    if isinstance(series.dtype, pl.Categorical):
+        return True
     if series.dtype != pl.String or len(series) < MANY or series.head(MANY).n_unique() > MANY // 4:
-        return None
-    different = series.unique().drop_nulls()
-    return different if len(different) < MANY else None
-
-
-def _places(series: pl.Series, different: pl.Series) -> pl.Series:
-    """Of each cell its place among the different ones; null of null."""
-    return series.cast(pl.Enum(different)).to_physical()
+        return False
+    return series.n_unique() < MANY
 
 
 def _finite(values: pl.Series) -> pl.Series:

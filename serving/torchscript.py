@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch.jit import is_scripting as is_scripting  # type: ignore[attr-defined]
+
 
 @contextmanager
 def quiet() -> Iterator[None]:

@@ -6,7 +6,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from serving.cells import BLANKS
+from serving.cells import BLANKS, distinct
+from serving.torchscript import is_scripting
 
 
 class Categories(nn.Module):
@@ -84,16 +85,16 @@ class Categories(nn.Module):
 
     def encode(self, name: str, cells: pl.Series) -> Tensor:
         """int32 (cells,): the codes that `forward` gives these, looked up once for each spelling; null is missing."""
-        distinct = cells.unique().drop_nulls()
-        codes = self.look_up(self.names.index(name), [*distinct.to_list(), ""])
-        places = cells.cast(pl.Enum(distinct)).to_physical().cast(pl.Int32).fill_null(len(distinct))
+        different, places = distinct(cells)
+        codes = self.look_up(self.names.index(name), [*different.to_list(), ""])
+        places = places.cast(pl.Int32).fill_null(len(different))
         return codes.index_select(0, torch.from_numpy(places.to_numpy(writable=True)))
 
 
 def fnv1a(text: str) -> int:
     """The 32-bit FNV-1a hash of the UTF-8 bytes (http://www.isthe.com/chongo/tech/comp/fnv/)."""
     value = 2166136261
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+    if is_scripting():
         for byte in text:  # TorchScript strings are bytes
             value = ((value ^ (ord(byte) & 255)) * 16777619) & 4294967295
     else:

@@ -25,6 +25,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from serving.torchscript import is_scripting
+
 _SYMBOLS = (
     range(0x0080, 0x0100),  # Latin-1
     range(0x1680, 0x1681),  # the Ogham blank
@@ -90,7 +92,7 @@ class Texts(nn.Module):
         encoded: dict[str, Tensor] = {}
         for i, name in enumerate(self.names):
             cells = strings[name] if name in strings else [""] * rows
-            if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if is_scripting():
                 tokens, offsets = self.encode_bytes(self.ids[i], cells)
             else:
                 tokens, offsets = self.encode(name, pl.Series(cells, dtype=pl.String))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from datamodules.features.texts import Texts, split_words
 from datamodules.schema import DataError
+from serving.torchscript import is_scripting
 
 VOCABULARY, TOKENIZER, CONFIG = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
 FITTING = ("Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "SqueezeBert")
@@ -159,7 +160,7 @@ class WordPiece(Texts):
         return found
 
     def items(self, text: str) -> list[str]:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if is_scripting():
             return self.characters(text)
         return list(text)
 

@@ -12,10 +12,14 @@ import polars as pl
 import pytest
 import torch
 
-from datamodules import cache, read
+from datamodules import cache, prepare, read
+from datamodules.features import as_tensor
 from datamodules.prepare import FACTS
+from datamodules.read import LINE
 from datamodules.table import TableDataModule
+from serving.cells import MANY, as_number
 from tests.conftest import ROOT
+from tests.datamodules.tables import set_up
 
 SCRIPT = Path(__file__).with_name("prepare_together.py")
 
@@ -95,6 +99,26 @@ def test_two_processes_prepare_what_one_does(rows: Path, tmp_path: Path, monkeyp
         assert all(torch.equal(ours[name], other[name]) for name in ours)
         assert alone.places(split).equals(theirs.places(split))
         assert alone.frame(split).equals(theirs.frame(split))
+
+
+def test_a_column_whose_spellings_become_many_is_encoded_as_the_artefact_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "CHUNK", 2 * MANY)
+    monkeypatch.setattr(prepare, "LOOK", 2 * MANY)
+    rows = 8 * MANY
+    level = pl.Series("level", [f" {row % 9}.0" if row < 4 * MANY else str(row % (2 * MANY)) for row in range(rows)])
+    number = level.str.replace("8.0", "?").alias("number")
+    y = pl.Series("y", [str(row % 2) for row in range(rows)])
+    table = pl.DataFrame([level, number, y])
+    datamodule = set_up(tmp_path, table, columns={"level": "category", "number": "number"}, max_levels=9999)
+    for split in ("train", "val", "test"):
+        raw = table[datamodule.places(split)[LINE] - 2]
+        numbers = {"number": as_tensor(as_number(raw["number"], datamodule.missing)[0])}
+        expected = datamodule.features(numbers, {"level": raw["level"].to_list()}, {})
+        found = datamodule.head(split, rows)
+        assert torch.equal(found["codes"], expected["codes"])
+        torch.testing.assert_close(found["numbers"], expected["numbers"])
 
 
 def test_what_was_prepared_is_found_again_until_a_file_or_a_setting_changes(

@@ -184,7 +184,16 @@ def test_a_long_column_of_few_spellings_is_read_as_each_cell_is() -> None:
     spellings = ["1", " 2.50 ", "1e3", "inf", "?", "", "12.0", "\u00a0x\u00a0", "0x10", "nan", "-0", None]
     short = pl.Series("column", spellings, dtype=pl.String)
     long = pl.concat([short] * (MANY // len(short) + 1))
-    for one, many in zip(as_number(short, MISSING), as_number(long, MISSING), strict=True):
-        assert many.head(len(short)).equals(one, null_equal=True, check_names=True)
-        assert many.tail(len(short)).equals(one, null_equal=True)
-    assert clean_text(long, MISSING).tail(len(short)).equals(clean_text(short, MISSING), null_equal=True)
+    for column in (long, long.cast(pl.Categorical(pl.Categories.random()))):
+        for read in (lambda cells: as_number(cells, MISSING), lambda cells: as_date(cells, MISSING, False)):
+            for one, many in zip(read(short), read(column), strict=True):
+                assert many.head(len(short)).equals(one, null_equal=True, check_names=True)
+                assert many.tail(len(short)).equals(one, null_equal=True)
+        assert clean_text(column, MISSING).tail(len(short)).equals(clean_text(short, MISSING), null_equal=True)
+
+
+def test_a_number_can_stand_for_missing_in_any_spelling_that_means_it() -> None:
+    cells = pl.Series(["-1", "-1.0", " -1", "-1.5", "1,000", "1000"])
+    values, bad = as_number(cells, ("-1", "1000"))
+    assert values.to_list() == [None, None, None, -1.5, 1000.0, None]
+    assert not bad.any()
