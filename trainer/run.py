@@ -264,4 +264,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode at the start of training")  # frozen ones
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used")
     warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval")
