@@ -1,0 +1,56 @@
+"""Ends a trial of a search that has fallen behind the others."""
+
+from typing import Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from models.supervised import SupervisedModule
+from trainer.status import Pruned
+from trainer.study import open_study
+
+
+class Pruning(Callback):
+    """Tells the study the monitor of each epoch, and raises `Pruned` where its pruner gives the trial up.
+
+    Nothing is done without a `trial`, its number in the study, or with the pruner "none". A trial that is gone on with
+    tells nothing twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        pruner: Literal["median", "hyperband", "none"] = "median",
+        storage: str | None = None,
+        study: str | None = None,
+        trial: int | None = None,
+    ) -> None:
+        self.active = trial is not None and pruner != "none"
+        self.pruner, self.storage, self.study, self.number = pruner, storage, study, trial
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.active or not trainer.is_global_zero:
+            return
+        from optuna.trial import Trial
+
+        assert self.storage is not None
+        assert self.study is not None
+        assert self.number is not None
+        study = open_study(self.storage, self.study, pruner=self.pruner, epochs=trainer.max_epochs)
+        frozen = study.trials[self.number]
+        self.active = not frozen.state.is_finished()  # a run of its own, long after
+        self.told = set(frozen.intermediate_values)
+        self.trial = Trial(study, frozen._trial_id)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, SupervisedModule)
+        behind = trainer.is_global_zero and self._is_behind(trainer, pl_module.monitor)
+        if trainer.strategy.reduce_boolean_decision(behind, all=False):
+            value = float(trainer.callback_metrics[pl_module.monitor])
+            raise Pruned(f"pruned after epoch {trainer.current_epoch + 1}: {pl_module.monitor} {value:.4g} is behind")
+
+    def _is_behind(self, trainer: pl.Trainer, monitor: str) -> bool:
+        if not self.active or trainer.current_epoch in self.told or monitor not in trainer.callback_metrics:
+            return False
+        self.trial.report(float(trainer.callback_metrics[monitor]), trainer.current_epoch)
+        return self.trial.should_prune()

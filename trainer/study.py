@@ -1,0 +1,159 @@
+"""A study of Optuna: where it is kept, its best trial as a command, and what is said of it at its end."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from serving.errors import InputError
+from trainer.compose import Composer, Setting
+from trainer.problems import ConfigError, Problem, raise_all
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+SAVED = "multirun.yaml"
+JOURNAL = "study.journal"
+TRIAL = "trial_"
+"""Of a trial's folder, before its number: hydra.sweep.subdir of a search."""
+STARTUP, WARMUP = 5, 5
+"""Trials that the median pruner lets end before it compares, and epochs of each that it leaves alone."""
+HISTORY, IMPORTANCE, FRONT = "history.png", "importance.png", "front.png"
+
+
+def open_study(
+    storage: str,
+    name: str,
+    *,
+    pruner: str = "none",
+    epochs: int | None = None,
+    sampler: "BaseSampler | None" = None,
+    directions: Sequence[str] | None = None,
+) -> "Study":
+    """The study of this name in a file or a database; a new one where `directions` are given and there is none.
+
+    `epochs` are the most that a trial may have. Raises InputError where the storage cannot be used or has no such study.
+    """
+    import optuna
+    from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    chosen: BasePruner = NopPruner()
+    if pruner == "median":
+        chosen = MedianPruner(STARTUP, WARMUP)
+    elif pruner == "hyperband":
+        chosen = HyperbandPruner(max_resource="auto" if epochs in (None, -1) else epochs)
+    try:
+        place = storage if "://" in storage else JournalStorage(JournalFileBackend(storage))
+        if directions is None:
+            return optuna.load_study(study_name=name, storage=place, sampler=sampler, pruner=chosen)
+        return optuna.create_study(
+            study_name=name,
+            storage=place,
+            sampler=sampler,
+            pruner=chosen,
+            directions=directions,
+            load_if_exists=True,
+        )
+    except KeyError as error:
+        raise InputError(f"{storage} has no study {name}.") from error
+    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+        raise InputError(f"search.storage={storage} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def storage_of(config: DictConfig, folder: Path) -> str:
+    """Where the study of a search in `folder` is kept: a file, or the URL of a database."""
+    storage = config.search.storage
+    return str((folder / JOURNAL).absolute()) if storage is None else str(storage)
+
+
+def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
+    """The command with the settings of a study's best trial in the place of `experiment=best`; what else it says wins.
+
+    `study` is the folder of a search, or of the trial in it that is to be taken. Raises ConfigError where it is none, or
+    has no best trial.
+    """
+    wanted = any(setting.line == "experiment=best" for setting in command)
+    given = [setting.line.partition("=")[2] for setting in command if setting.key == "study"]
+    if not wanted and not given:
+        return command
+    if not given:
+        raise_all([_problem("experiment", "best needs the folder of a search: study=DIR.")])
+    if not wanted:
+        raise_all([_problem("study", "goes with experiment=best, which retrains its best trial: add it.")])
+    rest = [setting for setting in command if setting.line != "experiment=best"]
+    keys = {setting.key for setting in rest}
+    return [*(each for each in _best(Path(given[0].strip("'\"")), composing) if each.key not in keys), *rest]
+
+
+def _best(path: Path, composing: Composer) -> list[Setting]:
+    """The settings of a trial, without those of the search."""
+    number = path.name.removeprefix(TRIAL) if path.name.startswith(TRIAL) else None
+    folder = path if number is None else path.parent
+    if not (folder / SAVED).exists():
+        raise_all([_problem("study", f"{folder} is no folder of a search: it has no {SAVED}.")])
+    config: Any = OmegaConf.load(folder / SAVED)
+    if config.search is None:
+        raise_all([_problem("study", f"{folder} is the folder of a sweep that is no search: it has no best trial.")])
+    study = open_study(storage_of(config, folder), config.search.study)
+    trial = _chosen(study, folder, number, objectives(config))
+    command = [Setting(line, str(folder)) for line in config.hydra.overrides.task]
+    values = [Setting(f"{key}={value}", str(folder)) for key, value in trial.params.items()]
+    left_out = {"search", *(value.key for value in values)}
+    kept = [each for each in command if each.key not in left_out and not each.key.startswith("search.")]
+    # What search=NAME chooses beside the search, such as a model.
+    plain = composing.compose(kept).config.hydra.runtime.choices
+    swept = {value.key for value in values}
+    chosen = [
+        Setting(f"{group}={choice}", str(folder))
+        for group, choice in config.hydra.runtime.choices.items()
+        if plain.get(group) != choice and group not in swept | {"search"} and not group.startswith("hydra/")
+    ]
+    return [*chosen, *kept, *values]
+
+
+def _chosen(study: "Study", folder: Path, number: str | None, names: Sequence[str]) -> "FrozenTrial":
+    from optuna.trial import TrialState
+
+    if number is not None:
+        found = [trial for trial in study.trials if str(trial.number) == number and trial.state == TrialState.COMPLETE]
+        if not found:
+            raise_all([_problem("study", f"{folder} has no trial {number} that was completed.")])
+        return found[0]
+    best = study.best_trials
+    if not best:
+        raise_all([_problem("study", f"{folder} has no completed trial ({counts(study) or 'none was begun'}).")])
+    if len(best) > 1 and len(names) > 1:
+        lines = [f"study={folder / f'{TRIAL}{trial.number}'}  {_values(trial, names)}" for trial in best]
+        what = f"{len(best)} trials are best, none of them better in all of {', '.join(names)}. Choose one:"
+        raise_all([_problem("study", "\n    ".join([what, *lines]))])
+    return best[0]
+
+
+def objectives(config: DictConfig) -> list[str]:
+    """What a search compares its trials by, the monitor first."""
+    return [config.monitor, *config.search.objectives]
+
+
+def counts(study: "Study") -> str:
+    """How many trials ended how, in words."""
+    words = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not ended", "WAITING": "to come"}
+    states = Counter(trial.state.name for trial in study.trials)
+    return ", ".join(f"{states[name]} {word}" for name, word in words.items() if states[name])
+
+
+def _values(trial: "FrozenTrial", names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values or (), strict=False))
+
+
+def _problem(key: str, what: str) -> Problem:
+    return Problem("command line", key, what)
