@@ -9,14 +9,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
+from trainer.compose import ROOT
 from trainer.config import prepare
-from trainer.status import recorded
+from trainer.status import Pruned, recorded
 
 log = logging.getLogger("train")
 failures: list[Exception] = []
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="train")
 def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -30,6 +31,8 @@ def main(config: DictConfig) -> float | None:
 
             status.value = run(config)
         return status.value
+    except Pruned as ending:
+        log.info("%s", ending)
     except InputError as error:
         log.error("%s", error)
         failures.append(error)

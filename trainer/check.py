@@ -14,6 +14,7 @@ from trainer.signatures import (
     MISSING,
     Arguments,
     Node,
+    dataclass_of,
     describe,
     fits,
     holds,
@@ -30,6 +31,19 @@ class Paths:
     data: str
     output: str
     cache: str | None
+
+
+@dataclass
+class Search:
+    n_trials: int
+    n_jobs: int
+    sampler: Literal["tpe", "random", "grid", "cmaes"]
+    pruner: Literal["median", "hyperband", "none"]
+    objectives: dict[str, Literal["min", "max"]]
+    storage: str | None
+    overrides: Sequence[str]
+    study: str | None
+    trial: int | None
 
 
 @dataclass
@@ -55,6 +69,8 @@ class Root:
     calibrate: bool
     groups: dict[str, dict[str, float]]
     lr_find: bool
+    search: Search | None
+    study: str | None
     resume: str | None
     cross_validate: int | None
     ensemble: int | None
@@ -123,8 +139,8 @@ class Checker:
             self._report(key, f"must be given, {describe(hint)}: {key}=VALUE.")
         elif is_node(value):
             self.node(value, key)
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
-            self.fields(value, Arguments.of_dataclass(hint), key)
+        elif isinstance(value, dict) and (schema := dataclass_of(hint)) is not None:
+            self.fields(value, Arguments.of_dataclass(schema), key)
         elif isinstance(value, dict) and value and Node in options(hint):
             for name in value:
                 self._report(_join(key, name), f"nothing takes it: {key} has no _target_. Choose one by {key}=NAME.")
@@ -214,6 +230,11 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         runs = config.get(key)
         if isinstance(runs, int) and runs < 2:
             yield key, f"must be 2 or more; it is {runs}."
+    search = config.get("search")
+    for key in ("n_trials", "n_jobs"):
+        number = search.get(key) if isinstance(search, dict) else None
+        if isinstance(number, int) and number < 1:
+            yield f"search.{key}", f"must be 1 or more; it is {number}."
     threshold = config.get("threshold")
     if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
         yield "threshold", f"must be from 0 to 1; it is {show(threshold)}."

@@ -67,7 +67,15 @@ class Composer:
         return override is not None and override.is_sweep_override()
 
     def jobs(self, base: "Composition", command: list[Setting]) -> list[list[Setting]]:
-        """Jobs of a sweep in which each value of each swept key occurs; not their product."""
+        """Jobs of a sweep in which each value of each swept key occurs, of numbers in a row the ends; not their
+        product."""
+        values = [each for setting in self.of_sweep(base, command) if (each := self._values(setting))]
+        first = [each[0] for each in values]
+        others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
+        return [first, *others]
+
+    def of_sweep(self, base: "Composition", command: list[Setting]) -> list[Setting]:
+        """The settings of all jobs: those of the files that the command does not give, and the command's."""
         keys = {setting.key for setting in command}
         swept = OmegaConf.select(base.config, "hydra.sweeper.params") or {}
         of_files = [
@@ -75,10 +83,7 @@ class Composer:
             for key, value in swept.items()
             if key not in keys
         ]
-        values = [each for setting in [*of_files, *command] if (each := self._values(setting))]
-        first = [each[0] for each in values]
-        others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
-        return [first, *others]
+        return [*of_files, *command]
 
     def _values(self, setting: Setting) -> list[Setting]:
         override = self.parse(setting)
@@ -90,6 +95,8 @@ class Composer:
             values = [str(interval.start), str(interval.end)]
         else:
             values = list(override.sweep_string_iterator())
+            if override.is_range_sweep():
+                values = list(dict.fromkeys([*values[:1], *values[-1:]]))
         if not values:
             self.problems.add(Problem(setting.where, setting.key, "sweeps over nothing: no value is left."))
         return [Setting(f"{override.get_key_element()}={value}", setting.where) for value in values]

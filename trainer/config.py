@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import resume
+from trainer import resume, space
 from trainer.check import check
 from trainer.compose import Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
+from trainer.study import expanded
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -25,7 +26,7 @@ def prepare(arguments: list[str]) -> list[str]:
     if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
         return arguments
     with composer(options) as composing:
-        command = [Setting(line) for line in options.overrides]
+        command = expanded([Setting(line) for line in options.overrides], composing)
         single = [setting for setting in command if not composing.sweeps(setting)]
         base = composing.compose(single)
         multirun = options.multirun or base.config.hydra.mode is RunMode.MULTIRUN
@@ -36,6 +37,8 @@ def prepare(arguments: list[str]) -> list[str]:
         problems = found.problems.union(*map(problems_of, compositions))
         if multirun and not problems:
             problems |= set(resume.shared_folders(compositions))
+            sampler = base.config.search.sampler if base.config.search else None
+            problems |= set(space.problems(composing.of_sweep(base, command), composing, sampler))
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])

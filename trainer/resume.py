@@ -81,8 +81,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     found.settings = [
         *(setting for setting in saved if setting.key not in keys),
         *rest,
-        Setting(f"hydra.run.dir={_quoted(folder)}"),
-        Setting(f"resume={_quoted(checkpoint.absolute())}"),
+        Setting(f"hydra.run.dir={quoted(folder)}"),
+        Setting(f"resume={quoted(checkpoint.absolute())}"),
     ]
     return found
 
@@ -146,7 +146,7 @@ def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield full, value
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """As the value of an override."""
     plain = re.fullmatch(r"[\w./:-]+", str(path))
     return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"

@@ -18,14 +18,15 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from serving.errors import EXIT_CODE, InputError
 from trainer import status
+from trainer.config import prepare
 from trainer.resume import LAST, quoted
 from trainer.space import distribution, grid
 from trainer.study import SAVED, TRIAL, conclude, counts, objectives, open_study, sampler, storage_of
@@ -38,25 +39,24 @@ log = logging.getLogger(__name__)
 FREE = ("search.n_trials", "search.n_jobs")
 """Settings that may be others when a search goes on."""
 FLAGS = ("config_path", "config_name", "config_dir")
-ENDED = ("done", "pruned", "failed")
 
 
-class Search(BasicSweeper):
+class Search:
     """Carries out trials until the study has `search.n_trials` of them, `search.n_jobs` at once.
 
     With Hydra's basic launcher in processes that each carry out one trial after another, else each by a launch of its
-    own; so the next trial begins as soon as one ends.
+    own; so the next trial begins as soon as one ends. `lines` are the overrides of all trials, as the sweeper got them.
     """
 
-    __module__ = "hydra_plugins.lathe"  # Hydra takes plugins of this package alone
+    def __init__(self, config: DictConfig, launcher: Launcher, loader: ConfigLoader, lines: list[str]) -> None:
+        self.config, self.launcher, self.loader, self.lines = config.copy(), launcher, loader, lines
+        self.folder = Path(config.hydra.sweep.dir).absolute()
 
-    def sweep(self, arguments: list[str]) -> None:
-        assert self.config is not None
-        self.folder = Path(self.config.hydra.sweep.dir).absolute()
+    def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with status.claim(self.folder):
-                self._begin(self.config.copy(), [*self._parse_config(), *arguments])
+                self._begin()
                 self._carry_out()
                 conclude(self.study, self.folder, self.objectives)
         except InputError as error:  # of which Hydra would print a traceback
@@ -66,10 +66,10 @@ class Search(BasicSweeper):
             log.info("the search goes on when its command is given again with hydra.sweep.dir=%s", self.folder)
             raise
 
-    def _begin(self, config: DictConfig, lines: list[str]) -> None:
+    def _begin(self) -> None:
         """Opens the study, a new one where there is none, and settles what all trials share."""
-        assert self.hydra_context is not None
-        parsed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(lines)
+        config, lines = self.config, self.lines
+        parsed = OverridesParser.create(self.loader).parse_overrides(lines)
         command = {override.key_or_group: override for override in parsed}  # the last of each key
         space = {each.get_key_element(): each for each in command.values() if each.is_sweep_override()}
         self.space = {key: distribution(override) for key, override in space.items()}
@@ -78,13 +78,14 @@ class Search(BasicSweeper):
         self.resumes = one_run and config.callbacks
         search = config.search
         with open_dict(config):
-            search.study, search.storage = self._name(lines), storage_of(config, self.folder)
+            search.study, search.storage = self._name(), storage_of(config, self.folder)
             if search.pruner != "none" and (len(self.objectives) > 1 or not one_run):
                 log.info("search.pruner=none: only one run with one objective can be pruned")
                 search.pruner = "none"
-        directions = [config.mode, *search.objectives.values()]
-        self.study = open_study(config, directions=[f"{direction}imize" for direction in directions])
-        self.study.sampler = sampler(config, len(self.study.trials))
+        better = [config.mode, *search.objectives.values()]
+        epochs = config.trainer.max_epochs
+        self.study = open_study(search.storage, search.study, pruner=search.pruner, epochs=epochs, better=better)
+        self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
         OmegaConf.save(config, self.folder / SAVED)
 
         filled = [f"search.{key}={quoted(search[key])}" for key in ("study", "storage", "pruner")]
@@ -99,15 +100,17 @@ class Search(BasicSweeper):
                 self.study.enqueue_trial(point, skip_if_exists=True)
         log.info("study %s in %s: %s of %d trials", search.study, search.storage, counts(self.study), self.n_trials)
 
-    def _name(self, lines: list[str]) -> str:
+    def _name(self) -> str:
         """Of the study. Raises InputError where the folder holds the search of another command."""
         if not (self.folder / SAVED).exists():
             return self.folder.name
         saved: Any = OmegaConf.load(self.folder / SAVED)
         before = [f"{key}={value}" for key, value in saved.hydra.sweeper.params.items()] + saved.hydra.overrides.task
-        then, now = ({line for line in each if line.partition("=")[0] not in FREE} for each in (before, lines))
+        then, now = ({line for line in each if line.partition("=")[0] not in FREE} for each in (before, self.lines))
         if then != now:
-            differing = [f"it had {line}" for line in sorted(then - now)] + [f"not {line}" for line in sorted(now - then)]
+            differing = [f"it had {line}" for line in sorted(then - now)] + [
+                f"not {line}" for line in sorted(now - then)
+            ]
             raise InputError(
                 f"{self.folder} holds a search that was begun by another command: {', '.join(differing)}. Give it as it"
                 " was, or choose another hydra.sweep.dir."
@@ -145,15 +148,13 @@ class Search(BasicSweeper):
         return ProcessPoolExecutor(1, get_context("spawn"), _start, (self.folder / "workers.log", self.n_jobs))
 
     def _launch(self, trial: "Trial | FrozenTrial", slot: ProcessPoolExecutor | None) -> Future[Any]:
-        assert self.config is not None
-        assert self.launcher is not None
         folder = self.folder / f"{TRIAL}{trial.number}"
         overrides = [*self.settings, *(f"{key}={value}" for key, value in trial.params.items())]
         overrides.append(f"search.trial={trial.number}")
         if self.resumes and (folder / LAST).exists():
             overrides.append(f"resume={quoted(folder / LAST)}")
         if slot is None:
-            return _in_thread(folder, self.launcher.launch, [overrides], trial.number)
+            return _in_thread(self.launcher, folder, overrides, trial.number)
         options = vars(get_args_parser().parse_args())
         flags = [f"--{flag.replace('_', '-')}={options[flag]}" for flag in FLAGS if options[flag] is not None]
         hydra = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
@@ -164,15 +165,78 @@ class Search(BasicSweeper):
         from optuna.trial import TrialState
 
         folder = self.folder / f"{TRIAL}{trial.number}"
-        ended = status.read(folder)
-        values = None
-        why = str(error) if error is not None else "its process was ended" if ended is None else ended.error
-        state = TrialState.FAIL
-        if ended is not None and ended.state == "pruned":
-            state = TrialState.PRUNED
-        elif ended is not None and ended.state == "done":
+        ended, values, state = status.read(folder), None, TrialState.FAIL
+        if error is not None:
+            what = f"failed: {error}"
+        elif ended is None or ended.state in ("running", "interrupted"):
+            what = "failed: its process was ended"
+        elif ended.state == "pruned":
+            what, state = str(ended.error), TrialState.PRUNED
+        elif ended.state == "failed":
+            what = f"failed: {ended.error} ({folder / 'train.log'})"
+        else:
             values = self._values(folder, ended.value)
-            if 
-            state = TrialState.COMPLETE
+            finite = all(math.isfinite(value) for value in values)
+            state, values = (TrialState.COMPLETE, values) if finite else (TrialState.FAIL, None)
+            what = ", ".join(f"{name} {value:.5g}" for name, value in zip(self.objectives, values or [], strict=False))
+            what = what or "failed: what it was to measure is not finite"
         self.study.tell(trial.number, values, state)
-        ...
+        log.info("trial %d of %d: %s", trial.number, self.n_trials, what)
+
+    def _values(self, folder: Path, monitored: float | None) -> list[float]:
+        """Of each objective. Raises InputError where a run does not measure one."""
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for name in self.objectives[1:]:
+            if name not in metrics:
+                raise InputError(f"search.objectives: no run measures {name}. It may be {', '.join(metrics)}.")
+        values = [monitored, *(metrics[name] for name in self.objectives[1:])]
+        return [math.nan if value is None else float(value) for value in values]
+
+
+def _start(output: Path, processes: int) -> None:
+    """What begins a process for trials: it writes to a file, takes its share of the cores, and ends with the search."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    search = parent_process()
+    assert search is not None
+
+    def end() -> None:
+        connection.wait([search.sentinel])
+        os._exit(1)  # a trial that is not done goes on from its checkpoint in the next search
+
+    Thread(target=end, daemon=True).start()
+
+
+def _run(folder: Path, arguments: list[str]) -> None:
+    """A trial in this process, as `python train.py` carries it out."""
+    if _ended(folder):
+        return
+    import train
+
+    sys.argv[1:] = prepare(arguments)
+    train.main()
+
+
+def _in_thread(launcher: Launcher, folder: Path, overrides: list[str], number: int) -> Future[None]:
+    """A trial by a launcher, which waits for it; the thread does not keep a search that is interrupted from ending."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            if not _ended(folder):
+                launcher.launch([overrides], number)
+            future.set_result(None)
+        except Exception as error:  # whatever a launcher raises
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
+
+
+def _ended(folder: Path) -> bool:
+    """Whether a trial that an earlier search left has ended; one that still runs, on a cluster, is waited for."""
+    while (found := status.read(folder)) is not None and found.state == "running":
+        time.sleep(1)
+    return found is not None and found.state in ("done", "pruned", "failed")

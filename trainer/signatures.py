@@ -154,6 +154,11 @@ def options(hint: Any) -> list[Any]:
     return [types.NoneType if hint is None else hint]
 
 
+def dataclass_of(hint: Any) -> type | None:
+    """The dataclass that a hint allows."""
+    return next((each for each in options(hint) if dataclasses.is_dataclass(each) and isinstance(each, type)), None)
+
+
 def literals(hint: Any) -> list[str]:
     """The words that a hint allows."""
     return [str(choice) for each in options(hint) for choice in _choices(each)]

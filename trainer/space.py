@@ -1,11 +1,12 @@
 """What a search chooses from: Hydra's lists, ranges and intervals as distributions of Optuna."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from trainer.compose import COMMAND, Composer, Setting
 from trainer.problems import Problem
 
 if TYPE_CHECKING:
@@ -16,24 +17,40 @@ LOG = "log"
 EXAMPLE = "'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
 
 
-def problems(space: Mapping[str, tuple[str, Override]], sampler: str) -> Iterator[Problem]:
-    """What a sampler cannot choose from; `space` has the place and the override of each key."""
-    if not space:
-        yield Problem("command line", "search", f"has nothing to choose: give a setting several values, as {EXAMPLE}.")
-    for key, (where, override) in space.items():
-        value = override.value()
-        if isinstance(value, IntervalSweep):
-            low, high = value.start, value.end
-            assert low is not None
-            assert high is not None
-            if low >= high:
-                yield Problem(where, key, f"an interval goes up: {low:g} is not below {high:g}.")
-            elif LOG in value.tags and low <= 0:
-                yield Problem(where, key, f"the logarithm of {low:g} is none: begin the interval above 0.")
-            elif sampler == "grid":
-                yield Problem(where, key, "a grid has no intervals: give a list or a range, or take search.sampler=tpe.")
-        elif sampler == "cmaes" and not isinstance(value, RangeSweep):
-            yield Problem(where, key, "cmaes has no lists: give an interval or a range, or take search.sampler=tpe.")
+def problems(settings: Sequence[Setting], composer: Composer, sampler: str | None) -> Iterator[Problem]:
+    """What the settings of a sweep give to choose from that cannot be chosen; without a sampler it is no search."""
+    swept = [
+        (setting, override)
+        for setting in settings
+        if composer.sweeps(setting) and (override := composer.parse(setting))
+    ]
+    if sampler is not None and not swept:
+        yield Problem(COMMAND, "search", f"has nothing to choose: give a setting several values, as {EXAMPLE}.")
+    for setting, override in swept:
+        for what in _problems(override.value(), sampler):
+            yield Problem(setting.where, setting.key, what)
+
+
+def _problems(value: Any, sampler: str | None) -> Iterator[str]:
+    if not isinstance(value, IntervalSweep):
+        if sampler == "cmaes" and not isinstance(value, RangeSweep):
+            yield "cmaes has no lists: give an interval or a range, or take search.sampler=tpe."
+        return
+    low, high = _ends(value)
+    if sampler is None:
+        yield "an interval is for a search: add search=optuna."
+    elif low >= high:
+        yield f"an interval goes up: {low:g} is not below {high:g}."
+    elif LOG in value.tags and low <= 0:
+        yield f"the logarithm of {low:g} is none: begin the interval above 0."
+    elif sampler == "grid":
+        yield "a grid has no intervals: give a list or a range, or take search.sampler=tpe."
+
+
+def _ends(interval: IntervalSweep) -> tuple[float, float]:
+    assert interval.start is not None
+    assert interval.end is not None
+    return interval.start, interval.end
 
 
 def distribution(override: Override) -> "BaseDistribution":
@@ -43,16 +60,15 @@ def distribution(override: Override) -> "BaseDistribution":
 
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        assert low is not None
-        assert high is not None
+        low, high = _ends(value)
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=LOG in value.tags)
         return FloatDistribution(low, high, log=LOG in value.tags)
     if isinstance(value, RangeSweep):
         numbers = sorted(value.range())
-        kind: Any = IntDistribution if isinstance(numbers[0], int) else FloatDistribution
-        return kind(numbers[0], numbers[-1], step=abs(value.step))
+        if all(isinstance(number, int) for number in numbers):
+            return IntDistribution(numbers[0], numbers[-1], step=abs(int(value.step)))
+        return FloatDistribution(numbers[0], numbers[-1], step=abs(value.step))
     return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
 
 

@@ -20,6 +20,10 @@ INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended."""
 
 
+class Pruned(Exception):
+    """Ends a run that a search gives up; the message says why."""
+
+
 @dataclass
 class Status:
     """How a run stands. `value`: of `monitor`, null where the run gave none or it is not finite; `error`: the first
@@ -52,6 +56,9 @@ def recorded(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterato
             yield status
             if status.state == "running":
                 status.end("done", 0)
+        except Pruned as error:
+            status.end("pruned", 0, str(error))
+            raise
         except BaseException as error:
             if status.state == "running":
                 said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from serving.errors import InputError
 from trainer.compose import Composer, Setting
-from trainer.problems import ConfigError, Problem, raise_all
+from trainer.problems import Problem, raise_all
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -32,17 +32,19 @@ def open_study(
     *,
     pruner: str = "none",
     epochs: int | None = None,
-    sampler: "BaseSampler | None" = None,
-    directions: Sequence[str] | None = None,
+    better: Sequence[str] | None = None,
 ) -> "Study":
-    """The study of this name in a file or a database; a new one where `directions` are given and there is none.
+    """The study of this name in a file or a database; a new one where there is none and `better`, min or max for each
+    objective, is given.
 
-    `epochs` are the most that a trial may have. Raises InputError where the storage cannot be used or has no such study.
+    `epochs` are the most that a trial may have. Raises InputError where the storage cannot be used or has no such
+    study.
     """
     import optuna
     from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+    from optuna.study import StudyDirection
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -54,20 +56,25 @@ def open_study(
         chosen = HyperbandPruner(max_resource="auto" if epochs in (None, -1) else epochs)
     try:
         place = storage if "://" in storage else JournalStorage(JournalFileBackend(storage))
-        if directions is None:
-            return optuna.load_study(study_name=name, storage=place, sampler=sampler, pruner=chosen)
+        if better is None:
+            return optuna.load_study(study_name=name, storage=place, pruner=chosen)
+        directions = [StudyDirection.MINIMIZE if each == "min" else StudyDirection.MAXIMIZE for each in better]
         return optuna.create_study(
-            study_name=name,
-            storage=place,
-            sampler=sampler,
-            pruner=chosen,
-            directions=directions,
-            load_if_exists=True,
+            study_name=name, storage=place, pruner=chosen, directions=directions, load_if_exists=True
         )
     except KeyError as error:
         raise InputError(f"{storage} has no study {name}.") from error
     except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
         raise InputError(f"search.storage={storage} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def sampler(name: str, seed: int, trials: int) -> "BaseSampler":
+    """The sampler of this name for a study that has so many `trials`: it does not draw the same again."""
+    from optuna.samplers import CmaEsSampler, RandomSampler, TPESampler
+
+    kind: Any = {"tpe": TPESampler, "cmaes": CmaEsSampler}.get(name, RandomSampler)
+    chosen: BaseSampler = kind(seed=(seed + trials) % 2**32)
+    return chosen
 
 
 def storage_of(config: DictConfig, folder: Path) -> str:
@@ -77,10 +84,10 @@ def storage_of(config: DictConfig, folder: Path) -> str:
 
 
 def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
-    """The command with the settings of a study's best trial in the place of `experiment=best`; what else it says wins.
+    """The command with the settings of a study's best trial in place of `experiment=best`; what else it says wins.
 
-    `study` is the folder of a search, or of the trial in it that is to be taken. Raises ConfigError where it is none, or
-    has no best trial.
+    `study` is the folder of a search, or of the trial in it that is to be taken. Raises ConfigError where it is none,
+    or has no best trial.
     """
     wanted = any(setting.line == "experiment=best" for setting in command)
     given = [setting.line.partition("=")[2] for setting in command if setting.key == "study"]
@@ -146,7 +153,13 @@ def objectives(config: DictConfig) -> list[str]:
 
 def counts(study: "Study") -> str:
     """How many trials ended how, in words."""
-    words = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not ended", "WAITING": "to come"}
+    words = {
+        "COMPLETE": "completed",
+        "PRUNED": "pruned",
+        "FAIL": "failed",
+        "RUNNING": "not ended",
+        "WAITING": "to come",
+    }
     states = Counter(trial.state.name for trial in study.trials)
     return ", ".join(f"{states[name]} {word}" for name, word in words.items() if states[name])
 
@@ -157,3 +170,7 @@ def _values(trial: "FrozenTrial", names: Sequence[str]) -> str:
 
 def _problem(key: str, what: str) -> Problem:
     return Problem("command line", key, what)
+
+
+def conclude(study: "Study", folder: Path, names: Sequence[str]) -> None:
+    print(counts(study))
