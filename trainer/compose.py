@@ -67,12 +67,11 @@ class Composer:
         return override is not None and override.is_sweep_override()
 
     def jobs(self, base: "Composition", command: list[Setting]) -> list[list[Setting]]:
-        """Jobs of a sweep in which each value of each swept key occurs, of numbers in a row the ends; not their
-        product."""
+        """As few jobs of a sweep as hold each value of each swept key, of numbers in a row the ends; a tenth
+        of a second each."""
         values = [each for setting in self.of_sweep(base, command) if (each := self._values(setting))]
-        first = [each[0] for each in values]
-        others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
-        return [first, *others]
+        most = max(map(len, values), default=1)
+        return [[each[job % len(each)] for each in values] for job in range(most)]
 
     def of_sweep(self, base: "Composition", command: list[Setting]) -> list[Setting]:
         """The settings of all jobs: those of the files that the command does not give, and the command's."""
@@ -244,7 +243,7 @@ class Composition:
             fields = getattr(OmegaConf.get_type(node), "__dataclass_fields__", {})
             for name, child in node.items_ex(resolve=False):
                 full = f"{key}.{name}"
-                if fields and name not in fields:
+                if fields and name not in fields and full != "hydra.env":  # which is in Hydra's own files alone
                     yield full, "unknown key." + did_you_mean(name, fields)
                 elif isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
                     nodes.append((full, child))

@@ -20,8 +20,9 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from datamodules.table import TableDataModule
 from models.diverged import DivergedError
 from models.supervised import SupervisedModule
+from trainer.colours import BLUE, GREY, ORANGE
 from trainer.loop import Trainer
-from trainer.pictures import BLUE, GREY, ORANGE, show
+from trainer.pictures import show
 from trainer.problems import ConfigError
 
 if TYPE_CHECKING:

@@ -17,14 +17,13 @@ from datamodules.table import TableDataModule
 from models.answers import all_logits, combine, to_units
 from models.metrics import CALIBRATION_BINS
 from models.supervised import SupervisedModule
+from trainer.colours import BLUE, GREY, ORANGE
 from trainer.loop import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
-"""Told apart by all eyes (Okabe and Ito 2008)."""
 Z = 1.959964
 """Of a 95 % interval."""
 ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}

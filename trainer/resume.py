@@ -48,7 +48,7 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     if multirun:
         if wanted is not None:
             return refuse("resume", "goes on with one run, but this is a sweep: resume its runs one by one.")
-        if any(sweep.glob("*/config.yaml")):
+        if base.config.search is None and any(sweep.glob("*/config.yaml")):  # a search goes on
             return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: choose another folder.")
         return found
     if not isinstance(wanted, str):

@@ -25,6 +25,7 @@ from trainer import pictures, report
 from trainer.baselines import Comparison, compare
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
+from trainer.latency import LATENCY, latency
 from trainer.loop import Trainer
 from trainer.lr_find import find_rate
 from trainer.problems import ConfigError
@@ -150,6 +151,8 @@ def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float)
     calibration = None
     if not isinstance(module, Word2VecModule):
         calibration = pictures.draw(trainer, module, datamodule, folder, test=config.test)
+    if config.search is not None and LATENCY in config.search.objectives:
+        metrics[LATENCY] = latency(trainer, module, datamodule)
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     log_hyperparameters(trainer, plain, metrics)
     run_folder.write_metrics(folder, metrics)

@@ -58,7 +58,7 @@ class Search:
             with status.claim(self.folder):
                 self._begin()
                 self._carry_out()
-                conclude(self.study, self.folder, self.objectives)
+                log.info("%s", conclude(self.study, self.folder, self.objectives))
         except InputError as error:  # of which Hydra would print a traceback
             log.error("%s", error)
             sys.exit(EXIT_CODE)
@@ -98,7 +98,8 @@ class Search:
             self.n_trials = len(points)
             for point in points:
                 self.study.enqueue_trial(point, skip_if_exists=True)
-        log.info("study %s in %s: %s of %d trials", search.study, search.storage, counts(self.study), self.n_trials)
+        done = counts(self.study) or "none"
+        log.info("study %s in %s: %s of %d trials", search.study, search.storage, done, self.n_trials)
 
     def _name(self) -> str:
         """Of the study. Raises InputError where the folder holds the search of another command."""

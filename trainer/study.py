@@ -23,7 +23,6 @@ TRIAL = "trial_"
 """Of a trial's folder, before its number: hydra.sweep.subdir of a search."""
 STARTUP, WARMUP = 5, 5
 """Trials that the median pruner lets end before it compares, and epochs of each that it leaves alone."""
-HISTORY, IMPORTANCE, FRONT = "history.png", "importance.png", "front.png"
 
 
 def open_study(
@@ -136,14 +135,20 @@ def _chosen(study: "Study", folder: Path, number: str | None, names: Sequence[st
         if not found:
             raise_all([_problem("study", f"{folder} has no trial {number} that was completed.")])
         return found[0]
-    best = study.best_trials
+    best = best_trials(study)
     if not best:
         raise_all([_problem("study", f"{folder} has no completed trial ({counts(study) or 'none was begun'}).")])
-    if len(best) > 1 and len(names) > 1:
+    if len(best) > 1:
         lines = [f"study={folder / f'{TRIAL}{trial.number}'}  {_values(trial, names)}" for trial in best]
         what = f"{len(best)} trials are best, none of them better in all of {', '.join(names)}. Choose one:"
         raise_all([_problem("study", "\n    ".join([what, *lines]))])
     return best[0]
+
+
+def best_trials(study: "Study") -> list["FrozenTrial"]:
+    """The best trial, or all of which none is better in every objective; empty where no trial was completed."""
+    best = sorted(study.best_trials, key=lambda trial: trial.number)
+    return best[:1] if len(study.directions) == 1 else best
 
 
 def objectives(config: DictConfig) -> list[str]:
@@ -172,5 +177,24 @@ def _problem(key: str, what: str) -> Problem:
     return Problem("command line", key, what)
 
 
-def conclude(study: "Study", folder: Path, names: Sequence[str]) -> None:
-    print(counts(study))
+def conclude(study: "Study", folder: Path, names: Sequence[str]) -> str:
+    """Draws the study into the folder of its search. Returns what is said of it: its best trial, or those of which none
+    is better in all objectives. Raises InputError where no trial was completed."""
+    from trainer.search_pictures import draw
+
+    best = best_trials(study)
+    if not best:
+        raise InputError(f"no trial was completed ({counts(study)}): {folder / f'{TRIAL}0' / 'train.log'} says why.")
+    where = folder
+    lines = [f"trials       {counts(study)}"]
+    for trial in best:
+        settings = ", ".join(f"{key}={_shown(value)}" for key, value in trial.params.items())
+        lines.append(f"best         trial {trial.number}: {_values(trial, names)}, with {settings}")
+    one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
+    lines.append(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
+    lines.append(f"retrain it   python train.py experiment=best study={one}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
