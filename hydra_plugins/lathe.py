@@ -1,10 +1,26 @@
-"""What Hydra calls for `search=NAME`: it takes plugins of this package alone, and finds them here by itself."""
+"""What Hydra calls for `cluster=NAME` and `search=NAME`: it takes plugins of this package alone, and finds them here by
+itself."""
+
+from dataclasses import dataclass
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+from trainer.local import LocalLauncher
+from trainer.slurm import SlurmLauncher
+
+
+class Local(LocalLauncher):
+    """As a plugin of Hydra."""
+
+
+class Slurm(SlurmLauncher):
+    """As a plugin of Hydra."""
 
 
 class Search(BasicSweeper):
-    """`trainer.search.Search` as a sweeper of Hydra."""
+    """`trainer.search` as a plugin of Hydra."""
 
     def sweep(self, arguments: list[str]) -> None:
         from trainer import search
@@ -14,3 +30,14 @@ class Search(BasicSweeper):
         assert self.hydra_context is not None
         lines = [*self._parse_config(), *arguments]
         search.Search(self.config, self.launcher, self.hydra_context.config_loader, lines).run()
+
+
+@dataclass
+class LocalSettings:
+    _target_: str = "hydra_plugins.lathe.Local"
+    n_jobs: int | None = None
+
+
+store = ConfigStore.instance().store
+store("local", LocalSettings, group="hydra/launcher", provider="lathe")
+store("slurm", SlurmQueueConf(_target_="hydra_plugins.lathe.Slurm"), group="hydra/launcher", provider="lathe")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import resume, space
+from trainer import cluster, resume, space
 from trainer.check import check
 from trainer.compose import Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
@@ -39,6 +39,7 @@ def prepare(arguments: list[str]) -> list[str]:
             problems |= set(resume.shared_folders(compositions))
             sampler = base.config.search.sampler if base.config.search else None
             problems |= set(space.problems(composing.of_sweep(base, command), composing, sampler))
+            problems |= set(cluster.problems(base, compositions)) if runs else set()
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])

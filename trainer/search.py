@@ -7,14 +7,10 @@ that was killed goes on with what it left, and what went on without it counts.
 import json
 import logging
 import math
-import os
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from multiprocessing import connection, get_context, parent_process
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -26,10 +22,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from serving.errors import EXIT_CODE, InputError
 from trainer import status
-from trainer.config import prepare
+from trainer.cluster import ended_by_sigterm, resources
+from trainer.local import LocalLauncher, shares
 from trainer.resume import LAST, quoted
 from trainer.space import distribution, grid
 from trainer.study import SAVED, TRIAL, conclude, counts, objectives, open_study, sampler, storage_of
+from trainer.workers import Worker, launch
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -38,6 +36,8 @@ log = logging.getLogger(__name__)
 
 FREE = ("search.n_trials", "search.n_jobs")
 """Settings that may be others when a search goes on."""
+OUTPUT = "workers.log"
+"""What the trials print, in the folder of the search."""
 FLAGS = ("config_path", "config_name", "config_dir")
 
 
@@ -55,7 +55,7 @@ class Search:
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with status.claim(self.folder):
+            with status.claim(self.folder), ended_by_sigterm():
                 self._begin()
                 self._carry_out()
                 log.info("%s", conclude(self.study, self.folder, self.objectives))
@@ -109,9 +109,8 @@ class Search:
         before = [f"{key}={value}" for key, value in saved.hydra.sweeper.params.items()] + saved.hydra.overrides.task
         then, now = ({line for line in each if line.partition("=")[0] not in FREE} for each in (before, self.lines))
         if then != now:
-            differing = [f"it had {line}" for line in sorted(then - now)] + [
-                f"not {line}" for line in sorted(now - then)
-            ]
+            differing = [f"it had {line}" for line in sorted(then - now)]
+            differing += [f"not {line}" for line in sorted(now - then)]
             raise InputError(
                 f"{self.folder} holds a search that was begun by another command: {', '.join(differing)}. Give it as it"
                 " was, or choose another hydra.sweep.dir."
@@ -128,38 +127,39 @@ class Search:
 
     def _carry_out(self) -> None:
         trials = self._trials()
-        free = [self._slot() for _ in range(self.n_jobs)]
-        running: dict[Future[Any], tuple[Trial | FrozenTrial, ProcessPoolExecutor | None]] = {}
+        free = list(self._workers())
+        running: dict[Future[None], tuple[Trial | FrozenTrial, Worker | None]] = {}
         while True:
             while free and (trial := next(trials, None)) is not None:
-                slot = free.pop()
-                running[self._launch(trial, slot)] = trial, slot
+                worker = free.pop()
+                running[self._launch(trial, worker)] = trial, worker
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                trial, slot = running.pop(future)
-                error = future.exception()
-                self._tell(trial, error)
-                free.append(self._slot() if isinstance(error, BrokenExecutor) else slot)
+                trial, worker = running.pop(future)
+                self._tell(trial, future.exception())
+                free.append(worker)
 
-    def _slot(self) -> ProcessPoolExecutor | None:
-        """Where a trial is carried out: a process, or None where the launcher has one."""
-        if not isinstance(self.launcher, BasicLauncher):
-            return None
-        return ProcessPoolExecutor(1, get_context("spawn"), _start, (self.folder / "workers.log", self.n_jobs))
+    def _workers(self) -> Sequence[Worker | None]:
+        """None where the launcher has its own."""
+        if not isinstance(self.launcher, BasicLauncher | LocalLauncher):
+            return [None] * self.n_jobs
+        trainer = self.config.trainer
+        each = shares(resources(trainer).devices, trainer.accelerator, self.n_jobs)
+        return [Worker(share, self.folder / OUTPUT) for share in each]
 
-    def _launch(self, trial: "Trial | FrozenTrial", slot: ProcessPoolExecutor | None) -> Future[Any]:
+    def _launch(self, trial: "Trial | FrozenTrial", worker: Worker | None) -> Future[None]:
         folder = self.folder / f"{TRIAL}{trial.number}"
         overrides = [*self.settings, *(f"{key}={value}" for key, value in trial.params.items())]
         overrides.append(f"search.trial={trial.number}")
         if self.resumes and (folder / LAST).exists():
             overrides.append(f"resume={quoted(folder / LAST)}")
-        if slot is None:
-            return _in_thread(self.launcher, folder, overrides, trial.number)
+        if worker is None:
+            return launch(self.launcher, folder, overrides, trial.number)
         options = vars(get_args_parser().parse_args())
         flags = [f"--{flag.replace('_', '-')}={options[flag]}" for flag in FLAGS if options[flag] is not None]
-        hydra = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
-        return slot.submit(_run, folder, [*flags, *overrides, *hydra])
+        of_hydra = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+        return worker.submit(folder, [*flags, *overrides, *of_hydra])
 
     def _tell(self, trial: "Trial | FrozenTrial", error: BaseException | None) -> None:
         """Records how a trial ended, and says it."""
@@ -192,52 +192,3 @@ class Search:
                 raise InputError(f"search.objectives: no run measures {name}. It may be {', '.join(metrics)}.")
         values = [monitored, *(metrics[name] for name in self.objectives[1:])]
         return [math.nan if value is None else float(value) for value in values]
-
-
-def _start(output: Path, processes: int) -> None:
-    """What begins a process for trials: it writes to a file, takes its share of the cores, and ends with the search."""
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    search = parent_process()
-    assert search is not None
-
-    def end() -> None:
-        connection.wait([search.sentinel])
-        os._exit(1)  # a trial that is not done goes on from its checkpoint in the next search
-
-    Thread(target=end, daemon=True).start()
-
-
-def _run(folder: Path, arguments: list[str]) -> None:
-    """A trial in this process, as `python train.py` carries it out."""
-    if _ended(folder):
-        return
-    import train
-
-    sys.argv[1:] = prepare(arguments)
-    train.main()
-
-
-def _in_thread(launcher: Launcher, folder: Path, overrides: list[str], number: int) -> Future[None]:
-    """A trial by a launcher, which waits for it; the thread does not keep a search that is interrupted from ending."""
-    future: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            if not _ended(folder):
-                launcher.launch([overrides], number)
-            future.set_result(None)
-        except Exception as error:  # whatever a launcher raises
-            future.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return future
-
-
-def _ended(folder: Path) -> bool:
-    """Whether a trial that an earlier search left has ended; one that still runs, on a cluster, is waited for."""
-    while (found := status.read(folder)) is not None and found.state == "running":
-        time.sleep(1)
-    return found is not None and found.state in ("done", "pruned", "failed")
