@@ -162,7 +162,7 @@ def counts(study: "Study") -> str:
         "COMPLETE": "completed",
         "PRUNED": "pruned",
         "FAIL": "failed",
-        "RUNNING": "not ended",
+        "RUNNING": "broken off",
         "WAITING": "to come",
     }
     states = Counter(trial.state.name for trial in study.trials)

@@ -1,0 +1,209 @@
+"""search=...: studies on real tables, killed and gone on with, pruned, with trials that fail; and what is refused."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna import Study
+
+from tests.conftest import ROOT, run_script
+from trainer.config import prepare
+from trainer.problems import ConfigError
+from trainer.study import JOURNAL, open_study
+
+QUICK = ("search=optuna", "data=iris", "trainer.max_epochs=2", "logger=none")
+RATE = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+
+
+def search(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    return run_script("train.py", *QUICK, f"hydra.sweep.dir={folder}", *settings)
+
+
+def study_of(folder: Path) -> Study:
+    return open_study(str(folder / JOURNAL), folder.name)
+
+
+def states(folder: Path) -> list[str]:
+    return [trial.state.name for trial in study_of(folder).trials]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study of five trials, by two workers, and what was printed."""
+    folder = tmp_path_factory.mktemp("search") / "study"
+    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=5", "search.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_two_workers_carry_out_all_trials(searched: tuple[Path, str]) -> None:
+    folder, said = searched
+    study = study_of(folder)
+    assert states(folder) == ["COMPLETE"] * 5
+    for trial in study.trials:
+        status = json.loads((folder / f"trial_{trial.number}" / "status.json").read_text())
+        assert (status["state"], status["value"]) == ("done", trial.value)
+        assert 1e-4 <= trial.params["optimizer.lr"] <= 1e-1
+        assert trial.params["model.dropout"] in ("0", "0.1")
+        assert not (folder / f"trial_{trial.number}" / "model.pt").exists()
+    best = study.best_trial
+    assert f"best         trial {best.number}: val/loss {best.value:.4g}, with optimizer.lr=" in said
+    assert "trials       5 completed\n" in said
+    assert said.rstrip().endswith(f"python train.py experiment=best study={folder}")
+    assert {"history.png", "importance.png"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_same_command_goes_on_to_the_total(searched: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = searched
+    before = study_of(folder).trials
+    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=6")
+    assert f"study study in {folder / JOURNAL}: 5 completed of 6 trials" in done.stdout
+    after = study_of(folder).trials
+    assert after[:5] == before
+    assert [trial.state.name for trial in after[5:]] == ["COMPLETE"]
+    other = search(folder, RATE, "model.dropout=0,0.2", "search.n_trials=7")
+    assert other.returncode == 2
+    assert other.stdout.endswith(
+        f"{folder} holds a search that was begun by another command: it had model.dropout=0,0.1, not"
+        " model.dropout=0,0.2. Give it as it was, or choose another hydra.sweep.dir.\n"
+    )
+
+
+def test_the_best_is_one_command_away(searched: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = searched
+    run = tmp_path / "best"
+    done = run_script(
+        "train.py", "experiment=best", f"study={folder}", "baselines=false", f"hydra.run.dir={run}", "seed=3"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "model.pt").exists()
+    overrides = (run / ".hydra" / "overrides.yaml").read_text().splitlines()
+    best = study_of(folder).best_trial
+    assert overrides == [
+        "- data=iris",
+        "- trainer.max_epochs=2",
+        "- logger=none",
+        *(f"- {key}={value}" for key, value in best.params.items()),
+        f"- study={folder}",
+        "- baselines=false",
+        "- seed=3",
+    ]
+
+
+def test_a_killed_search_goes_on_with_what_it_left(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    command = [sys.executable, "train.py", *QUICK, f"hydra.sweep.dir={folder}", "model.hidden=[8],[16],[32],[64]"]
+    command += ["search.sampler=grid", "trainer.max_epochs=400", "callbacks.early_stopping=null"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    checkpoint = folder / "trial_1" / "checkpoints" / "last.ckpt"
+    waited = time.monotonic() + 200
+    while not checkpoint.exists():
+        assert time.monotonic() < waited
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert states(folder)[:2] == ["COMPLETE", "RUNNING"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert states(folder) == ["COMPLETE"] * 4
+    assert [trial.params["model.hidden"] for trial in study_of(folder).trials] == ["[8]", "[16]", "[32]", "[64]"]
+    assert "resume=" in (folder / "trial_1" / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_trials_that_fall_behind_are_pruned(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    # In the order of a grid: five good rates, then one that learns nothing.
+    done = search(
+        folder,
+        "optimizer.lr=0.01,0.011,0.012,0.013,0.014,1e-7",
+        "search.sampler=grid",
+        "trainer.max_epochs=12",
+        "trainer.limit_train_batches=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert states(folder) == ["COMPLETE"] * 5 + ["PRUNED"]
+    status = json.loads((folder / "trial_5" / "status.json").read_text())
+    last = study_of(folder).trials[5]
+    assert (status["state"], status["exit_code"]) == ("pruned", 0)
+    assert status["error"] == f"pruned after epoch 6: val/loss {last.value:.4g} is behind"
+    assert sorted(last.intermediate_values) == [0, 1, 2, 3, 4, 5]
+    assert "trials       5 completed, 1 pruned\n" in done.stdout
+
+
+def test_trials_that_fail_are_survived(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    done = search(folder, "model.activation=nothing,relu", "search.sampler=grid")
+    assert done.returncode == 0, done.stderr
+    assert states(folder) == ["FAIL", "COMPLETE"]
+    why = json.loads((folder / "trial_0" / "status.json").read_text())["error"]
+    assert f"trial 0 of 2: failed: {why} ({folder / 'trial_0' / 'train.log'})\n" in done.stdout
+    assert "trials       1 completed, 1 failed\n" in done.stdout
+
+
+def test_without_a_completed_trial_the_search_fails(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    done = search(folder, "model.activation=nothing,none", "search.sampler=grid")
+    assert done.returncode == 2
+    assert f"no trial was completed (2 failed): {folder / 'trial_0' / 'train.log'} says why." in done.stdout
+    best = run_script("train.py", "experiment=best", f"study={folder}")
+    assert best.returncode == 2
+    assert best.stderr == (f"A setting is wrong:\n  command line: study: {folder} has no completed trial (2 failed).\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "problem"),
+    [
+        (
+            ["search.sampler=tpee", RATE],
+            "command line: search.sampler",
+            'must be "tpe", "random", "grid" or "cmaes"; it is "tpee". Did you mean tpe?',
+        ),
+        (["search.n_trials=0", RATE], "command line: search.n_trials", "must be 1 or more; it is 0."),
+        (
+            [],
+            "command line: search",
+            "has nothing to choose: give a setting several values, as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'.",
+        ),
+        (
+            ["optimizer.rate=interval(0,1)"],
+            "command line: optimizer.rate",
+            "unknown key. Known are amsgrad, betas, capturable, differentiable, eps, foreach, fused, lr, maximize,"
+            " weight_decay.",
+        ),
+        (
+            ["search.sampler=grid", RATE],
+            "command line: optimizer.lr",
+            "a grid has no intervals: give a list or a range, or take search.sampler=tpe.",
+        ),
+        (
+            ["search.sampler=cmaes", "model.dropout=0,0.1"],
+            "command line: model.dropout",
+            "cmaes has no lists: give an interval or a range, or take search.sampler=tpe.",
+        ),
+        (
+            ["model.dropout=interval(0.5,0.1)"],
+            "command line: model.dropout",
+            "an interval goes up: 0.5 is not below 0.1.",
+        ),
+        (
+            ["model.dropout=tag(log,interval(0,0.1))"],
+            "command line: model.dropout",
+            "the logarithm of 0 is none: begin the interval above 0.",
+        ),
+    ],
+)
+def test_a_mistake_is_said_before_any_work(settings: list[str], where: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        prepare([*QUICK, *settings])
+    assert str(error.value) == f"A setting is wrong:\n  {where}: {problem}"
+
+
+def test_an_interval_is_for_a_search() -> None:
+    with pytest.raises(ConfigError) as error:
+        prepare(["-m", "data=iris", RATE])
+    assert str(error.value) == (
+        "A setting is wrong:\n  command line: optimizer.lr: an interval is for a search: add search=optuna."
+    )
