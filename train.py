@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
+from trainer import processes
 from trainer.config import prepare
 from trainer.status import recorded
 
@@ -41,6 +42,8 @@ def main(config: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     try:
+        if processes.rank() > 0:
+            sys.exit(processes.work(sys.argv[1:]))
         sys.argv[1:] = prepare(sys.argv[1:])
         main()
     except InputError as error:
