@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import processes, resume
+from trainer import cluster, processes, resume
 from trainer.check import check
 from trainer.compose import COMMAND, Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
@@ -39,6 +39,7 @@ def prepare(arguments: list[str]) -> list[str]:
             problems.add(Problem(COMMAND, "-m", what))
         if multirun and not problems:
             problems |= set(resume.shared_folders(compositions))
+            problems |= set(cluster.problems(base, compositions)) if runs else set()
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])
