@@ -20,8 +20,8 @@ failures: list[Exception] = []
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
-    if processes.rank() > 0:  # Slurm starts a job of a sweep as several processes
-        sys.exit(processes.work())
+    if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
+        return processes.work()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with recorded(folder, config.monitor, config.mode) as status:
