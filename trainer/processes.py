@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from serving.errors import EXIT_CODE, InputError
@@ -131,7 +130,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[None]:
     children = Children(world, folder) if place() is None else None
     try:
         join()
-        _from_first((config, HydraConfig.instance().cfg))
+        _from_first((plain, folder))
         yield
         _part()
         if children is not None:
@@ -151,9 +150,6 @@ def together(config: DictConfig, folder: Path) -> Iterator[None]:
 def work(command: Sequence[str] = ()) -> int:
     """All that a process does that is not rank 0; the exit code. `command`: whether rank 0 will take it is looked up
     first, so that nobody waits for it in vain."""
-    from hydra import version
-    from hydra.core.utils import setup_globals
-
     from trainer.lean import lean
 
     if command:
@@ -164,14 +160,10 @@ def work(command: Sequence[str] = ()) -> int:
                 prepare(list(command))
             except InputError:
                 return EXIT_CODE  # rank 0 says why
-    version.setbase("1.3")
-    setup_globals()
     with lean():
         from trainer.run import assist
     join()
-    config, hydra = _from_first(None)
-    HydraConfig.instance().set_config(hydra)
-    folder = Path(hydra.hydra.runtime.output_dir)
+    config, folder = _from_first(None)
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         filename=log_file(folder, rank()),
@@ -180,7 +172,7 @@ def work(command: Sequence[str] = ()) -> int:
         force=True,
     )
     try:
-        assist(config, folder)
+        assist(OmegaConf.create(config), folder)
     except InputError as error:
         log.error("%s", error)
         return EXIT_CODE
