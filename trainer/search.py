@@ -106,7 +106,9 @@ class Search:
         if not (self.folder / SAVED).exists():
             return self.folder.name
         saved: Any = OmegaConf.load(self.folder / SAVED)
-        before = [f"{key}={value}" for key, value in saved.hydra.sweeper.params.items()] + saved.hydra.overrides.task
+        before = [
+            f"{key}={value}" for key, value in (saved.hydra.sweeper.params or {}).items()
+        ] + saved.hydra.overrides.task
         then, now = ({line for line in each if line.partition("=")[0] not in FREE} for each in (before, self.lines))
         if then != now:
             differing = [f"it had {line}" for line in sorted(then - now)]
