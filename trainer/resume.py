@@ -77,6 +77,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     keys = {setting.key for setting in rest}
     where = str(folder / SAVED)
     saved = [Setting(line, where) for line in saved_overrides(folder)]
+    if any(setting.key == "search" for setting in saved):
+        saved.append(Setting("hydra.mode=RUN", where))  # one of its runs
     found.folder = folder
     found.settings = [
         *(setting for setting in saved if setting.key not in keys),
