@@ -83,14 +83,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
 
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
-    datamodule: TableDataModule = instantiate(config.data)
-    try:
-        datamodule.setup()
-    finally:
-        run_folder.write_quarantine(folder, datamodule.quarantine)
-        run_folder.write_audit(folder, datamodule.findings)
-    if describe:
-        report.say_data(datamodule)
+    datamodule = set_up(config, folder, describe=describe)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
@@ -108,6 +101,19 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(KEPT)}
     return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started)
+
+
+def set_up(config: DictConfig, folder: Path, *, describe: bool = True) -> TableDataModule:
+    """The data, ready, and what was found in them written down."""
+    datamodule: TableDataModule = instantiate(config.data)
+    try:
+        datamodule.setup()
+    finally:
+        run_folder.write_quarantine(folder, datamodule.quarantine)
+        run_folder.write_audit(folder, datamodule.findings)
+    if describe:
+        report.say_data(datamodule)
+    return datamodule
 
 
 def build_trainer(config: DictConfig, folder: Path) -> Trainer:
