@@ -2,12 +2,15 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
 from trainer.config import prepare
+from trainer.status import recorded
 
 log = logging.getLogger("train")
 failures: list[Exception] = []
@@ -16,14 +19,17 @@ failures: list[Exception] = []
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        # Imported here so that help need not wait for torch.
-        from trainer.lean import lean
+        with recorded(folder, config.monitor, config.mode) as status:
+            # Imported here so that help need not wait for torch.
+            from trainer.lean import lean
 
-        with lean():
-            from trainer.run import run
+            with lean():
+                from trainer.run import run
 
-        return run(config)
+            status.value = run(config)
+        return status.value
     except InputError as error:
         log.error("%s", error)
         failures.append(error)

@@ -1,13 +1,11 @@
-"""The run folder: what a run writes down beside its checkpoints and events, and that it belongs to one run."""
+"""The run folder: what a run writes down beside its checkpoints and events."""
 
-import fcntl
 import json
 import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.audit import Finding, to_json
-from serving.errors import InputError
 
 PACKAGES = (
     "torch",
@@ -29,19 +26,6 @@ PACKAGES = (
     "scikit-learn",
     "numpy",
 )
-
-
-@contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Holds the folder while the run lasts; the system lets go of it when the process ends, however it ends."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: another run is at work in this folder. Wait for it, or choose another hydra.run.dir."
-            ) from error
-        yield
 
 
 def write_config(folder: Path, config: DictConfig) -> None:

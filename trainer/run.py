@@ -58,17 +58,16 @@ class Outcome:
 def run(config: DictConfig) -> float:
     """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with run_folder.claim(folder):
-        # Those of several runs import this module.
-        if config.cross_validate is not None:
-            from trainer.cross_validation import cross_validate
+    # Those of several runs import this module.
+    if config.cross_validate is not None:
+        from trainer.cross_validation import cross_validate
 
-            return cross_validate(config, folder)[config.monitor]
-        if config.ensemble is not None:
-            from trainer.ensemble import ensemble
+        return cross_validate(config, folder)[config.monitor]
+    if config.ensemble is not None:
+        from trainer.ensemble import ensemble
 
-            return ensemble(config, folder)[config.monitor]
-        return carry_out(config, folder).metrics[config.monitor]
+        return ensemble(config, folder)[config.monitor]
+    return carry_out(config, folder).metrics[config.monitor]
 
 
 def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Outcome:

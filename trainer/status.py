@@ -1,0 +1,115 @@
+"""status.json of a run folder: how the run stands, for the sweep's table, a search, and whoever goes on with it."""
+
+import fcntl
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from serving.errors import EXIT_CODE, InputError
+
+STATUS, LOCK = "status.json", ".lock"
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended."""
+
+
+@dataclass
+class Status:
+    """How a run stands. `value`: of `monitor`, null where the run gave none or it is not finite; `error`: the first
+    line of what ended it; `exit_code`: what the run alone would exit with; `started`: ISO 8601, UTC."""
+
+    monitor: str
+    mode: Literal["min", "max"]
+    state: Literal["running", "done", "failed", "pruned", "interrupted"] = "running"
+    value: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+    exit_code: int | None = None
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+
+    def end(self, state: Literal["done", "failed", "pruned", "interrupted"], exit_code: int, error: str = "") -> None:
+        self.state, self.exit_code = state, exit_code
+        self.error = next(iter(error.strip().splitlines()), None)
+
+
+@contextmanager
+def recorded(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterator[Status]:
+    """Claims the folder while the run lasts, and writes its status at the start and at the end. What ends the run says
+    its state, unless `end` was called before. Raises InputError where another run is at work in the folder."""
+    with claim(folder):
+        status, began = Status(monitor, mode), time.perf_counter()
+        write(folder, status)
+        try:
+            yield status
+            if status.state == "running":
+                status.end("done", 0)
+        except BaseException as error:
+            if status.state == "running":
+                said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                ended = not isinstance(error, Exception)  # Ctrl-C, and the exit by which Lightning passes it on
+                exit_code = INTERRUPTED if ended else EXIT_CODE if isinstance(error, InputError) else 1
+                status.end("interrupted" if ended else "failed", exit_code, said)
+            raise
+        finally:
+            status.seconds = time.perf_counter() - began
+            write(folder, status)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Holds the folder while the run lasts; the system lets go of it when the process ends, however it ends."""
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: another run is at work in this folder. Wait for it, or choose another hydra.run.dir."
+            ) from error
+        yield
+
+
+def write(folder: Path, status: Status) -> None:
+    """Whole or not at all."""
+    facts = asdict(status)
+    facts["value"] = status.value if status.value is not None and math.isfinite(status.value) else None
+    new = folder / f"{STATUS}.new"
+    new.write_text(json.dumps(facts, indent=2))
+    new.replace(folder / STATUS)
+
+
+def read(folder: Path) -> Status | None:
+    """None where no run has begun. A run that is said to be running and has let go of its folder was killed: it is
+    interrupted. Raises InputError where the file is no status."""
+    path = folder / STATUS
+    try:
+        status = Status(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is no status of a run ({error}): delete it, and the run counts as not begun."
+        ) from error
+    if status.state == "running" and not _held(folder):
+        status.end("interrupted", 1, f"process {status.pid} on {status.host} is gone")
+    return status
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process has claimed the folder."""
+    try:
+        with (folder / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
