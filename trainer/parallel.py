@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import pickle
+import signal
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -52,10 +53,7 @@ def run_all(runs: Mapping[Path, Callable[[], T]], config: DictConfig) -> list[T]
                     process = running.pop(pipe)
                     process.join()
                     if process.name not in results:
-                        raise RuntimeError(
-                            f"{process.name} ended with exit code {process.exitcode}, and without a word: a signal of"
-                            f" minus that number, such as 9 where memory is short? processes=1 needs less."
-                        ) from None
+                        raise RuntimeError(_died(process)) from None
                     continue
                 if isinstance(told, Exception):
                     raise told
@@ -103,6 +101,15 @@ def _start(folder: Path, run: Callable[[], object], count: int) -> tuple[Connect
     process.start()
     sending.close()  # so that it ends with the process
     return receiving, process
+
+
+def _died(process: BaseProcess) -> str:
+    if process.exitcode == -signal.SIGKILL:
+        return (
+            f"{process.name} was killed by SIGKILL, as the system does where memory is short: processes=1 takes less of"
+            " it."
+        )
+    return f"{process.name} ended with exit code {process.exitcode}, its log says no more."
 
 
 def _end(processes: list[BaseProcess]) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from trainer.folder import claim
 from trainer.problems import ConfigError
 from trainer.resume import LAST
+from trainer.status import claim
 
 
 def own_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -> DictConfig:
