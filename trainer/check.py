@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.metric_names import HIGHER_IS_BETTER, NAMES, THRESHOLD_FOR
+from trainer import processes
 from trainer.problems import did_you_mean
 from trainer.remembered import Remembered
 from trainer.signatures import (
@@ -215,9 +216,9 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         runs = config.get(key)
         if isinstance(runs, int) and runs < 2:
             yield key, f"must be 2 or more; it is {runs}."
-    processes = config.get("processes")
-    if isinstance(processes, int) and processes < 1:
-        yield "processes", f"must be 1 or more, or auto; it is {processes}."
+    at_once = config.get("processes")
+    if isinstance(at_once, int) and at_once < 1:
+        yield "processes", f"must be 1 or more, or auto; it is {at_once}."
     threshold = config.get("threshold")
     if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
         yield "threshold", f"must be from 0 to 1; it is {show(threshold)}."
@@ -244,6 +245,7 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
                 f"goes on with one run, not with {key}: give the command again with hydra.run.dir=FOLDER, and the runs"
                 " that are done are left out.",
             )
+    yield from processes.problems(config)
     if config.get("lr_find") is True and "optimizer" in takes and "lr" not in takes["optimizer"].hints:
         yield "lr_find", f"{config['optimizer']['_target_']} takes no lr to be found: leave lr_find out."
     trainer = config.get("trainer")

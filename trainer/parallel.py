@@ -72,17 +72,9 @@ def choose_processes(config: DictConfig, runs: int) -> tuple[int, str]:
     """How many of the runs are to be at work at once, and why."""
     if config.processes != "auto":
         return min(config.processes, runs), "given"
-    settings: dict[Any, Any] = {
-        "accelerator": "auto",
-        "devices": 1,
-        "num_nodes": 1,
-        "threads": "auto",
-        **config.trainer,
-    }
+    settings: dict[Any, Any] = {"accelerator": "auto", "threads": "auto", **config.trainer}
     if settings["accelerator"] != "cpu" and torch.cuda.is_available():
         return 1, "they share a GPU"
-    if (settings["devices"], settings["num_nodes"]) != (1, 1):
-        return 1, "each is several processes"
     threads = 1 if settings["threads"] == "auto" else settings["threads"]
     cores, free = min(available_cores(), THREADS), free_memory()
     count = min(runs, cores // threads)

@@ -16,7 +16,7 @@ from trainer.signatures import show
 
 LAST = Path("checkpoints", "last.ckpt")
 SAVED = Path(".hydra", "overrides.yaml")
-OWN = ("resume", "hydra.run.dir")
+OWN = ("resume", "hydra.run.dir", "hydra.mode", "cluster")
 """Settings of one start of a run, not of the run."""
 
 
@@ -81,8 +81,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     found.settings = [
         *(setting for setting in saved if setting.key not in keys),
         *rest,
-        Setting(f"hydra.run.dir={_quoted(folder)}"),
-        Setting(f"resume={_quoted(checkpoint.absolute())}"),
+        Setting(f"hydra.run.dir={quoted(folder)}"),
+        Setting(f"resume={quoted(checkpoint.absolute())}"),
     ]
     return found
 
@@ -122,7 +122,8 @@ def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
 def saved_overrides(folder: Path) -> list[str]:
     """The overrides that a run was started with, without those of one start alone."""
     lines = [str(line) for line in OmegaConf.load(folder / SAVED)]
-    return [line for line in lines if Setting(line).key not in OWN]
+    keys = ((line, Setting(line).key) for line in lines)
+    return [line for line, key in keys if key not in OWN and not key.startswith("hydra.launcher")]
 
 
 def differences(folder: Path, composition: Composition) -> Iterator[str]:
@@ -146,7 +147,7 @@ def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield full, value
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """As the value of an override."""
     plain = re.fullmatch(r"[\w./:-]+", str(path))
     return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"

@@ -150,7 +150,6 @@ def free(folder: Path) -> bool:
         ({}, (4, "8 cores, 1 of them a run")),
         ({"threads": 3}, (2, "8 cores, 3 of them a run")),
         ({"threads": 16}, (1, "8 cores, 16 of them a run")),
-        ({"devices": 2}, (1, "each is several processes")),
     ],
 )
 def test_how_many_is_chosen_by_the_cores(
