@@ -121,7 +121,7 @@ def test_what_ends_the_run_ends_all_and_it_goes_on_where_it_was(
     said = run.communicate()[0].decode()
     if ending == signal.SIGINT:
         assert run.returncode == 130, said
-        assert said.endswith("Interrupted.\n")
+        assert "Interrupted" in said
     wait_for(lambda: all(free(folder / f"fold_{fold}") for fold in range(2)))
     assert not (folder / "fold_0" / "metrics.json").exists()
     assert "epoch 100/100" not in (folder / "fold_0" / "train.log").read_text()
