@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
+from trainer import processes
 from trainer.config import prepare
 from trainer.status import recorded
 
@@ -19,6 +20,8 @@ failures: list[Exception] = []
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
+    if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
+        return processes.work()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with recorded(folder, config.monitor, config.mode) as status:
@@ -41,6 +44,8 @@ def main(config: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     try:
+        if processes.rank() > 0:
+            sys.exit(processes.work(sys.argv[1:]))
         sys.argv[1:] = prepare(sys.argv[1:])
         main()
     except InputError as error:
