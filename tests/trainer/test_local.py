@@ -71,9 +71,13 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "trainer.devices=auto",
-            "trainer.devices: auto leaves open what a job of cluster needs: give the number of devices.",
+            "trainer.devices: auto leaves open what a job is to ask for: give a number.",
         ),
-        ("trainer.num_nodes=2", "trainer.num_nodes: cluster=local is one machine: leave it out."),
+        (
+            "trainer.num_nodes=2",
+            "trainer.num_nodes: the processes of 2 machines are started by torchrun or srun, on each of them"
+            " (docs/processes.md).",
+        ),
     ],
 )
 def test_a_job_that_cannot_be_placed_is_refused_before_any_work(setting: str, problem: str) -> None:
