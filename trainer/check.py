@@ -33,6 +33,11 @@ class Paths:
 
 
 @dataclass
+class Sweep:
+    resume: str | None
+
+
+@dataclass
 class Root:
     """The schema of the whole config."""
 
@@ -56,6 +61,7 @@ class Root:
     groups: dict[str, dict[str, float]]
     lr_find: bool
     resume: str | None
+    sweep: Sweep
     cross_validate: int | None
     ensemble: int | None
     test: bool
