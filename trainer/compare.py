@@ -57,14 +57,15 @@ def read_run(folder: Path) -> Run:
     if status is None:
         raise InputError(f"{folder} is no run folder: it has no {STATUS}.")
     hydra = _load(folder / ".hydra" / "hydra.yaml").get("hydra", {})
+    number = hydra.get("job", {}).get("num")
     path = folder / "metrics.json"
     return Run(
         folder=folder,
-        number=hydra.get("job", {}).get("num"),
+        number=number if isinstance(number, int) else None,  # "???" of a run that is no job
         status=status,
         settings=dict(leaves(_load(folder / ".hydra" / "config.yaml"))),
         choices={name: value for name, value in hydra.get("runtime", {}).get("choices", {}).items() if "/" not in name},
-        overrides=[str(line) for line in hydra.get("overrides", {}).get("task", [])],
+        overrides=[line for line in hydra.get("overrides", {}).get("task", []) if _key(line) not in OWN],
         metrics=json.loads(path.read_text()) if path.exists() else {},
     )
 
@@ -93,7 +94,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
         for name in dict.fromkeys(name for run in runs for name in run.choices)
         if _differ(values := [run.choices.get(name) for run in runs])
     }
-    given = {line.lstrip("+~").partition("=")[0] for run in runs for line in run.overrides}
+    given = {_key(line) for run in runs for line in run.overrides}
     found = dict(groups)
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         values = [run.settings.get(key) for run in runs]
@@ -163,6 +164,10 @@ def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, full)
         else:
             yield full, value
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, list[str]]:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import resume, sweep
+from trainer import cluster, resume, sweep
 from trainer.check import check
 from trainer.compose import Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
@@ -42,6 +42,7 @@ def prepare(arguments: list[str]) -> list[str]:
         problems = found.problems.union(*map(problems_of, compositions))
         if multirun and not problems:
             problems |= set(resume.shared_folders(compositions))
+            problems |= set(cluster.problems(base, compositions)) if runs else set()
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])

@@ -20,7 +20,7 @@ LAST = Path("checkpoints", "last.ckpt")
 SAVED = Path(".hydra", "overrides.yaml")
 SWEEP = "sweep.yaml"
 """In the folder of a sweep: its command, all settings as they were given."""
-OWN = ("resume", "hydra.run.dir")
+OWN = ("resume", "hydra.run.dir", "hydra.mode", "cluster")
 """Settings of one start of a run, not of the run."""
 
 
@@ -131,7 +131,8 @@ def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
 def saved_overrides(folder: Path) -> list[str]:
     """The overrides that a run was started with, without those of one start alone."""
     lines = [str(line) for line in OmegaConf.load(folder / SAVED)]
-    return [line for line in lines if Setting(line).key not in OWN]
+    keys = ((line, Setting(line).key) for line in lines)
+    return [line for line, key in keys if key not in OWN and not key.startswith("hydra.launcher")]
 
 
 def differences(folder: Path, composition: Composition) -> Iterator[str]:

@@ -1,0 +1,100 @@
+"""`cluster=local`: the jobs of a sweep, several at once, each in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from tests.conftest import ROOT, run_script
+from trainer import status
+from trainer.config import prepare
+from trainer.local import shares
+from trainer.problems import ConfigError
+
+SHORT = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
+
+
+class Broken(nn.Module):
+    """A network that nobody can build."""
+
+    def __init__(self, spec: object, outputs: int, inputs: object) -> None:
+        raise RuntimeError("asked to fail")
+
+
+def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_path: Path) -> None:
+    models = "model._target_=models.linear.Linear,tests.trainer.test_local.Broken"
+    given = ("cluster=local", "hydra.launcher.n_jobs=2", "model=linear", models, "allowed_targets=[tests]", *SHORT)
+    done = run_script("train.py", *given, f"hydra.sweep.dir={tmp_path}")
+    good, bad = tmp_path / "0_iris_linear", tmp_path / "1_iris_linear"
+    assert "2 jobs, 2 at once" in done.stdout
+    assert re.search(r"#0: done in \d+ s, val/loss 0\.\d+\n", done.stdout)
+    assert f"#1: failed: RuntimeError: asked to fail: {bad}/output.log\n" in done.stdout
+    assert (good / "metrics.json").exists()
+    for name in ("output.log", "train.log"):
+        assert "Traceback (most recent call last)" in (bad / name).read_text()
+    assert [run.state for folder in (good, bad) if (run := status.read(folder))] == ["done", "failed"]
+
+
+def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_path: Path) -> None:
+    settings = ("cluster=local", "hydra.launcher.n_jobs=1", "seed=0,1", *SHORT, "trainer.max_epochs=100000")
+    settings = (*settings, "callbacks.early_stopping=null", f"hydra.sweep.dir={tmp_path}")
+    sweep = subprocess.Popen([sys.executable, ROOT / "train.py", *settings], stdout=subprocess.PIPE, text=True)
+    last = tmp_path / "0_iris_mlp" / "checkpoints" / "last.ckpt"
+    until = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    sweep.send_signal(signal.SIGTERM)
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 128 + signal.SIGTERM
+    assert "ending 1 jobs with their checkpoints" in output
+    assert "#0: interrupted: " in output
+    assert not (tmp_path / "1_iris_mlp").exists()
+    run = status.read(last.parents[1])
+    assert run is not None
+    assert run.state == "interrupted"
+
+
+def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
+
+    def shared(devices: int, accelerator: str, n_jobs: int | None) -> list[tuple[str | None, str]]:
+        found = shares(devices, accelerator, n_jobs)
+        return [(share.get("CUDA_VISIBLE_DEVICES"), share["OMP_NUM_THREADS"]) for share in found]
+
+    assert shared(1, "cpu", 3) == [(None, "2")] * 3
+    assert shared(1, "cpu", None) == [(None, "1")] * 8
+    assert shared(2, "gpu", None) == [("2,3", "4"), ("5,7", "4")]
+    assert shared(1, "auto", 6) == [(gpu, "1") for gpu in ("2", "3", "5", "7", "2", "3")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            "trainer.devices=auto",
+            "trainer.devices: auto leaves open what a job of cluster needs: give the number of devices.",
+        ),
+        ("trainer.num_nodes=2", "trainer.num_nodes: cluster=local is one machine: leave it out."),
+    ],
+)
+def test_a_job_that_cannot_be_placed_is_refused_before_any_work(setting: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(["cluster=local", setting])
+    assert str(caught.value) == f"A setting is wrong:\n  command line: {problem}"
+
+
+def test_slurm_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError) as caught:
+        prepare(["cluster=slurm"])
+    assert str(caught.value) == (
+        "A setting is wrong:\n  conf/cluster/slurm.yaml: cluster: slurm needs Slurm's sbatch, which is not here: give"
+        " the command on a machine of the cluster, or take cluster=local."
+    )

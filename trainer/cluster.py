@@ -1,0 +1,86 @@
+"""What a job of a sweep needs of a cluster or of this machine, told by the settings of the trainer."""
+
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from omegaconf import DictConfig, ListConfig
+
+from trainer.compose import Composition
+from trainer.problems import ConfigError, Problem
+from trainer.status import Status
+
+LOCAL, SLURM = "hydra_plugins.lathe.Local", "hydra_plugins.lathe.Slurm"
+GPUS = ("gpu", "cuda")
+"""Accelerators that ask for a GPU; `auto` takes one where it finds one."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A process for each device on each node; `gpus` on each node."""
+
+    nodes: int
+    devices: int
+    gpus: int
+
+
+def resources(trainer: DictConfig) -> Resources:
+    """Raises ConfigError where the number of devices is left open."""
+    devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
+    if not isinstance(devices, int) or devices < 1:
+        raise ConfigError(f"{devices} leaves open what a job of cluster needs: give the number of devices.")
+    return Resources(trainer.num_nodes, devices, devices if trainer.accelerator in GPUS else 0)
+
+
+def problems(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
+    """Why the jobs of a sweep could not be placed."""
+    launcher = base.config.hydra.launcher._target_
+    if launcher not in (LOCAL, SLURM):
+        return
+    for job in jobs:
+        try:
+            needs = resources(job.config.trainer)
+        except ConfigError as error:
+            yield Problem(job.where("trainer.devices"), "trainer.devices", str(error))
+            continue
+        if launcher == LOCAL and needs.nodes > 1:
+            yield Problem(
+                job.where("trainer.num_nodes"), "trainer.num_nodes", "cluster=local is one machine: leave it out."
+            )
+    if launcher == SLURM and shutil.which("sbatch") is None:
+        yield Problem(
+            base.where("hydra.mode"),
+            "cluster",
+            "slurm needs Slurm's sbatch, which is not here: give the command on a machine of the cluster, or take"
+            " cluster=local.",
+        )
+
+
+def told(status: Status | None) -> str:
+    """How a job ended, in a line."""
+    if status is None:
+        return "it did not begin"
+    if status.state == "done":
+        return f"done in {status.seconds:.0f} s, {status.monitor} {status.value:.6g}"
+    return f"{status.state}: {status.error}"
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """While it lasts SIGTERM ends a sweep as Ctrl-C does. Only the main thread is told of signals."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,153 @@
+"""`cluster=local`: several jobs of a sweep at once on this machine, each `python train.py` in a process of its own."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+log = logging.getLogger(__name__)
+
+OUTPUT = "output.log"
+"""What a job printed, in its folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+    overrides: list[str]
+    folder: Path
+
+    def command(self) -> list[str]:
+        """What a person would type to run it here."""
+        from trainer.compose import ROOT, Setting
+        from trainer.resume import LAST, quoted
+
+        options = get_args_parser().parse_args(sys.argv[1:])
+        files = {"--config-path": options.config_path, "--config-dir": options.config_dir}
+        files["--config-name"] = options.config_name
+        flags = [f"{flag}={value}" for flag, value in files.items() if value is not None]
+        settings = [line for line in self.overrides if not Setting(line).key.startswith(("cluster", "hydra.launcher"))]
+        go_on = ["resume=auto"] if (self.folder / LAST).exists() else []
+        number = f"hydra.job.num={self.number}"
+        start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", number, *go_on]
+        return [sys.executable, str(ROOT / "train.py"), *flags, *settings, *start]
+
+
+class LocalLauncher(Launcher):
+    """`n_jobs` at once; None: as many as there are GPUs for, or cores. Each has its share of them."""
+
+    def __init__(self, n_jobs: int | None = None) -> None:
+        self.n_jobs = n_jobs
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from trainer.cluster import resources
+
+        self.context, self.config = hydra_context, config
+        self.shares = shares(resources(config.trainer).devices, config.trainer.accelerator, self.n_jobs)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        from trainer.cluster import ended_by_sigterm
+
+        jobs = [self._job(number, list(given)) for number, given in enumerate(job_overrides, initial_job_idx)]
+        free: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for share in self.shares:
+            free.put(share)
+        each = ", ".join(f"{name}={value}" for name, value in self.shares[0].items())
+        log.info("%d jobs, %d at once (%s)", len(jobs), min(len(jobs), len(self.shares)), each)
+
+        def run(job: Job) -> JobReturn:
+            share = free.get()
+            try:
+                return self._run(job, share)
+            finally:
+                free.put(share)
+
+        with ThreadPoolExecutor(len(self.shares)) as pool, ended_by_sigterm():
+            try:
+                return list(pool.map(run, jobs))
+            except BaseException:
+                self.stopped = True  # what waits does not start
+                for process in self.running:
+                    os.killpg(process.pid, signal.SIGTERM)
+                log.info("ending %d jobs with their checkpoints", len(self.running))
+                raise
+
+    def _job(self, number: int, overrides: list[str]) -> Job:
+        setup_globals()
+        config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.num = number
+            config.hydra.job.id = str(number)
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        try:
+            return Job(number, overrides, Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute())
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def _run(self, job: Job, share: dict[str, str]) -> JobReturn:
+        from trainer import status
+        from trainer.cluster import told
+
+        done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+        if self.stopped:
+            return done
+        before = status.read(job.folder)
+        if before is not None and before.state in status.DONE:
+            log.info("#%d: %s before", job.number, before.state)
+            done.return_value = before.value
+            return done
+        job.folder.mkdir(parents=True, exist_ok=True)
+        log.info("#%d: %s", job.number, " ".join(filter_overrides(job.overrides)))
+        with (job.folder / OUTPUT).open("ab") as output:
+            # In a group of its own: Ctrl-C reaches it once, from here, and with it the processes that it starts.
+            process = subprocess.Popen(
+                job.command(), env=os.environ | share, stdout=output, stderr=subprocess.STDOUT, process_group=0
+            )
+        self.running.add(process)
+        code = process.wait()
+        self.running.remove(process)
+        ended = status.read(job.folder)
+        if ended is not None:
+            done.return_value = ended.value
+        where = "" if code == 0 else f": {job.folder / OUTPUT}"
+        log.log(logging.ERROR if code else logging.INFO, "#%d: %s%s", job.number, told(ended), where)
+        return done
+
+
+def shares(devices: int, accelerator: str, n_jobs: int | None) -> list[dict[str, str]]:
+    """For each of the jobs at once, the variables by which it takes its share of the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = visible_gpus() if accelerator != "cpu" else []
+    at_once = n_jobs or (max(1, len(gpus) // devices) if gpus else cores)
+    threads = str(max(1, cores // at_once))
+    found = []
+    for number in range(at_once):
+        share = {"OMP_NUM_THREADS": threads, "POLARS_MAX_THREADS": threads}
+        if gpus:
+            mine = [gpus[(number * devices + device) % len(gpus)] for device in range(devices)]
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        found.append(share)
+    return found
+
+
+def visible_gpus() -> list[str]:
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
