@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
-from trainer import sweep
+from trainer import processes, sweep
 from trainer.config import prepare
 from trainer.status import recorded
 
@@ -25,6 +25,8 @@ def main(config: DictConfig) -> float | None:
     try:
         if (before := sweep.done_before(folder, config)) is not None:
             return before.value
+        if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
+            return processes.work()
         with recorded(folder, config.monitor, config.mode) as status:
             # Imported here so that help need not wait for torch.
             from trainer.lean import lean
@@ -56,6 +58,8 @@ def carry_out() -> None:
 
 if __name__ == "__main__":
     try:
+        if processes.rank() > 0:
+            sys.exit(processes.work(sys.argv[1:]))
         sys.argv[1:] = prepare(sys.argv[1:])
         carry_out()
     except InputError as error:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.ranks import Ranks
+from datamodules.schema import DataError
 from datamodules.store import OFFSETS, MemoryStore, Rows, Store, cut, join, take
 
 WINDOW = 64 * 10**6
@@ -22,13 +24,29 @@ class Batches:
     The order of epoch e is drawn from (seed, e) alone, so any point of a run can be found again, and it is the same
     whatever the store. A last batch of a single row joins the one before it, because batch normalisation needs two.
     With `balanced`, rows are drawn with replacement, so that each class comes up as often as any other.
+
+    Of several processes (`ranks`) each gets its part of every batch, one row more or less than another's; the batches
+    of all are those of one process. A last batch that has not a row for each joins the one before it.
     """
 
     def __init__(
-        self, store: Store, batch_size: int, *, shuffle: bool = False, balanced: bool = False, seed: int = 0
+        self,
+        store: Store,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        balanced: bool = False,
+        seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.store = store
+        self.ranks = ranks or Ranks()
         self.count = sum(store.lengths)
+        if min(self.count, batch_size) < self.ranks.world > 1:
+            raise DataError(
+                f"{self.count} rows in batches of {batch_size} are too few for {self.ranks.world} processes: take fewer"
+                " trainer.devices, or a larger data.batch_size"
+            )
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.balanced = balanced
@@ -51,7 +69,7 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(self.count, self.batch_size)
-        return max(whole + (rest > 1), 1)
+        return max(whole + (rest >= max(self.ranks.world, 2)), 1)
 
     def windows(self, generator: torch.Generator) -> list[list[int]]:
         """The parts of each window of this epoch, in their order."""
@@ -89,7 +107,18 @@ class Batches:
                     pieces, lacking = [], self._size(batch)
 
     def _size(self, batch: int) -> int:
-        return self.count - batch * self.batch_size if batch == len(self) - 1 else self.batch_size
+        """Rows of a batch that are this process's."""
+        size = self.count - batch * self.batch_size if batch == len(self) - 1 else self.batch_size
+        rank, world = self.ranks.rank, self.ranks.world
+        return size * (rank + 1) // world - size * rank // world
+
+    def _own(self, places: Tensor) -> Tensor:
+        """Which places in the order of the epoch are this process's, bool."""
+        rank, world = self.ranks.rank, self.ranks.world
+        batch = (places // self.batch_size).clamp_max(len(self) - 1)
+        size = torch.where(batch == len(self) - 1, self.count - batch * self.batch_size, self.batch_size)
+        inside = places - batch * self.batch_size
+        return (inside >= size * rank // world) & (inside < size * (rank + 1) // world)
 
     def _walk(self, skip: int) -> Iterator[Rows]:
         """The rows in their order, the first `skip` left out, some batches at a time; the next window is read
@@ -99,31 +128,40 @@ class Batches:
         generator = torch.Generator().manual_seed(int(mixed[0]))
         windows = self.windows(generator)
         if isinstance(self.store, MemoryStore) and len(windows) == 1:
-            yield from self._gather(*self._order(*self.store.window(windows[0]), generator, skip))
+            yield from self._gather(*self._order(*self.store.window(windows[0]), generator, skip, 0))
             return
+        first = 0
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.store.window, windows[0])
             for number in range(len(windows)):
                 rows, index = ahead.result()
                 if number + 1 < len(windows):
                     ahead = pool.submit(self.store.window, windows[number + 1])
-                yield from self._gather(*self._order(rows, index, generator, skip))
-                skip = max(skip - len(index), 0)
+                yield from self._gather(*self._order(rows, index, generator, skip, first))
+                first += len(index)
 
     def _gather(self, rows: Rows, index: Tensor) -> Iterator[Rows]:
         texts = any(name.startswith(OFFSETS) for name in rows)  # where a row's tokens end, the device would have to say
         batches = 1 if texts else max(int(GATHERED * self.count / self.store.bytes) // self.batch_size, 1)
-        for piece in torch.split(index, batches * self.batch_size):
+        for piece in torch.split(index, batches * self._size(0)):
             yield take(rows, piece)
 
-    def _order(self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int) -> tuple[Rows, Tensor]:
+    def _order(
+        self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int, first: int
+    ) -> tuple[Rows, Tensor]:
+        """What is this process's of a window in its order; `first` is the place in the epoch of the window's first
+        row."""
         if self.balanced and self.shuffle:
             classes = rows["target"].cpu()[index]
             weights = 1 / torch.bincount(classes)[classes]
             index = index[torch.multinomial(weights, len(index), replacement=True, generator=generator)]
         elif self.shuffle:
             index = index[torch.randperm(len(index), generator=generator)]
-        return rows, index[skip:]
+        start = max(skip, first)
+        index = index[start - first :]
+        if self.ranks.world > 1:
+            index = index[self._own(torch.arange(start, start + len(index)))]
+        return rows, index
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}

@@ -159,7 +159,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         """
         if self.stores:
             return
-        limit = free_memory() // 2 if self.memory_limit is None else self.memory_limit
+        limit = free_memory() // 2 // Ranks().local if self.memory_limit is None else self.memory_limit
         if self.cache is None or self.settings.path == STANDARD_INPUT:
             if Ranks().world > 1:
                 raise DataError("data.cache=null: several processes prepare the data in a folder that all of them see")

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, drop_setting
+from models import together
 from serving.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -57,8 +58,11 @@ class RunningMean:
         self.waiting = []
         return losses
 
-    def value(self) -> float:
-        return self.total / self.rows
+    def gather(self, device: torch.device) -> tuple[float, int]:
+        """Total and rows of all processes, which meet on their `device`; rank 0 holds them from then on."""
+        total, rows = together.total(torch.tensor([self.total, self.rows], dtype=torch.float64, device=device)).tolist()
+        self.total, self.rows = (total, int(rows)) if together.first() else (0.0, 0)
+        return total, int(rows)
 
 
 def diagnose(

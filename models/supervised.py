@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.schema import TargetSpec
-from models import metrics
+from models import metrics, together
 from models.answers import Answer, combine, to_units
 from models.augment import mixed_loss
 from models.diverged import DivergedError, RunningMean, about_checkpoint, all_finite, diagnose
@@ -119,7 +119,7 @@ class SupervisedModule(pl.LightningModule):
         batch = self.change(batch)
         loss, objective = self.objective(batch)
         self.record(loss, batch, batch_idx)
-        return objective
+        return objective * together.share(batch["target"], getattr(self.loss, "weight", None))
 
     def change(self, batch: Batch) -> Batch:
         """The batch as training sees it."""
@@ -138,14 +138,21 @@ class SupervisedModule(pl.LightningModule):
             self.fitted.reset()
         self.fitted.add(loss, len(batch["target"]))
         if (batch_idx + 1) % self.look_every == 0:
-            self._finite_mean("train", self.fitted, batch)
+            self._check("train", self.fitted, batch)
+
+    def on_fit_start(self) -> None:
+        if self.global_rank > 0:  # else dropout would be the same in all processes
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def on_train_epoch_end(self) -> None:
-        self._log({"train/loss": self._finite_mean("train", self.fitted)})
+        self._check("train", self.fitted)
+        total, rows = self.fitted.gather(self.device)
+        self._log({"train/loss": total / rows})
 
     def on_validation_epoch_start(self) -> None:
         if self.fitted.waiting:  # weights that training has spoilt would spoil the validation
-            self._finite_mean("train", self.fitted)
+            self._check("train", self.fitted)
+        together.take_buffers_of_first(self.network)
         self._start_measuring()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -166,14 +173,15 @@ class SupervisedModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(map(all_finite, self.network.parameters())):
             raise self._diverged("a weight is not finite", "train", self.trainer.fit_loop.batch_idx, ago=1)
-        if self.fitted.rows > 0:
-            self._finite_mean("train", self.fitted)
-        checkpoint["train_loss"] = {"total": self.fitted.total, "rows": self.fitted.rows}
+        self._check("train", self.fitted)
+        total, rows = self.fitted.gather(self.device)
+        checkpoint["train_loss"] = {"total": total, "rows": rows}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # An epoch resumed in its midst is not started again: its mean goes on from here.
-        self.fitted.total = checkpoint["train_loss"]["total"]
-        self.fitted.rows = checkpoint["train_loss"]["rows"]
+        if together.first():  # which holds the sums of all
+            self.fitted.total = checkpoint["train_loss"]["total"]
+            self.fitted.rows = checkpoint["train_loss"]["rows"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._build_optimizer()
@@ -226,9 +234,10 @@ class SupervisedModule(pl.LightningModule):
         self.metrics.update(self.predict(output), truth)
 
     def _log_measured(self, split: str) -> None:
-        loss = self._finite_mean(split, self.measured)
+        self._check(split, self.measured)
+        total, rows = self.measured.gather(self.device)
         values = {f"{split}/{name}": value.float() for name, value in self.metrics.compute().items()}
-        self._log({f"{split}/loss": loss, **values})
+        self._log({f"{split}/loss": total / rows, **values})
         self.metrics.reset()
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -238,12 +247,13 @@ class SupervisedModule(pl.LightningModule):
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(float(values[self.monitor]))
 
-    def _finite_mean(self, split: str, mean: RunningMean, batch: Batch | None = None) -> float:
-        """The one place that waits for the device. `batch`: of the last loss, before its step."""
+    def _check(self, split: str, mean: RunningMean, batch: Batch | None = None) -> None:
+        """That the losses are finite; the one place that waits for the device. `batch`: of the last loss, before its
+        step."""
         losses = mean.look()
         bad = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is None:
-            return mean.value()
+            return
         what = f"{split}/loss is {losses[bad]}"
         if split != "train":
             raise self._diverged(what, split, bad)

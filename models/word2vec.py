@@ -127,7 +127,8 @@ class Word2VecModule(SupervisedModule):
             self.measured.add(self.network(batch), len(batch["target"]))
 
     def _log_measured(self, split: str) -> None:
-        self._log({f"{split}/loss": self._finite_mean(split, self.measured)})
+        self._check(split, self.measured)
+        self._log({f"{split}/loss": self.measured.total / self.measured.rows})
 
     def write(self, folder: Path) -> Path:
         """Writes the vectors, the most frequent word first; TensorBoard's projector shows the first PROJECTED.

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import cluster, resume, sweep
+from trainer import cluster, processes, resume, sweep
 from trainer.check import check
-from trainer.compose import Composition, Setting, composer
+from trainer.compose import COMMAND, Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
 
 
@@ -40,6 +40,9 @@ def prepare(arguments: list[str]) -> list[str]:
         jobs = composing.jobs(base, command) if multirun else [found.settings]
         compositions = [composing.compose(job) for job in jobs]
         problems = found.problems.union(*map(problems_of, compositions))
+        if multirun and (here := processes.place()) is not None:
+            what = f"{here.by} starts the processes of one run: a sweep starts them itself, python train.py -m ..."
+            problems.add(Problem(COMMAND, "-m", what))
         if multirun and not problems:
             problems |= set(resume.shared_folders(compositions))
             problems |= set(cluster.problems(base, compositions)) if runs else set()

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import pytorch_lightning
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.loader import Batches
+from datamodules.ranks import Ranks
 from models.supervised import Batch, SupervisedModule
 from trainer.fast import FastEpochLoop, hindrance
 from trainer.problems import ConfigError
@@ -65,6 +67,7 @@ class Trainer(pytorch_lightning.Trainer):
         settings.setdefault("enable_checkpointing", any(isinstance(each, Checkpoint) for each in given))
         settings.setdefault("enable_progress_bar", any(isinstance(each, ProgressBar) for each in given))
         chosen, self.precision_reason = choose_precision(precision, accelerator)
+        self.given = {**settings, "accelerator": accelerator, "precision": chosen, "threads": threads}
         super().__init__(accelerator=accelerator, precision=chosen, **settings)
         if accelerator == "cpu" and not torch.cuda.is_available():
             # Every step of an optimizer asks anew; so told, torch need not load the driver to answer.
@@ -72,6 +75,16 @@ class Trainer(pytorch_lightning.Trainer):
         self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
         self.fit_loop.epoch_loop = self.loop
         self._refuse(hindrance(self))  # before the data are read
+
+    def alone(self) -> "Trainer":
+        """Itself where it is one process; else one for this process, which has come as far."""
+        if isinstance(self.strategy, SingleDeviceStrategy):
+            return self
+        device = self.strategy.root_device
+        own = {"strategy": "auto", "num_nodes": 1, "devices": 1 if device.index is None else [device.index]}
+        trainer = Trainer(**{**self.given, **own})
+        trainer.fit_loop.load_state_dict(self.fit_loop.state_dict())
+        return trainer
 
     def prepare(self, module: SupervisedModule, batch: Batch) -> None:
         """Sets the threads and the loop, and says what was chosen and why; before `fit`.
@@ -86,6 +99,8 @@ class Trainer(pytorch_lightning.Trainer):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
         loop = self._choose_loop(module)
+        if self.world_size > 1:
+            log.info("processes: %d, each takes its part of the rows of a batch", self.world_size)
         log.info(
             "device: %s%s; precision: %s (%s); threads: %s; loop: %s",
             *(name, why, self.precision, self.precision_reason, threads, loop),
@@ -122,8 +137,9 @@ class Trainer(pytorch_lightning.Trainer):
             torch.set_num_threads(self.threads)
             return f"{self.threads} (given)"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = min(cores, THREADS)
-        threads, why = 1, f"torch was started with {most}"
+        processes = Ranks().local
+        most = max(min(cores // processes, THREADS), 1)
+        threads, why = 1, f"torch was started with {most}" if processes == 1 else f"{processes} processes share them"
         if most > 1:
             cost = multiplications(module.network, batch)
             why = f"{cost / 1e6:,.1f} million multiplications a step: few"

@@ -21,7 +21,7 @@ from models.supervised import SupervisedModule
 from models.texts import VECTORS
 from models.word2vec import Word2Vec, Word2VecModule
 from trainer import folder as run_folder
-from trainer import pictures, report
+from trainer import pictures, processes, report
 from trainer.baselines import Comparison, compare
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config import check_monitor, instantiate
@@ -78,39 +78,53 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     """One run, from the data to the artefact, in a folder that is Hydra's run folder; `describe` says what the data
     are."""
     started = time.perf_counter()
-    quiet_lightning()
     before = run_folder.take_metrics(folder)
     run_folder.write_config(folder, config)
     run_folder.write_environment(folder)
-    pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
+    find = None
+    if config.lr_find:
+        resumed = config.resume is not None
+        find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
+    with processes.together(config, folder):
+        trainer, module, datamodule = assemble(config, folder, describe=describe)
+        metrics = train(trainer, module, datamodule, checkpoint=config.resume, find=find)
+        trainer = trainer.alone()
+    calibrate = config.calibrate and not isinstance(module, Word2VecModule)
+    metrics |= settle(trainer, module, datamodule, calibrate=calibrate)
+    metrics |= measure(trainer, module, datamodule, test=config.test)
+    if metrics["fit/samples_per_second"] == 0:
+        log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
+        metrics |= {name: value for name, value in before.items() if name.startswith(KEPT)}
+    return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started)
 
+
+def assist(config: DictConfig, folder: Path) -> None:
+    """What another process than rank 0 does in a run: all of it up to the end of training."""
+    train(*assemble(config, folder), checkpoint=config.resume)
+
+
+def assemble(
+    config: DictConfig, folder: Path, *, describe: bool = True
+) -> tuple[Trainer, SupervisedModule, TableDataModule]:
+    """All that training takes; rank 0 writes down what is found out about the data."""
+    quiet_lightning()
+    pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
     datamodule: TableDataModule = instantiate(config.data)
     try:
         datamodule.setup()
     finally:
-        run_folder.write_quarantine(folder, datamodule.quarantine)
-        run_folder.write_audit(folder, datamodule.findings)
+        if processes.rank() == 0:
+            run_folder.write_quarantine(folder, datamodule.quarantine)
+            run_folder.write_audit(folder, datamodule.findings)
     if describe:
         report.say_data(datamodule)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
     network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
-    module = supervise(config, network, datamodule)
-    calibrate = config.calibrate and not isinstance(module, Word2VecModule)
-    find = None
-    if config.lr_find:
-        resumed = config.resume is not None
-        find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
-    metrics = train(
-        trainer, module, datamodule, checkpoint=config.resume, find=find, calibrate=calibrate, test=config.test
-    )
-    if module.samples == 0:
-        log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
-        metrics |= {name: value for name, value in before.items() if name.startswith(KEPT)}
-    return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started)
+    return trainer, supervise(config, network, datamodule), datamodule
 
 
 def build_trainer(config: DictConfig, folder: Path) -> Trainer:
@@ -178,16 +192,13 @@ def train(
     *,
     checkpoint: str | None = None,
     find: Callable[[Trainer, SupervisedModule, TableDataModule], None] | None = None,
-    calibrate: bool = True,
-    test: bool = True,
 ) -> dict[str, float]:
-    """Fits, takes the best weights back, settles the answers, measures; all objects are built, so Hydra is not needed.
-    `find` may change the module's optimizer before.
+    """Fits, and takes the best weights back; all objects are built, so Hydra is not needed. `find` may change the
+    module's optimizer before.
 
-    Returns the flat metrics: `val/...` and `test/...` of the best weights, `train/loss` of the last epoch,
-    `fit/seconds`, `fit/samples_per_second` and so on. The module holds the best weights afterwards.
+    Returns `train/loss` of the last epoch, `fit/seconds`, `fit/samples_per_second` and so on.
     """
-    trainer.prepare(module, datamodule.head("train", datamodule.batch_size))
+    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size))
     if isinstance(module.network, Starts) and checkpoint is None:
         rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
         module.network.eval()  # neither dropout nor noise
@@ -215,15 +226,14 @@ def train(
         "fit/seconds": seconds,
         "fit/epochs": float(trainer.current_epoch),
         "fit/steps": float(trainer.global_step),
-        "fit/samples_per_second": module.samples / seconds,
+        "fit/samples_per_second": module.samples * trainer.world_size / seconds,
     }
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best and Path(best).exists():
         saved = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
         metrics["fit/best_epoch"] = float(saved["epoch"] + 1)
-    metrics |= settle(trainer, module, datamodule, calibrate=calibrate)
-    return metrics | measure(trainer, module, datamodule, test=test)
+    return metrics
 
 
 def measure(
@@ -268,4 +278,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode at the start of training")  # frozen ones
     warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used")
+    warnings.filterwarnings("ignore", ".*sync_dist=True")  # what is logged is of all processes
     warnings.filterwarnings("ignore", ".*number of training batches .* is smaller than the logging interval")

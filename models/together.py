@@ -1,0 +1,43 @@
+"""Sums over the processes that train one network together."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world() -> int:
+    """How many they are; 1 where torch.distributed has not been started."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def first() -> bool:
+    """Whether this process is rank 0, or alone."""
+    return world() == 1 or dist.get_rank() == 0
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of what all of them call it with; of one it is the value itself."""
+    if world() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def share(target: Tensor, weights: Tensor | None) -> Tensor | float:
+    """What the loss of this process's rows, a mean, is multiplied with, so that the mean of the processes' gradients is
+    the gradient of the mean over the rows of all: their numbers of rows differ, and so do the weights of classes.
+
+    `target` (rows,) of the rows; `weights` one a class.
+    """
+    if world() == 1:
+        return 1.0
+    own = target.new_tensor(len(target), dtype=torch.float32) if weights is None else weights[target].sum()
+    return own * world() / total(own)
+
+
+def take_buffers_of_first(network: nn.Module) -> None:
+    """Running statistics are of each process's own rows; those of rank 0 are kept."""
+    if world() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
