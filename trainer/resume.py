@@ -55,8 +55,8 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
         if wanted is not None:
             return refuse("resume", "goes on with one run, but this is a sweep: sweep.resume=FOLDER goes on with one.")
         if any(sweep.glob(f"*/{STATUS}")):
-            go_on = f"go on with it by sweep.resume={sweep}, or choose another folder."
-            return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: {go_on}")
+            go_on = f"go on with it by sweep.resume={sweep}, or " if (sweep / SWEEP).exists() else ""
+            return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: {go_on}choose another folder.")
         return found
     if not isinstance(wanted, str):
         # A run that ended before its first checkpoint, at bad data for one, leaves nothing to lose.

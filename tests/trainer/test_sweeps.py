@@ -196,6 +196,13 @@ def test_a_sweep_goes_on_by_its_own_command(begun: Path, capsys: pytest.CaptureF
                 "trainer.max_epochs: the sweep in {begun} was begun without it: leave it out, or begin another sweep.",
             ],
         ),
+        (
+            ["-m", "seed=0,1", "hydra.sweep.dir={begun}"],
+            [
+                "hydra.sweep.dir: {begun} holds a sweep already: go on with it by sweep.resume={begun}, or choose"
+                " another folder."
+            ],
+        ),
         (["sweep.resum={begun}"], ["sweep.resum: unknown key. Did you mean resume?"]),
         (["resume={begun}"], ["resume: {begun} is the folder of a sweep: sweep.resume={begun} goes on with it."]),
     ],
@@ -203,8 +210,9 @@ def test_a_sweep_goes_on_by_its_own_command(begun: Path, capsys: pytest.CaptureF
 def test_what_no_sweep_can_go_on_with_is_refused(
     begun: Path, tmp_path: Path, arguments: list[str], problems: list[str]
 ) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "status.json").write_text("{}")
+    for run in (tmp_path / "run", begun / "0_iris_mlp"):
+        run.mkdir()
+        (run / "status.json").write_text("{}")
     with pytest.raises(ConfigError) as caught:
         prepare([argument.format(place=tmp_path, begun=begun) for argument in arguments])
     lines = [f"  command line: {problem.format(place=tmp_path, begun=begun)}" for problem in problems]
