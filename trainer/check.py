@@ -34,6 +34,11 @@ class Paths:
 
 
 @dataclass
+class Sweep:
+    resume: str | None
+
+
+@dataclass
 class Root:
     """The schema of the whole config."""
 
@@ -57,6 +62,7 @@ class Root:
     groups: dict[str, dict[str, float]]
     lr_find: bool
     resume: str | None
+    sweep: Sweep
     cross_validate: int | None
     ensemble: int | None
     processes: int | Literal["auto"]

@@ -28,6 +28,7 @@ from trainer.config import check_monitor, instantiate
 from trainer.loop import Trainer
 from trainer.lr_find import find_rate
 from trainer.problems import ConfigError
+from trainer.resume import LAST
 from trainer.settle import settle
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class Outcome:
 def run(config: DictConfig) -> float:
     """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is None and (folder / LAST).exists():  # of a sweep that goes on, or started again by a cluster
+        log.info("resume: going on with %s", folder)
+        config.resume = str(folder / LAST)
     # Those of several runs import this module.
     if config.cross_validate is not None:
         from trainer.cross_validation import cross_validate
