@@ -48,6 +48,11 @@ class Search:
 
 
 @dataclass
+class Sweep:
+    resume: str | None
+
+
+@dataclass
 class Root:
     """The schema of the whole config."""
 
@@ -73,8 +78,10 @@ class Root:
     search: Search | None
     study: str | None
     resume: str | None
+    sweep: Sweep
     cross_validate: int | None
     ensemble: int | None
+    processes: int | Literal["auto"]
     test: bool
     baselines: bool
     allowed_targets: Sequence[str]
@@ -236,6 +243,9 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         number = search.get(key) if isinstance(search, dict) else None
         if isinstance(number, int) and number < 1:
             yield f"search.{key}", f"must be 1 or more; it is {number}."
+    at_once = config.get("processes")
+    if isinstance(at_once, int) and at_once < 1:
+        yield "processes", f"must be 1 or more, or auto; it is {at_once}."
     threshold = config.get("threshold")
     if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
         yield "threshold", f"must be from 0 to 1; it is {show(threshold)}."

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import cluster, processes, resume, space
+from trainer import cluster, processes, resume, space, sweep
 from trainer.check import check
 from trainer.compose import COMMAND, Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
@@ -27,11 +27,17 @@ def prepare(arguments: list[str]) -> list[str]:
         return arguments
     with composer(options) as composing:
         command = expanded([Setting(line) for line in options.overrides], composing)
+        runs = not (options.cfg or options.info)
+        of_sweep = sweep.named(command) if runs else None
+        if of_sweep is not None:
+            command = sweep.command_again(command, of_sweep)
         single = [setting for setting in command if not composing.sweeps(setting)]
         base = composing.compose(single)
         multirun = options.multirun or base.config.hydra.mode is RunMode.MULTIRUN
-        runs = not (options.cfg or options.info)
-        found = resume.plan(command, base, multirun=multirun) if runs else resume.Plan(command)
+        if of_sweep is not None:
+            found = resume.Plan(command, messages=[sweep.standing(of_sweep)])
+        else:
+            found = resume.plan(command, base, multirun=multirun) if runs else resume.Plan(command)
         jobs = composing.jobs(base, command) if multirun else [found.settings]
         compositions = [composing.compose(job) for job in jobs]
         problems = found.problems.union(*map(problems_of, compositions))
@@ -42,7 +48,8 @@ def prepare(arguments: list[str]) -> list[str]:
             problems |= set(resume.shared_folders(compositions))
             sampler = base.config.search.sampler if base.config.search else None
             problems |= set(space.problems(composing.of_sweep(base, command), composing, sampler))
-            problems |= set(cluster.problems(base, compositions)) if runs else set()
+        if runs and not problems:
+            problems |= set(cluster.problems(base, compositions))
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
@@ -26,7 +26,7 @@ from trainer.cluster import ended_by_sigterm, resources
 from trainer.local import LocalLauncher, shares
 from trainer.resume import LAST, quoted
 from trainer.space import distribution, grid
-from trainer.study import SAVED, TRIAL, conclude, counts, objectives, open_study, sampler, storage_of
+from trainer.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of
 from trainer.workers import Worker, launch
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FREE = ("search.n_trials", "search.n_jobs")
-"""Settings that may be others when a search goes on."""
 OUTPUT = "workers.log"
 """What the trials print, in the folder of the search."""
 FLAGS = ("config_path", "config_name", "config_dir")
@@ -58,13 +56,9 @@ class Search:
             with status.claim(self.folder), ended_by_sigterm():
                 self._begin()
                 self._carry_out()
-                log.info("%s", conclude(self.study, self.folder, self.objectives))
         except InputError as error:  # of which Hydra would print a traceback
             log.error("%s", error)
             sys.exit(EXIT_CODE)
-        except (KeyboardInterrupt, SystemExit):
-            log.info("the search goes on when its command is given again with hydra.sweep.dir=%s", self.folder)
-            raise
 
     def _begin(self) -> None:
         """Opens the study, a new one where there is none, and settles what all trials share."""
@@ -78,7 +72,9 @@ class Search:
         self.resumes = one_run and config.callbacks
         search = config.search
         with open_dict(config):
-            search.study, search.storage = self._name(), storage_of(config, self.folder)
+            saved = self.folder / SAVED
+            search.study = OmegaConf.load(saved).search.study if saved.exists() else self.folder.name
+            search.storage = storage_of(config, self.folder)
             if search.pruner != "none" and (len(self.objectives) > 1 or not one_run):
                 log.info("search.pruner=none: only one run with one objective can be pruned")
                 search.pruner = "none"
@@ -100,24 +96,6 @@ class Search:
                 self.study.enqueue_trial(point, skip_if_exists=True)
         done = counts(self.study) or "none"
         log.info("study %s in %s: %s of %d trials", search.study, search.storage, done, self.n_trials)
-
-    def _name(self) -> str:
-        """Of the study. Raises InputError where the folder holds the search of another command."""
-        if not (self.folder / SAVED).exists():
-            return self.folder.name
-        saved: Any = OmegaConf.load(self.folder / SAVED)
-        before = [
-            f"{key}={value}" for key, value in (saved.hydra.sweeper.params or {}).items()
-        ] + saved.hydra.overrides.task
-        then, now = ({line for line in each if line.partition("=")[0] not in FREE} for each in (before, self.lines))
-        if then != now:
-            differing = [f"it had {line}" for line in sorted(then - now)]
-            differing += [f"not {line}" for line in sorted(now - then)]
-            raise InputError(
-                f"{self.folder} holds a search that was begun by another command: {', '.join(differing)}. Give it as it"
-                " was, or choose another hydra.sweep.dir."
-            )
-        return str(saved.search.study)
 
     def _trials(self) -> Iterator["Trial | FrozenTrial"]:
         """Those that a search left, then new ones."""

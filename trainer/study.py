@@ -8,19 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from serving.errors import InputError
+from serving.errors import EXIT_CODE, InputError
 from trainer.compose import Composer, Setting
 from trainer.problems import Problem, raise_all
+from trainer.tables import short
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-SAVED = "multirun.yaml"
+SAVED = "search.yaml"
+"""In the folder of a search: all its settings."""
 JOURNAL = "study.journal"
 TRIAL = "trial_"
 """Of a trial's folder, before its number: hydra.sweep.subdir of a search."""
+FREE = (
+    "search.n_trials",
+    "search.n_jobs",
+    "hydra.sweep.dir",
+    "hydra.mode",
+    "hydra.launcher",
+    "hydra/launcher",
+    "cluster",
+)
+"""Beginnings of keys that may be others when a search goes on."""
 STARTUP, WARMUP = 5, 5
 """Trials that the median pruner lets end before it compares, and epochs of each that it leaves alone."""
 
@@ -108,8 +120,6 @@ def _best(path: Path, composing: Composer) -> list[Setting]:
     if not (folder / SAVED).exists():
         raise_all([_problem("study", f"{folder} is no folder of a search: it has no {SAVED}.")])
     config: Any = OmegaConf.load(folder / SAVED)
-    if config.search is None:
-        raise_all([_problem("study", f"{folder} is the folder of a sweep that is no search: it has no best trial.")])
     study = open_study(storage_of(config, folder), config.search.study)
     trial = _chosen(study, folder, number, objectives(config))
     command = [Setting(line, str(folder)) for line in config.hydra.overrides.task]
@@ -177,23 +187,41 @@ def _problem(key: str, what: str) -> Problem:
     return Problem("command line", key, what)
 
 
-def conclude(study: "Study", folder: Path, names: Sequence[str]) -> str:
-    """Draws the study into the folder of its search. Returns what is said of it: its best trial, or those of which none
-    is better in all objectives. Raises InputError where no trial was completed."""
+def conclude(folder: Path) -> list[int]:
+    """Draws the study of the search in `folder`, and says its best trial, or all of which none is better in every
+    objective. Returns what the search exits with where no trial was completed."""
     from trainer.search_pictures import draw
 
+    config: Any = OmegaConf.load(folder / SAVED)
+    study, names, where = open_study(storage_of(config, folder), config.search.study), objectives(config), short(folder)
     best = best_trials(study)
+    print(f"trials       {counts(study)}")
     if not best:
-        raise InputError(f"no trial was completed ({counts(study)}): {folder / f'{TRIAL}0' / 'train.log'} says why.")
-    where = folder
-    lines = [f"trials       {counts(study)}"]
+        print(f"no trial was completed: {where / f'{TRIAL}0' / 'train.log'} says why")
+        return [EXIT_CODE]
     for trial in best:
         settings = ", ".join(f"{key}={_shown(value)}" for key, value in trial.params.items())
-        lines.append(f"best         trial {trial.number}: {_values(trial, names)}, with {settings}")
+        print(f"best         trial {trial.number}: {_values(trial, names)}, with {settings}")
+    print(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
     one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
-    lines.append(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
-    lines.append(f"retrain it   python train.py experiment=best study={one}")
-    return "\n".join(lines)
+    print(f"retrain it   python train.py experiment=best study={one}")
+    return []
+
+
+def other_command(command: list[Setting], begun: Path) -> str | None:
+    """What is not as in the command that a search was begun by, if anything."""
+    free = (*FREE, "hydra.sweep.dir", "hydra.mode")
+    then, now = (
+        {setting.line.lstrip("+") for setting in settings if not setting.key.startswith(free)}
+        for settings in ([Setting(str(line)) for line in OmegaConf.load(begun)], command)
+    )
+    if then == now:
+        return None
+    differing = [f"it had {line}" for line in sorted(then - now)] + [f"not {line}" for line in sorted(now - then)]
+    return (
+        f"{begun.parent} holds a search that was begun by another command: {', '.join(differing)}. Give it as it was,"
+        " or choose another folder."
+    )
 
 
 def _shown(value: Any) -> str:

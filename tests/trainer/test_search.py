@@ -66,9 +66,9 @@ def test_the_same_command_goes_on_to_the_total(searched: tuple[Path, str], tmp_p
     assert [trial.state.name for trial in after[5:]] == ["COMPLETE"]
     other = search(folder, RATE, "model.dropout=0,0.2", "search.n_trials=7")
     assert other.returncode == 2
-    assert other.stdout.endswith(
-        f"{folder} holds a search that was begun by another command: it had model.dropout=0,0.1, not"
-        " model.dropout=0,0.2. Give it as it was, or choose another hydra.sweep.dir.\n"
+    assert other.stderr == (
+        f"A setting is wrong:\n  command line: hydra.sweep.dir: {folder} holds a search that was begun by another command:"
+        " it had model.dropout=0,0.1, not model.dropout=0,0.2. Give it as it was, or choose another folder.\n"
     )
 
 
@@ -147,7 +147,9 @@ def test_without_a_completed_trial_the_search_fails(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     done = search(folder, "model.activation=nothing,none", "search.sampler=grid")
     assert done.returncode == 2
-    assert f"no trial was completed (2 failed): {folder / 'trial_0' / 'train.log'} says why." in done.stdout
+    assert done.stdout.endswith(
+        f"trials       2 failed\nno trial was completed: {folder / 'trial_0' / 'train.log'} says why\n"
+    )
     best = run_script("train.py", "experiment=best", f"study={folder}")
     assert best.returncode == 2
     assert best.stderr == (f"A setting is wrong:\n  command line: study: {folder} has no completed trial (2 failed).\n")
