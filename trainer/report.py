@@ -20,7 +20,7 @@ FLATTERING = "calibrated_log_loss"
 
 
 def say_data(datamodule: TableDataModule) -> None:
-    """Logged under this module's name, which an ensemble leaves on the console."""
+    """Logged under this module's name, by which a fold in a process of its own has it on the console."""
     log.info("%s\n", describe_data(datamodule))
 
 
@@ -84,6 +84,11 @@ def _artifact(path: Path) -> list[str]:
 def trained(metrics: Mapping[str, float]) -> str:
     best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
     return f"{count(round(metrics['fit/epochs']), 'epoch')} in {metrics['fit/seconds']:.1f} s{best}"
+
+
+def reached(metrics: Mapping[str, float], monitor: str) -> str:
+    """A run in a line."""
+    return f"{monitor} {metrics[monitor]:.5g}; {trained(metrics)}"
 
 
 def _members(metrics: Mapping[str, float]) -> str:

@@ -111,6 +111,16 @@ def assemble(
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
+    datamodule = set_up(config, folder, describe=describe)
+    check_monitor(config.monitor, datamodule.target)
+    warn_of_other_rows(config)
+
+    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
+    return trainer, supervise(config, network, datamodule), datamodule
+
+
+def set_up(config: DictConfig, folder: Path, *, describe: bool = True) -> TableDataModule:
+    """The data, ready, and what was found in them written down."""
     datamodule: TableDataModule = instantiate(config.data)
     try:
         datamodule.setup()
@@ -120,11 +130,7 @@ def assemble(
             run_folder.write_audit(folder, datamodule.findings)
     if describe:
         report.say_data(datamodule)
-    check_monitor(config.monitor, datamodule.target)
-    warn_of_other_rows(config)
-
-    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
-    return trainer, supervise(config, network, datamodule), datamodule
+    return datamodule
 
 
 def build_trainer(config: DictConfig, folder: Path) -> Trainer:
