@@ -32,9 +32,9 @@ def states(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A study of five trials, by two workers, and what was printed."""
+    """A study of four trials, by two workers, and what was printed."""
     folder = tmp_path_factory.mktemp("search") / "study"
-    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=5", "search.n_jobs=2")
+    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=4", "search.n_jobs=2")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -42,7 +42,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_two_workers_carry_out_all_trials(searched: tuple[Path, str]) -> None:
     folder, said = searched
     study = study_of(folder)
-    assert states(folder) == ["COMPLETE"] * 5
+    assert states(folder) == ["COMPLETE"] * 4
     for trial in study.trials:
         status = json.loads((folder / f"trial_{trial.number}" / "status.json").read_text())
         assert (status["state"], status["value"]) == ("done", trial.value)
@@ -51,7 +51,7 @@ def test_two_workers_carry_out_all_trials(searched: tuple[Path, str]) -> None:
         assert not (folder / f"trial_{trial.number}" / "model.pt").exists()
     best = study.best_trial
     assert f"best         trial {best.number}: val/loss {best.value:.4g}, with optimizer.lr=" in said
-    assert "trials       5 completed\n" in said
+    assert "trials       4 completed\n" in said
     assert said.rstrip().endswith(f"python train.py experiment=best study={folder}")
     assert {"history.png", "importance.png"} <= {path.name for path in folder.iterdir()}
 
@@ -59,16 +59,16 @@ def test_two_workers_carry_out_all_trials(searched: tuple[Path, str]) -> None:
 def test_the_same_command_goes_on_to_the_total(searched: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = searched
     before = study_of(folder).trials
-    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=6")
-    assert f"study study in {folder / JOURNAL}: 5 completed of 6 trials" in done.stdout
+    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=5")
+    assert f"study study in {folder / JOURNAL}: 4 completed of 5 trials" in done.stdout
     after = study_of(folder).trials
-    assert after[:5] == before
-    assert [trial.state.name for trial in after[5:]] == ["COMPLETE"]
+    assert after[:4] == before
+    assert [trial.state.name for trial in after[4:]] == ["COMPLETE"]
     other = search(folder, RATE, "model.dropout=0,0.2", "search.n_trials=7")
     assert other.returncode == 2
     assert other.stderr == (
-        f"A setting is wrong:\n  command line: hydra.sweep.dir: {folder} holds a search that was begun by another command:"
-        " it had model.dropout=0,0.1, not model.dropout=0,0.2. Give it as it was, or choose another folder.\n"
+        f"A setting is wrong:\n  command line: hydra.sweep.dir: {folder} holds a search that was begun by another"
+        " command: it had model.dropout=0,0.1, not model.dropout=0,0.2. Give it as it was, or choose another folder.\n"
     )
 
 
