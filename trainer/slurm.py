@@ -6,6 +6,8 @@ becomes of the others, and cancels them at Ctrl-C.
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +49,19 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
             except BaseException:
                 cancel([job for job in jobs.values() if not job.done()])
                 raise
+
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """In the job. A signal that submitit has its own handler for does not come back from there: it has queued the job
+        again."""
+        from trainer.signals import Interrupted
+
+        try:
+            returned: JobReturn = super().__call__(*arguments)
+            return returned
+        except Interrupted as interrupted:
+            if interrupted.number == signal.SIGTERM and makes_way():
+                signal.raise_signal(signal.SIGUSR2)
+            sys.exit(interrupted.exit_code)
 
     def _submit(self, jobs: dict[int, list[str]]) -> dict[int, "Job[JobReturn]"]:
         """An array for all jobs that need the same resources."""
@@ -116,6 +131,14 @@ def outcome(number: int, job: "Job[JobReturn]") -> JobReturn:
     ended = status.read(Path(returned.hydra_cfg.hydra.runtime.output_dir))
     log.info("#%d, job %s: %s", number, job.job_id, told(ended))
     return returned
+
+
+def makes_way() -> bool:
+    """Whether the job, told to end, is to run again: it was not cancelled. Slurm queues such a job again by itself, but for
+    one that does end."""
+    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip() == "RUNNING"
 
 
 def cancel(jobs: list["Job[JobReturn]"]) -> None:
