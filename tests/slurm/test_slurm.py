@@ -119,7 +119,7 @@ def test_ctrl_c_cancels_the_jobs_which_leave_their_checkpoints(tmp_path: Path, s
         folder = tmp_path / "0_iris_mlp"
         until((folder / "checkpoints" / "last.ckpt").exists)
         sweep.send_signal(signal.SIGINT)
-        output, errors = sweep.communicate(timeout=120)
+        output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 130
     assert re.search(r"cancelling \d+: those that run end with a checkpoint\n", output)
     assert f"go on with   python train.py sweep.resume={tmp_path}\n" in output
