@@ -51,7 +51,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, n_jobs: int | None = None) -> None:
         self.n_jobs = n_jobs
-        self.running: set[subprocess.Popen[bytes]] = set()
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -82,9 +82,10 @@ class LocalLauncher(Launcher):
                 return list(pool.map(run, jobs))
             except BaseException:
                 self.stopped = True  # what waits does not start
-                for process in self.running:
+                running = dict(self.running)
+                for process in running.values():
                     os.killpg(process.pid, signal.SIGTERM)
-                log.info("ending %d jobs with their checkpoints", len(self.running))
+                log.info("ending %s: each leaves a checkpoint", " ".join(f"#{number}" for number in running))
                 raise
 
     def _job(self, number: int, overrides: list[str]) -> Job:
@@ -119,9 +120,9 @@ class LocalLauncher(Launcher):
             process = subprocess.Popen(
                 job.command(), env=os.environ | share, stdout=output, stderr=subprocess.STDOUT, process_group=0
             )
-        self.running.add(process)
+        self.running[job.number] = process
         code = process.wait()
-        self.running.remove(process)
+        del self.running[job.number]
         ended = status.read(job.folder)
         if ended is not None:
             done.return_value = ended.value

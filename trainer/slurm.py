@@ -51,8 +51,7 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
                 raise
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        """In the job. A signal that submitit has its own handler for does not come back from there: it has queued the job
-        again."""
+        """In the job. After a signal that submitit handles nothing comes back: it has queued the job again and gone."""
         from trainer.signals import Interrupted
 
         try:
@@ -134,8 +133,8 @@ def outcome(number: int, job: "Job[JobReturn]") -> JobReturn:
 
 
 def makes_way() -> bool:
-    """Whether the job, told to end, is to run again: it was not cancelled. Slurm queues such a job again by itself, but for
-    one that does end."""
+    """Whether the job was told to end for others' sake, not cancelled. Where such a job does not end, Slurm queues it
+    again; where it does, Slurm leaves it at that."""
     asked = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip() == "RUNNING"
