@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from serving.errors import InputError
 from trainer.compose import COMMAND, Setting
 from trainer.problems import Problem, raise_all
 from trainer.resume import SWEEP, changes, quoted
@@ -104,13 +105,20 @@ def counted(runs: Iterable[Status]) -> str:
 
 def done_before(folder: Path, config: DictConfig) -> Status | None:
     """How this job of a sweep was done, where it was, so that it is left out; says what it was begun with that the
-    settings now have otherwise."""
-    status = read(folder) if HydraConfig.get().mode is RunMode.MULTIRUN else None
+    settings now have otherwise. Raises InputError where the folder holds another job."""
+    hydra = HydraConfig.get()
+    status = read(folder) if hydra.mode is RunMode.MULTIRUN else None
     if status is None or not (folder / "config.yaml").exists():
         return None
     plain: Any = OmegaConf.to_container(config, resolve=True)
     done = status.state in DONE
+    own = {Setting(line).key for line in hydra.overrides.task}
     for key, change in changes(folder, plain):
+        if key in own:
+            raise InputError(
+                f"{folder} holds another job ({key} {change}): the file that says what is swept has changed since."
+                " Change it back, or begin another sweep."
+            )
         log.warning("resume: %s %s%s", key, change, ", but the job was done before" if done else "")
     if not done:
         return None

@@ -19,7 +19,7 @@ ALONE = {
 }
 ON_TABLES = {
     "folds": [
-        *("--table", "titanic", "--runs", "2", "--rounds", "1", "--steps", "2", "--settings"),
+        *("--table", "titanic", "--runs", "2", "--processes", "2", "--rounds", "1", "--steps", "2", "--settings"),
         *("trainer.max_epochs=1", "baselines=false", "logger=none"),
     ],
     "linear": ["--tables", "titanic", "--seeds", "0"],

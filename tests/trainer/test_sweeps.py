@@ -128,6 +128,30 @@ def test_a_search_by_name_is_a_sweep_and_the_largest_value_may_be_the_best(tmp_p
     assert "go on with" not in done.stdout
 
 
+def test_a_sweep_that_goes_on_says_what_its_files_have_otherwise_and_mixes_no_jobs(tmp_path: Path) -> None:
+    mine = tmp_path / "conf" / "search" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+
+    def start(*arguments: str, seeds: str, l1: float) -> subprocess.CompletedProcess[str]:
+        sweep = f"hydra: {{mode: MULTIRUN, sweeper: {{params: {{seed: '{seeds}'}}}}}}"
+        mine.write_text(f"# @package _global_\nl1: {l1}\n{sweep}\n")
+        return run_script("train.py", f"--config-dir={tmp_path}/conf", *arguments)
+
+    folder = tmp_path / "sweep"
+    quick = (*QUICK, "trainer.max_epochs=1", "export=none", "model=linear", f"hydra.sweep.dir={folder}")
+    assert start("search=mine", *quick, seeds="0,1", l1=0.0).returncode == 0
+    again = start(f"sweep.resume={folder}", seeds="0,1", l1=0.5)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("resume: l1 0.0 -> 0.5, but the job was done before\n") == 2
+    assert again.stdout.count("done before: ") == 2
+    other = start(f"sweep.resume={folder}", seeds="1,2", l1=0.0)
+    assert other.returncode == 2
+    assert (
+        f"{folder}/1_iris_linear holds another job (seed 1 -> 2): the file that says what is swept has changed since."
+        " Change it back, or begin another sweep.\n" in other.stdout
+    )
+
+
 LONG = (*QUICK, "model=mlp", "seed=0,1,2", "trainer.max_epochs=15", "callbacks.early_stopping=null")
 
 
