@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -59,23 +60,23 @@ class LocalLauncher(Launcher):
 
         self.context, self.config = hydra_context, config
         self.shares = shares(resources(config.trainer).devices, config.trainer.accelerator, self.n_jobs)
+        self.free: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for share in self.shares:
+            self.free.put(share)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         from trainer.cluster import ended_by_sigterm
 
         jobs = [self._job(number, list(given)) for number, given in enumerate(job_overrides, initial_job_idx)]
-        free: SimpleQueue[dict[str, str]] = SimpleQueue()
-        for share in self.shares:
-            free.put(share)
         each = ", ".join(f"{name}={value}" for name, value in self.shares[0].items())
         log.info("%d jobs, %d at once (%s)", len(jobs), min(len(jobs), len(self.shares)), each)
 
         def run(job: Job) -> JobReturn:
-            share = free.get()
+            share = self.free.get()
             try:
                 return self._run(job, share)
             finally:
-                free.put(share)
+                self.free.put(share)
 
         with ThreadPoolExecutor(len(self.shares)) as pool, ended_by_sigterm():
             try:
@@ -84,7 +85,8 @@ class LocalLauncher(Launcher):
                 self.stopped = True  # what waits does not start
                 running = dict(self.running)
                 for process in running.values():
-                    os.killpg(process.pid, signal.SIGTERM)
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGTERM)
                 log.info("ending %s: each leaves a checkpoint", " ".join(f"#{number}" for number in running))
                 raise
 

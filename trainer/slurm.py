@@ -72,8 +72,8 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
         submitted: dict[int, Job[JobReturn]] = {}
         for wanted, numbers in arrays.items():
             settings = json.loads(wanted)
-            at_start = {name: settings.pop(name) for name in ("slurm_max_num_timeout",)}
-            executor = AutoExecutor(settings.pop("slurm_submitit_folder"), cluster="slurm", **at_start)
+            folder, timeouts = settings.pop("slurm_submitit_folder"), settings.pop("slurm_max_num_timeout")
+            executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
             executor.update_parameters(**settings)
             state = Singleton.get_state()
             arguments = [(jobs[number], "hydra.sweep.dir", number, str(number), state) for number in numbers]
@@ -92,8 +92,8 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
         needs = resources(config.trainer)
         settings |= {"nodes": needs.nodes, "tasks_per_node": needs.devices}
         settings["gpus_per_node"] = settings["gpus_per_node"] or needs.gpus or None
+        settings["srun_args"] = ["--wait=60"]  # Where one process has died, the others would wait for it for ever.
         # Jobs start in the folder of the command, which need not be Lathe's.
-        settings["srun_args"] = ["--wait=60"]  # A process that has ended leaves the others of its job waiting.
         settings["setup"] = [f"export PYTHONPATH={ROOT}:$PYTHONPATH", *(settings["setup"] or [])]
         return {f"slurm_{name}": value for name, value in settings.items()}
 
@@ -142,6 +142,8 @@ def makes_way() -> bool:
 
 def cancel(jobs: list["Job[JobReturn]"]) -> None:
     """Ends jobs, which write their checkpoints, and waits for their end."""
+    if not jobs:
+        return
     names = [job.job_id for job in jobs]
     log.info("cancelling %s: those that run end with a checkpoint", " ".join(names))
     subprocess.run(["scancel", *names], check=False)
