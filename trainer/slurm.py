@@ -40,8 +40,7 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
 
         try:
             jobs = self._submit(dict(enumerate(map(list, job_overrides), initial_job_idx)))
-        except FailedJobError as error:  # of which Hydra would print a traceback
-            log.error("%s", str(error).strip())
+        except FailedJobError:  # sbatch has said why; Hydra would add a traceback
             sys.exit(EXIT_CODE)
         with ended_by_sigterm():
             try:
