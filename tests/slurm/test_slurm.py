@@ -2,18 +2,25 @@
 
 import json
 import re
+<<<<<<< HEAD
 import shutil
 import signal
 import subprocess
 import sys
+=======
+>>>>>>> main
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+<<<<<<< HEAD
 import pytest
 import torch
 
 from tests.conftest import ROOT, run_script
+=======
+from tests.conftest import run_script
+>>>>>>> main
 from trainer import status
 
 Variables = dict[str, str]
@@ -27,6 +34,11 @@ def until(happened: Callable[[], object]) -> None:
     while not happened():
         assert time.monotonic() < end, "waited for nothing"
         time.sleep(0.2)
+
+
+def ask(*command: str, env: Variables) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
 
 
 def started(*settings: str, env: Variables) -> subprocess.Popen[str]:
@@ -81,8 +93,7 @@ def test_a_job_that_makes_way_goes_on_and_ends_as_if_nothing_had_been(
     with started(*SLURM, *PACED, "+callbacks.paced.seconds=2", f"hydra.sweep.dir={tmp_path}", env=slurm) as sweep:
         folder = tmp_path / "0_iris_mlp"
         until((folder / "checkpoints" / "last.ckpt").exists)
-        first = ["sbatch", "--partition=first", "--ntasks=4", "--output=/dev/null", "--wrap=true"]
-        subprocess.run(first, env=slurm, check=True, timeout=30)
+        ask("sbatch", "--partition=first", "--ntasks=4", "--output=/dev/null", "--wrap=true", env=slurm)
         output, _ = sweep.communicate(timeout=300)
     assert re.search(r"#0, job \d+: done in \d+ s, val/loss 0\.\d+\n", output)
     log = (folder / "train.log").read_text()
@@ -92,19 +103,20 @@ def test_a_job_that_makes_way_goes_on_and_ends_as_if_nothing_had_been(
 
 
 def test_a_batch_file_whose_time_is_up_is_queued_again(tmp_path: Path, slurm: Variables, uninterrupted: Path) -> None:
-    paced = (*PACED, "+callbacks.paced.seconds=4", f"paths.cache={tmp_path}/cache")
-    given = ["--time=1", "--signal=SIGUSR1@30", f"--output={tmp_path}/log", str(ROOT / "scripts/slurm/train.sbatch")]
-    submitted = subprocess.run(
-        ["sbatch", "--parsable", "--cpus-per-task=1", *given, *paced],
-        cwd=ROOT,
-        env=slurm,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    folder = ROOT / "outputs" / f"slurm-{submitted.stdout.strip()}"
+    paced = (*PACED, "+callbacks.paced.seconds=4")
+    given = ["--cpus-per-task=1", f"--output={tmp_path}/log", str(ROOT / "scripts" / "slurm" / "train.sbatch")]
+    job = ask("sbatch", "--parsable", *given, *paced, env=slurm)
+    folder = ROOT / "outputs" / f"slurm-{job}"
+
+    def last(minutes: int) -> None:
+        ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}", env=slurm)
+
     try:
+        until((folder / "checkpoints" / "last.ckpt").exists)
+        ran = ask("squeue", "--noheader", "--format=%M", f"--jobs={job}", env=slurm)  # minutes:seconds
+        last(int(ran.partition(":")[0]) + 1)
+        until(lambda: "queued again" in (tmp_path / "log").read_text())
+        last(30)
         until(lambda: (run := status.read(folder)) is not None and run.state == "done")
         log = (tmp_path / "log").read_text()
         assert "interrupted (138): queued again\n" in log
