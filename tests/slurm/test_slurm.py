@@ -2,25 +2,18 @@
 
 import json
 import re
-<<<<<<< HEAD
 import shutil
 import signal
 import subprocess
 import sys
-=======
->>>>>>> main
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-<<<<<<< HEAD
 import pytest
 import torch
 
 from tests.conftest import ROOT, run_script
-=======
-from tests.conftest import run_script
->>>>>>> main
 from trainer import status
 
 Variables = dict[str, str]
