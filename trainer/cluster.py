@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 
 from trainer.compose import Composition
 from trainer.problems import ConfigError, Problem
+from trainer.processes import missing
 from trainer.status import Status
 
 LOCAL, SLURM = "hydra_plugins.lathe.Local", "hydra_plugins.lathe.Slurm"
@@ -32,25 +33,21 @@ def resources(trainer: DictConfig) -> Resources:
     """Raises ConfigError where the number of devices is left open."""
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
     if not isinstance(devices, int) or devices < 1:
-        raise ConfigError(f"{devices} leaves open what a job of cluster needs: give the number of devices.")
+        raise ConfigError(f"{devices} leaves open what a job is to ask for: give a number.")
     return Resources(trainer.num_nodes, devices, devices if trainer.accelerator in GPUS else 0)
 
 
 def problems(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
-    """Why the jobs of a sweep could not be placed."""
+    """Why the jobs of a sweep, or a run, could not be placed."""
     launcher = base.config.hydra.launcher._target_
-    if launcher not in (LOCAL, SLURM):
-        return
     for job in jobs:
-        try:
-            needs = resources(job.config.trainer)
-        except ConfigError as error:
-            yield Problem(job.where("trainer.devices"), "trainer.devices", str(error))
-            continue
-        if launcher == LOCAL and needs.nodes > 1:
-            yield Problem(
-                job.where("trainer.num_nodes"), "trainer.num_nodes", "cluster=local is one machine: leave it out."
-            )
+        found = [] if launcher == SLURM else list(missing(job.config))
+        if launcher in (LOCAL, SLURM):
+            try:
+                resources(job.config.trainer)
+            except ConfigError as error:
+                found.append(("trainer.devices", str(error)))
+        yield from (Problem(job.where(key), key, what) for key, what in found)
     if launcher == SLURM and shutil.which("sbatch") is None:
         yield Problem(
             base.where("hydra.mode"),

@@ -39,7 +39,8 @@ def prepare(arguments: list[str]) -> list[str]:
             problems.add(Problem(COMMAND, "-m", what))
         if multirun and not problems:
             problems |= set(resume.shared_folders(compositions))
-            problems |= set(cluster.problems(base, compositions)) if runs else set()
+        if runs and not problems:
+            problems |= set(cluster.problems(base, compositions))
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])

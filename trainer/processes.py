@@ -89,11 +89,6 @@ def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f" trainer=ddp trainer.devices={here.local} trainer.num_nodes={here.world // here.local}.",
         )
         return
-    if here is None and nodes > 1:
-        yield (
-            "trainer.num_nodes",
-            f"the processes of {nodes} machines are started by torchrun or srun, on each of them (docs/processes.md).",
-        )
     if local * nodes == 1:
         return
     several = f"{local * nodes} processes train"
@@ -112,6 +107,16 @@ def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "data.cache", f"null is for one process, but {several}: give a folder that all of them see."
 
 
+def missing(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """That nobody has started the processes on other machines."""
+    nodes = config["trainer"].get("num_nodes", 1)
+    if nodes > 1 and place() is None:
+        yield (
+            "trainer.num_nodes",
+            f"the processes of {nodes} machines are started by torchrun or srun, on each of them (docs/processes.md).",
+        )
+
+
 @contextmanager
 def together(config: DictConfig, folder: Path) -> Iterator[None]:
     """The other processes of a run, if it has several, take part meanwhile (`trainer.run.assist`).
@@ -120,7 +125,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[None]:
     ended.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    for key, what in problems(plain):
+    for key, what in (*problems(plain), *missing(plain)):
         raise ConfigError(f"{key}: {what}")
     world = devices(plain["trainer"]) * plain["trainer"].get("num_nodes", 1)
     if world == 1:

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from torch import nn
 
 from tests.conftest import ROOT, run_script
 from trainer import status
@@ -20,15 +19,8 @@ from trainer.problems import ConfigError
 SHORT = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
 
 
-class Broken(nn.Module):
-    """A network that nobody can build."""
-
-    def __init__(self, spec: object, outputs: int, inputs: object) -> None:
-        raise RuntimeError("asked to fail")
-
-
 def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_path: Path) -> None:
-    models = "model._target_=models.linear.Linear,tests.trainer.test_local.Broken"
+    models = "model._target_=models.linear.Linear,tests.parts.Broken"
     given = ("cluster=local", "hydra.launcher.n_jobs=2", "model=linear", models, "allowed_targets=[tests]", *SHORT)
     done = run_script("train.py", *given, f"hydra.sweep.dir={tmp_path}")
     good, bad = tmp_path / "0_iris_linear", tmp_path / "1_iris_linear"
@@ -79,9 +71,13 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "trainer.devices=auto",
-            "trainer.devices: auto leaves open what a job of cluster needs: give the number of devices.",
+            "trainer.devices: auto leaves open what a job is to ask for: give a number.",
         ),
-        ("trainer.num_nodes=2", "trainer.num_nodes: cluster=local is one machine: leave it out."),
+        (
+            "trainer.num_nodes=2",
+            "trainer.num_nodes: the processes of 2 machines are started by torchrun or srun, on each of them"
+            " (docs/processes.md).",
+        ),
     ],
 )
 def test_a_job_that_cannot_be_placed_is_refused_before_any_work(setting: str, problem: str) -> None:

@@ -1,0 +1,180 @@
+"""Training as SageMaker and Vertex AI start it: their folders and variables, laid out on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from sklearn.datasets import load_iris
+
+from scripts.cloud_train import Machines, bare, cluster, files, mounted, sagemaker, vertex
+from serving.artifact import Artifact
+from serving.errors import InputError
+from tests.conftest import ROOT
+
+SHORT = {"data.target": "target", "trainer.max_epochs": "2", "logger": "none", "baselines": "false"}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table as a person has it."""
+    path = tmp_path_factory.mktemp("rows") / "iris.csv"
+    numbers, target = load_iris(return_X_y=True)
+    pl.DataFrame({**{f"x{at}": column for at, column in enumerate(numbers.T)}, "target": target}).write_csv(path)
+    return path
+
+
+def lay_out(base: Path, hyperparameters: dict[str, str], channels: dict[str, Path], **resources: Any) -> Path:
+    """SageMaker's folders."""
+    config = base / "input" / "config"
+    config.mkdir(parents=True)
+    (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
+    (config / "resourceconfig.json").write_text(
+        json.dumps({"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo", **resources})
+    )
+    described = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
+    (config / "inputdataconfig.json").write_text(json.dumps(dict.fromkeys(channels, described)))
+    for name, path in channels.items():
+        (base / "input" / "data" / name).mkdir(parents=True)
+        (base / "input" / "data" / name / path.name).write_bytes(path.read_bytes())
+    return base
+
+
+def train(*command: str, **variables: object) -> subprocess.CompletedProcess[str]:
+    given = os.environ | {name: str(value) for name, value in variables.items()}
+    script = [sys.executable, str(ROOT / "scripts" / "cloud_train.py"), *command]
+    return subprocess.run(script, env=given, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_sagemaker_gets_its_model_and_a_job_started_again_goes_on(tmp_path: Path, rows: Path) -> None:
+    base = lay_out(tmp_path, {**SHORT, "model": '"linear"', "sagemaker_region": "x"}, {"train": rows, "test": rows})
+    done = train("train", SAGEMAKER_BASE_DIR=base)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Artifact.load(base / "model" / "model.pt").spec["target"]["name"] == "target"
+    kept = {path.name for path in (base / "output" / "data").iterdir()}
+    assert {"metrics.json", "config.yaml", "status.json", "train.log", ".hydra"} <= kept
+    assert not kept & {"checkpoints", "model.pt"}
+    assert not (base / "output" / "failure").exists()
+
+    (base / "checkpoints" / "metrics.json").unlink()  # as if its machine had been taken away
+    again = train("train", "trainer.max_epochs=3", SAGEMAKER_BASE_DIR=base)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"resume: going on with {base}/checkpoints\n" in again.stdout
+
+
+def test_sagemaker_is_told_why_a_job_failed(tmp_path: Path, rows: Path) -> None:
+    base = lay_out(tmp_path, {**SHORT, "modle": "mlp"}, {"train": rows})
+    done = train("train", SAGEMAKER_BASE_DIR=base)
+    assert done.returncode == 2
+    why = "A setting is wrong:\n  command line: modle: unknown key. Did you mean mode?\n"
+    assert (base / "output" / "failure").read_text() == why
+    assert done.stdout == why
+
+
+def test_an_error_of_the_run_comes_first(tmp_path: Path, rows: Path) -> None:
+    base = lay_out(tmp_path, {**SHORT, "data.target": "tarjet"}, {"train": rows})
+    assert train("train", SAGEMAKER_BASE_DIR=base).returncode == 2
+    assert "tarjet" in (base / "output" / "failure").read_text().splitlines()[0]
+
+
+def test_several_machines_meet_by_torchrun(tmp_path: Path, rows: Path) -> None:
+    hosts = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}
+    job = sagemaker(lay_out(tmp_path, {"trainer.devices": "4"}, {"rows": rows}, **hosts), ["model=mlp"])
+    data = f"data.path={tmp_path}/input/data/rows/iris.csv"
+    torchrun = ["--nnodes=2", "--node-rank=1", "--nproc-per-node=4", "--master-addr=algo-1", "--master-port=29400"]
+    several = ["trainer.devices=4", "trainer.num_nodes=2"]
+    assert job.command() == [
+        *(sys.executable, "-m", "torch.distributed.run", *torchrun, str(ROOT / "train.py"), "trainer=ddp"),
+        *("data=table", "model=mlp", "trainer.devices=4", data),
+        *(f"hydra.run.dir={tmp_path}/checkpoints", "resume=auto", *several),
+    ]
+    assert job.variables == {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
+
+
+@pytest.mark.parametrize(
+    ("channel", "problem"),
+    [
+        ({"TrainingInputMode": "Pipe"}, "Pipe gives rows once, training needs them again: take File or FastFile."),
+        ({"S3DistributionType": "ShardedByS3Key"}, "every machine must see all files: take FullyReplicated."),
+    ],
+)
+def test_channels_that_cannot_be_trained_on_are_refused(
+    tmp_path: Path, rows: Path, channel: dict[str, str], problem: str
+) -> None:
+    base = lay_out(tmp_path, {}, {"train": rows}, hosts=["algo-1", "algo-2"])
+    (base / "input" / "config" / "inputdataconfig.json").write_text(json.dumps({"train": channel}))
+    with pytest.raises(InputError) as caught:
+        sagemaker(base, [])
+    assert str(caught.value) == f"channel train: {problem}"
+
+
+def test_channels_of_unclear_use_are_refused(tmp_path: Path, rows: Path) -> None:
+    base = lay_out(tmp_path, {}, {"a": rows, "b": rows})
+    with pytest.raises(InputError) as caught:
+        sagemaker(base, [])
+    assert str(caught.value) == "there are several channels (a, b): call the one to train on train."
+
+
+def test_a_channel_may_hold_files_or_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        files(tmp_path)
+    assert str(caught.value) == f"{tmp_path} is empty: the channel holds no file."
+    (tmp_path / "b.csv").touch()
+    (tmp_path / "a.csv").touch()
+    assert files(tmp_path) == f"[{tmp_path}/a.csv,{tmp_path}/b.csv]"
+    (tmp_path / "cats").mkdir()
+    assert files(tmp_path) == str(tmp_path)
+
+
+def test_vertex_gets_its_model_and_a_job_started_again_goes_on(tmp_path: Path, rows: Path) -> None:
+    places = {"AIP_MODEL_DIR": "model", "AIP_CHECKPOINT_DIR": "checkpoints", "AIP_TENSORBOARD_LOG_DIR": "logs"}
+    variables = {name: tmp_path / folder for name, folder in places.items()}
+    variables |= {"AIP_TRAINING_DATA_URI": rows, "SAGEMAKER_BASE_DIR": tmp_path / "none"}
+    settings = [f"{key}={value}" for key, value in SHORT.items() if key != "logger"]
+    done = train("train", *settings, "model=linear", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    Artifact.load(tmp_path / "model" / "model.pt")
+    assert list((tmp_path / "logs" / "tensorboard").glob("events*"))
+
+    (tmp_path / "checkpoints" / "metrics.json").unlink()
+    again = train("train", *settings, "trainer.max_epochs=3", **variables)
+    assert f"resume: going on with {tmp_path}/checkpoints\n" in again.stdout
+
+
+def test_vertex_machines_are_counted_over_the_pools() -> None:
+    spec = {
+        "cluster": {"workerpool0": ["w0-0:2222"], "workerpool1": ["w1-0:2222", "w1-1:2222"]},
+        "environment": "cloud",
+        "task": {"type": "workerpool1", "index": 1},
+    }
+    assert cluster({"CLUSTER_SPEC": json.dumps(spec)}) == Machines(3, 2, "w0-0", 2222)
+    spec = {"cluster": {"workerpool0": ["w0-0:2222"]}, "task": {"type": "workerpool0", "index": 0}}
+    assert cluster({"CLUSTER_SPEC": json.dumps(spec)}) == Machines()
+    assert cluster({}) == Machines()
+
+
+def test_vertex_places_are_mounted() -> None:
+    assert mounted("gs://bucket/a/b") == Path("/gcs/bucket/a/b")
+    job = vertex({"AIP_MODEL_DIR": "gs://b/model", "AIP_TRAINING_DATA_URI": "gs://b/rows-*.csv"}, ["data.target=y"])
+    assert (job.model, job.run) == (Path("/gcs/b/model"), Path("/gcs/b/model/run"))
+    assert job.settings == ["data=table", "data.target=y", "data.path='/gcs/b/rows-*.csv'"]
+    with pytest.raises(InputError) as caught:
+        vertex({"AIP_MODEL_DIR": "gs://b/model", "AIP_DATA_FORMAT": "bigquery"}, [])
+    assert str(caught.value) == "AIP_DATA_FORMAT=bigquery: training reads files: export the table as CSV or Parquet."
+
+
+def test_hyperparameters_lose_the_quotes_of_the_sdk() -> None:
+    assert [bare(text) for text in ("5", '"mlp"', "[1,2]", "a b")] == ["5", "mlp", "[1,2]", "a b"]
+
+
+def test_a_command_without_a_cloud_is_refused(tmp_path: Path) -> None:
+    done = train("train", SAGEMAKER_BASE_DIR=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"here is neither SageMaker's {tmp_path}/input/config nor Vertex AI's AIP_MODEL_DIR: run train.py.\n",
+    )
+    assert train("serve").stderr == "unknown command serve: give train [KEY=VALUE ...].\n"
