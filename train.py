@@ -9,21 +9,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
-from trainer import processes
+from trainer import processes, sweep
 from trainer.config import prepare
 from trainer.status import recorded
 
 log = logging.getLogger("train")
-failures: list[Exception] = []
+codes: list[int] = []
+"""With what the runs of this process would exit that were not carried out."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     """One run; in a sweep, a job that cannot be carried out leaves the others to go on."""
-    if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
-        return processes.work()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        if (before := sweep.done_before(folder, config)) is not None:
+            return before.value
+        if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
+            return processes.work()
         with recorded(folder, config.monitor, config.mode) as status:
             # Imported here so that help need not wait for torch.
             from trainer.lean import lean
@@ -35,11 +38,22 @@ def main(config: DictConfig) -> float | None:
         return status.value
     except InputError as error:
         log.error("%s", error)
-        failures.append(error)
-    except Exception as error:
+        codes.append(EXIT_CODE)
+    except Exception:
         log.exception("The run stopped at an error that is not a setting's.")
-        failures.append(error)
+        codes.append(1)
     return None
+
+
+def carry_out() -> None:
+    """The run, or the sweep and its table."""
+    broken_off = True
+    try:
+        main()
+        broken_off = False
+    finally:
+        if sweep.Begun.folder is not None:
+            codes.extend(sweep.conclude(sweep.Begun.folder, broken_off=broken_off))
 
 
 if __name__ == "__main__":
@@ -47,7 +61,7 @@ if __name__ == "__main__":
         if processes.rank() > 0:
             sys.exit(processes.work(sys.argv[1:]))
         sys.argv[1:] = prepare(sys.argv[1:])
-        main()
+        carry_out()
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -57,5 +71,5 @@ if __name__ == "__main__":
             raise
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
-    if failures:
-        sys.exit(EXIT_CODE if all(isinstance(failure, InputError) for failure in failures) else 1)
+    if codes:
+        sys.exit(codes[0] if len(set(codes)) == 1 else 1)

@@ -18,6 +18,8 @@ StoreKind = Literal["memory", "device", "disk"]
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 TOKENS, OFFSETS = "tokens.", "offsets."
+sharing = 1
+"""Processes at work at once, of which this is one: each may take its share of the free memory."""
 
 
 class MemoryStore:
@@ -149,12 +151,12 @@ def readable(size: int) -> str:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its container where that has less."""
+    """Bytes that this process may still take: its share of the machine's, or of its container's where that has less."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int(used.read_text()))
-    return free
+    return free // sharing
 
 
 def choose(wanted: Literal["auto", "memory", "device", "disk"], size: int, limit: int) -> tuple[StoreKind, str]:

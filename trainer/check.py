@@ -34,6 +34,11 @@ class Paths:
 
 
 @dataclass
+class Sweep:
+    resume: str | None
+
+
+@dataclass
 class Root:
     """The schema of the whole config."""
 
@@ -57,8 +62,10 @@ class Root:
     groups: dict[str, dict[str, float]]
     lr_find: bool
     resume: str | None
+    sweep: Sweep
     cross_validate: int | None
     ensemble: int | None
+    processes: int | Literal["auto"]
     test: bool
     baselines: bool
     allowed_targets: Sequence[str]
@@ -215,6 +222,9 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         runs = config.get(key)
         if isinstance(runs, int) and runs < 2:
             yield key, f"must be 2 or more; it is {runs}."
+    at_once = config.get("processes")
+    if isinstance(at_once, int) and at_once < 1:
+        yield "processes", f"must be 1 or more, or auto; it is {at_once}."
     threshold = config.get("threshold")
     if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
         yield "threshold", f"must be from 0 to 1; it is {show(threshold)}."

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from datamodules.schema import TargetSpec
 from models.metric_names import NAMES
 from serving.errors import InputError
-from trainer import cluster, processes, resume
+from trainer import cluster, processes, resume, sweep
 from trainer.check import check
 from trainer.compose import COMMAND, Composition, Setting, composer
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
@@ -26,11 +26,17 @@ def prepare(arguments: list[str]) -> list[str]:
         return arguments
     with composer(options) as composing:
         command = [Setting(line) for line in options.overrides]
+        runs = not (options.cfg or options.info)
+        of_sweep = sweep.named(command) if runs else None
+        if of_sweep is not None:
+            command = sweep.command_again(command, of_sweep)
         single = [setting for setting in command if not composing.sweeps(setting)]
         base = composing.compose(single)
         multirun = options.multirun or base.config.hydra.mode is RunMode.MULTIRUN
-        runs = not (options.cfg or options.info)
-        found = resume.plan(command, base, multirun=multirun) if runs else resume.Plan(command)
+        if of_sweep is not None:
+            found = resume.Plan(command, messages=[sweep.standing(of_sweep)])
+        else:
+            found = resume.plan(command, base, multirun=multirun) if runs else resume.Plan(command)
         jobs = composing.jobs(base, command) if multirun else [found.settings]
         compositions = [composing.compose(job) for job in jobs]
         problems = found.problems.union(*map(problems_of, compositions))

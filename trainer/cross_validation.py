@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from serving.write import writing
 from trainer import folder as run_folder
 from trainer import report
 from trainer.average import average
+from trainer.parallel import run_all
 from trainer.run import Outcome, carry_out
 from trainer.several import inside, own_config, summary
 
@@ -42,9 +44,7 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
     run_folder.write_config(folder, config)
     run_folder.write_environment(folder)
     folders = [folder / f"fold_{fold}" for fold in range(config.cross_validate)]
-    for fold, each in enumerate(folders):
-        log.info("fold %d of %d, %s", fold, len(folders), each.name)
-        _carry_out_fold(config, fold, each)
+    run_all({each: partial(_carry_out_fold, config, fold, each) for fold, each in enumerate(folders)}, config)
     answers = [
         pl.read_parquet(each / PREDICTIONS).with_columns(fold=pl.lit(fold))
         for fold, each in enumerate(folders)
@@ -83,6 +83,7 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
 
 
 def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
+    log.info("fold %d of %d, %s", fold, config.cross_validate, folder.name)
     with inside(folder):
         changes = {"cross_validate": None, "data.split.folds": config.cross_validate, "data.split.fold": fold}
         vectors = OmegaConf.select(config, START)
@@ -90,10 +91,10 @@ def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
             changes[START] = str(Path(vectors) / folder.name)
         own = own_config(config, folder, changes)
         if (folder / PREDICTIONS).exists() or (folder / VECTORS).exists():
-            log.info("was done before")
+            log.info("%s was done before", folder.name)
             return
-        folder.mkdir(exist_ok=True)
         outcome = carry_out(own, folder, describe=fold == 0)
+        log.info("%s: %s", folder.name, report.reached(outcome.metrics, config.monitor))
         if isinstance(outcome.module, Word2VecModule):
             return
         answers = predictions(outcome)

@@ -4,21 +4,25 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pytorch_lightning
 from omegaconf import DictConfig
+from torch import nn
 
 from models.ensemble import Ensemble
 from trainer import folder as run_folder
 from trainer import report
-from trainer.run import Outcome, build_trainer, carry_out, conclude, measure, supervise
+from trainer.parallel import run_all
+from trainer.run import Outcome, build_trainer, carry_out, conclude, measure, quiet_lightning, set_up, supervise
 from trainer.settle import settle
 from trainer.several import inside, own_config, summary
 
 log = logging.getLogger(__name__)
 
-OF_A_RUN = ("trainer.run", "trainer.loop", "trainer.settle")
-"""Loggers of what matters of one run alone: thresholds and temperatures of members are settled anew for their mean."""
+OF_A_RUN = ("datamodules.", "trainer.run", "trainer.loop", "trainer.settle")
+"""Loggers that members repeat, or that matter of one run alone: temperatures are settled anew for their mean."""
 
 
 def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
@@ -31,23 +35,29 @@ def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     run_folder.write_config(folder, config)
     run_folder.write_environment(folder)
-    members: list[Outcome] = []
-    for index in range(config.ensemble):
-        own_folder = folder / f"member_{index}"
-        with inside(own_folder), quiet_console():
-            # The artefact is made once, of all; the linear model is the same beside each.
-            changes = {"ensemble": None, "seed": config.seed + index, "export": None, "baselines": False}
-            own = own_config(config, own_folder, changes)
-            own_folder.mkdir(exist_ok=True)
-            members.append(carry_out(own, own_folder, describe=index == 0))
-        metrics = members[-1].metrics
-        log.info("%s: %s %.5g; %s", own_folder.name, config.monitor, metrics[config.monitor], report.trained(metrics))
-    datamodule, trainer = members[0].datamodule, build_trainer(config, folder)
-    module = supervise(config, Ensemble([member.module.network for member in members]), datamodule)
-    metrics = {f"member/{name}": value for name, value in summary([member.metrics for member in members]).items()}
+    quiet_lightning()
+    datamodule = set_up(config, folder)
+    folders = [folder / f"member_{index}" for index in range(config.ensemble)]
+    runs = {each: partial(_carry_out_member, config, index, each) for index, each in enumerate(folders)}
+    members = run_all(runs, config)
+    pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
+    trainer = build_trainer(config, folder)
+    module = supervise(config, Ensemble([network for _, network in members]), datamodule)
+    trainer.prepare(module, datamodule.head("train", datamodule.batch_size))
+    metrics = {f"member/{name}": value for name, value in summary([metrics for metrics, _ in members]).items()}
     metrics |= settle(trainer, module, datamodule, calibrate=config.calibrate)
     metrics |= measure(trainer, module, datamodule, test=config.test)
     return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started).metrics
+
+
+def _carry_out_member(config: DictConfig, index: int, folder: Path) -> tuple[dict[str, float], nn.Module]:
+    """Its metrics, and its network with the best weights."""
+    with inside(folder), quiet_console():
+        # The artefact is made once, of all; the linear model is the same beside each.
+        changes = {"ensemble": None, "seed": config.seed + index, "export": None, "baselines": False}
+        outcome = carry_out(own_config(config, folder, changes), folder, describe=False)
+    log.info("%s: %s", folder.name, report.reached(outcome.metrics, config.monitor))
+    return outcome.metrics, outcome.module.network
 
 
 @contextmanager
@@ -55,7 +65,7 @@ def quiet_console() -> Iterator[None]:
     """What the loggers of a run say goes to the log file alone; warnings come through."""
 
     def matters(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or record.name not in OF_A_RUN
+        return record.levelno >= logging.WARNING or not record.name.startswith(OF_A_RUN)
 
     consoles = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
     for console in consoles:

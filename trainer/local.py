@@ -41,7 +41,8 @@ class Job:
         flags = [f"{flag}={value}" for flag, value in files.items() if value is not None]
         settings = [line for line in self.overrides if not Setting(line).key.startswith(("cluster", "hydra.launcher"))]
         go_on = ["resume=auto"] if (self.folder / LAST).exists() else []
-        start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", *go_on]
+        number = f"hydra.job.num={self.number}"
+        start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", number, *go_on]
         return [sys.executable, str(ROOT / "train.py"), *flags, *settings, *start]
 
 
@@ -105,6 +106,11 @@ class LocalLauncher(Launcher):
 
         done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
         if self.stopped:
+            return done
+        before = status.read(job.folder)
+        if before is not None and before.state in status.DONE:
+            log.info("#%d: %s before", job.number, before.state)
+            done.return_value = before.value
             return done
         job.folder.mkdir(parents=True, exist_ok=True)
         log.info("#%d: %s", job.number, " ".join(filter_overrides(job.overrides)))

@@ -136,7 +136,7 @@ class Trainer(pytorch_lightning.Trainer):
         if self.threads != "auto":
             torch.set_num_threads(self.threads)
             return f"{self.threads} (given)"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         processes = Ranks().local
         most = max(min(cores // processes, THREADS), 1)
         threads, why = 1, f"torch was started with {most}" if processes == 1 else f"{processes} processes share them"
@@ -149,6 +149,11 @@ class Trainer(pytorch_lightning.Trainer):
                 why = f"a step takes 1 of them {one:.3g} ms, {most} {many:.3g} ms"
         torch.set_num_threads(threads)
         return f"{threads} of {cores} ({why})"
+
+
+def available_cores() -> int:
+    """Those that the process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seconds(module: SupervisedModule, batch: Batch, threads: int) -> float:

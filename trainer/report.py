@@ -4,41 +4,38 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from datamodules import audit
 from datamodules.clean import count
 from datamodules.schema import FEATURE_KINDS
 from datamodules.split import SPLITS
 from datamodules.table import TableDataModule
+from trainer.tables import render, short, table
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {"val": "val", "test": "test", "linear": "baseline/linear", "constant": "baseline/constant"}
 """Of the table of results: their names, and where their metrics are. The baselines are measured on the test rows."""
-NUMERIC = ("rows", *COLUMNS)
 FLATTERING = "calibrated_log_loss"
 """On test rows its temperature is fitted on these very rows: it is shown where it is the monitor alone."""
 
 
 def say_data(datamodule: TableDataModule) -> None:
-    """Logged under this module's name, which an ensemble leaves on the console."""
+    """Logged under this module's name, by which a fold in a process of its own has it on the console."""
     log.info("%s\n", describe_data(datamodule))
 
 
 def describe_data(datamodule: TableDataModule) -> str:
     """The columns with their kinds and reasons, the splits, and what was set aside, as text."""
-    columns = _table("Columns", "column", "kind", "used", "why")
+    columns = table("Columns", "column", "kind", "used", "why")
     for column in datamodule.columns:
         used = "yes" if column.kind in FEATURE_KINDS else "no"
         if column.name == datamodule.target.name:
             used = "target"
         columns.add_row(column.name, column.kind, used, column.reason)
-    splits = _table("Splits", "split", "rows", datamodule.target.name)
+    splits = table("Splits", "split", "rows", datamodule.target.name, numeric=("rows",))
     for split in SPLITS:
         splits.add_row(split, f"{datamodule.splits[split]['rows']:,}", _distribution(datamodule, split))
-    text = f"{_render(columns)}\n\n{_render(splits)}\n\n{audit.report(datamodule.findings or ())}"
+    text = f"{render(columns)}\n\n{render(splits)}\n\n{audit.report(datamodule.findings or ())}"
     aside = 0 if datamodule.quarantine is None else len(datamodule.quarantine)
     return text + (
         f"\n\n{count(aside, 'cell')} set aside with the row and the reason: quarantine.parquet" if aside else ""
@@ -55,17 +52,17 @@ def closing(
 ) -> str:
     """The last lines: what came out, how it does beside the baselines (`verdict`), where it is, and how to use it."""
     columns = {name: prefix for name, prefix in COLUMNS.items() if f"{prefix}/loss" in metrics}
-    results = _table("Result", "metric", *columns)
+    results = table("Result", "metric", *columns, numeric=columns)
     names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in columns)
     if not monitor.endswith(FLATTERING):
         names.pop(FLATTERING, None)
     for name in names:
         cells = [metrics.get(f"{prefix}/{name}") for prefix in columns.values()]
         results.add_row(name, *("" if value is None else f"{value:,.5g}" for value in cells))
-    folder = _short(folder)
+    folder = short(folder)
     ending = _members(metrics) if "member/fit/seconds" in metrics else trained(metrics)
     lines = [
-        _render(results),
+        render(results),
         "",
         *([verdict, ""] if verdict else []),
         f"{ending}; {seconds:.1f} s in all.",
@@ -79,14 +76,19 @@ def closing(
 def _artifact(path: Path) -> list[str]:
     size = path.stat().st_size / 1e6
     return [
-        f"artefact    {_short(path)} ({size:.2f} MB)",
-        f"use it      python scripts/predict.py --artifact {_short(path)} --input rows.csv --output answers.csv",
+        f"artefact    {short(path)} ({size:.2f} MB)",
+        f"use it      python scripts/predict.py --artifact {short(path)} --input rows.csv --output answers.csv",
     ]
 
 
 def trained(metrics: Mapping[str, float]) -> str:
     best = f", the best was epoch {metrics['fit/best_epoch']:.0f}" if "fit/best_epoch" in metrics else ""
     return f"{count(round(metrics['fit/epochs']), 'epoch')} in {metrics['fit/seconds']:.1f} s{best}"
+
+
+def reached(metrics: Mapping[str, float], monitor: str) -> str:
+    """A run in a line."""
+    return f"{monitor} {metrics[monitor]:.5g}; {trained(metrics)}"
 
 
 def _members(metrics: Mapping[str, float]) -> str:
@@ -104,42 +106,22 @@ def _members(metrics: Mapping[str, float]) -> str:
 def cross_validation(folder: Path, metrics: Mapping[str, float], folds: int, seconds: float) -> str:
     """The last lines of a cross-validation: mean and deviation of each metric, and where the rest is."""
     columns = {name: prefix for name, prefix in COLUMNS.items() if f"{prefix}/loss" in metrics}
-    results = _table(f"Result of {folds} folds, mean ± deviation", "metric", *columns)
+    results = table(f"Result of {folds} folds, mean ± deviation", "metric", *columns, numeric=columns)
     names = [name.removeprefix("test/") for name in metrics if name.startswith("test/") and not name.endswith("/std")]
     for name in names:
         cells = [(metrics[f"{prefix}/{name}"], metrics[f"{prefix}/{name}/std"]) for prefix in columns.values()]
         results.add_row(name, *(f"{mean:,.5g} ± {deviation:.2g}" for mean, deviation in cells))
     lines = [
-        _render(results),
+        render(results),
         "",
         f"{seconds:.1f} s in all.",
-        f"run folder  {_short(folder)}, with a run for each fold",
+        f"run folder  {short(folder)}, with a run for each fold",
     ]
     if (answers := folder / "out_of_fold.parquet").exists():
-        lines.append(f"answers     {_short(answers)}: each row as it was when tested")
+        lines.append(f"answers     {short(answers)}: each row as it was when tested")
     if (artifact := folder / "model.pt").exists():
         lines += _artifact(artifact)
     return "\n".join(lines)
-
-
-def _short(path: Path) -> Path:
-    """The path from here, where it lies below."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold", justify="right" if heading in NUMERIC else "left")
-    return table
-
-
-def _render(table: Table) -> str:
-    console = Console(width=110, no_color=True)
-    with console.capture() as captured:
-        console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def _distribution(datamodule: TableDataModule, split: str) -> str:

@@ -10,12 +10,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from serving.errors import InputError
+from trainer.compare import leaves
 from trainer.compose import Composition, Setting
 from trainer.problems import Problem
 from trainer.signatures import show
+from trainer.status import STATUS
 
 LAST = Path("checkpoints", "last.ckpt")
 SAVED = Path(".hydra", "overrides.yaml")
+SWEEP = "sweep.yaml"
+"""In the folder of a sweep: its command, all settings as they were given."""
 OWN = ("resume", "hydra.run.dir", "hydra.mode", "cluster")
 """Settings of one start of a run, not of the run."""
 
@@ -45,11 +49,14 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
         found.problems.add(Problem(base.where(key), key, what))
         return found
 
+    if base.config.sweep.resume is not None:  # that of the command is gone by now
+        return refuse("sweep.resume", "belongs on the command line.")
     if multirun:
         if wanted is not None:
-            return refuse("resume", "goes on with one run, but this is a sweep: resume its runs one by one.")
-        if any(sweep.glob("*/config.yaml")):
-            return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: choose another folder.")
+            return refuse("resume", "goes on with one run, but this is a sweep: sweep.resume=FOLDER goes on with one.")
+        if any(sweep.glob(f"*/{STATUS}")):
+            go_on = f"go on with it by sweep.resume={sweep}, or " if (sweep / SWEEP).exists() else ""
+            return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: {go_on}choose another folder.")
         return found
     if not isinstance(wanted, str):
         # A run that ended before its first checkpoint, at bad data for one, leaves nothing to lose.
@@ -99,6 +106,8 @@ def find(path: Path) -> tuple[Path, Path]:
     """The run folder and the checkpoint that a path means. Raises InputError where there are none."""
     if not path.exists():
         raise InputError(f"there is no {path}: give a run folder or a checkpoint in it.")
+    if (path / SWEEP).exists():
+        raise InputError(f"{path} is the folder of a sweep: sweep.resume={path} goes on with it.")
     folder = path if path.is_dir() else path.parent.parent
     checkpoint = path / LAST if path.is_dir() else path
     if not (folder / SAVED).exists():
@@ -128,23 +137,20 @@ def saved_overrides(folder: Path) -> list[str]:
 
 def differences(folder: Path, composition: Composition) -> Iterator[str]:
     """What is not as it was when the run was last started, and who wins."""
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
-    now = dict(_leaves(composition.resolved(str(folder.absolute()))[0]))
-    for key in sorted(before.keys() | now.keys()):
-        if key == "resume" or before.get(key) == now.get(key):
-            continue
-        old, new = (show(values[key]) if key in values else "nothing" for values in (before, now))
+    for key, change in changes(folder, composition.resolved(str(folder.absolute()))[0]):
         where = composition.where(key)
-        yield f"resume: {key} {old} -> {new} ({'the ' if where == 'command line' else ''}{where} wins)"
+        yield f"resume: {key} {change} ({'the ' if where == 'command line' else ''}{where} wins)"
 
 
-def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        full = f"{key}.{name}" if key else str(name)
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, full)
-        else:
-            yield full, value
+def changes(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys of a resolved config that are not as they were when the run in `folder` began, and what they were and
+    are."""
+    before = dict(leaves(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
+    now = dict(leaves(config))
+    for key in sorted(before.keys() | now.keys()):
+        if key != "resume" and before.get(key) != now.get(key):
+            old, new = (show(values[key]) if key in values else "nothing" for values in (before, now))
+            yield key, f"{old} -> {new}"
 
 
 def quoted(path: Path) -> str:

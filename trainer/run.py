@@ -28,6 +28,7 @@ from trainer.config import check_monitor, instantiate
 from trainer.loop import Trainer
 from trainer.lr_find import find_rate
 from trainer.problems import ConfigError
+from trainer.resume import LAST
 from trainer.settle import settle
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class Outcome:
 def run(config: DictConfig) -> float:
     """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is None and (folder / LAST).exists():  # of a sweep that goes on, or started again by a cluster
+        log.info("resume: going on with %s", folder)
+        config.resume = str(folder / LAST)
     # Those of several runs import this module.
     if config.cross_validate is not None:
         from trainer.cross_validation import cross_validate
@@ -107,6 +111,16 @@ def assemble(
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
+    datamodule = set_up(config, folder, describe=describe)
+    check_monitor(config.monitor, datamodule.target)
+    warn_of_other_rows(config)
+
+    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
+    return trainer, supervise(config, network, datamodule), datamodule
+
+
+def set_up(config: DictConfig, folder: Path, *, describe: bool = True) -> TableDataModule:
+    """The data, ready, and what was found in them written down."""
     datamodule: TableDataModule = instantiate(config.data)
     try:
         datamodule.setup()
@@ -116,11 +130,7 @@ def assemble(
             run_folder.write_audit(folder, datamodule.findings)
     if describe:
         report.say_data(datamodule)
-    check_monitor(config.monitor, datamodule.target)
-    warn_of_other_rows(config)
-
-    network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
-    return trainer, supervise(config, network, datamodule), datamodule
+    return datamodule
 
 
 def build_trainer(config: DictConfig, folder: Path) -> Trainer:

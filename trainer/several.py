@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainer.problems import ConfigError
 from trainer.resume import LAST
+from trainer.status import claim
 
 
 def own_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -> DictConfig:
@@ -39,7 +40,8 @@ def summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
 
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """`${hydra:runtime.output_dir}`, where callbacks and loggers write, is this folder."""
+    """`${hydra:runtime.output_dir}`, where callbacks and loggers write, is this folder, which no other run may use."""
+    folder.mkdir(exist_ok=True)
     instance = HydraConfig.instance()
     before: Any = instance.cfg
     changed = before.copy()
@@ -47,7 +49,8 @@ def inside(folder: Path) -> Iterator[None]:
         changed.hydra.runtime.output_dir = str(folder)
     instance.set_config(changed)
     try:
-        yield
+        with claim(folder):
+            yield
     finally:
         instance.cfg = before
 
@@ -57,7 +60,7 @@ def _check_same(config: DictConfig, folder: Path) -> None:
         return
     before: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     now: Any = OmegaConf.to_container(config, resolve=True)
-    keys = sorted((before.keys() | now.keys()) - {"resume"})
+    keys = sorted((before.keys() | now.keys()) - {"resume", "processes"})
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

@@ -15,6 +15,10 @@ from typing import Literal
 
 from serving.errors import EXIT_CODE, InputError
 
+Ending = Literal["done", "pruned", "interrupted", "failed"]
+STATES = ("done", "pruned", "running", "interrupted", "failed")
+DONE = ("done", "pruned")
+"""States of a run that there is nothing left to do of."""
 STATUS, LOCK = "status.json", ".lock"
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended."""
@@ -27,7 +31,7 @@ class Status:
 
     monitor: str
     mode: Literal["min", "max"]
-    state: Literal["running", "done", "failed", "pruned", "interrupted"] = "running"
+    state: Ending | Literal["running"] = "running"
     value: float | None = None
     seconds: float | None = None
     error: str | None = None
@@ -36,7 +40,7 @@ class Status:
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
 
-    def end(self, state: Literal["done", "failed", "pruned", "interrupted"], exit_code: int, error: str = "") -> None:
+    def end(self, state: Ending, exit_code: int, error: str = "") -> None:
         self.state, self.exit_code = state, exit_code
         self.error = next(iter(error.strip().splitlines()), None)
 

@@ -18,6 +18,10 @@ ALONE = {
     "training": ["--variants", "bare", "ordinary", "fast", "lightning", "--rounds", "1", "--rows", "2000"],
 }
 ON_TABLES = {
+    "folds": [
+        *("--table", "titanic", "--runs", "2", "--processes", "2", "--rounds", "1", "--steps", "2", "--settings"),
+        *("trainer.max_epochs=1", "baselines=false", "logger=none"),
+    ],
     "linear": ["--tables", "titanic", "--seeds", "0"],
     "quality": ["--tables", "titanic", "--seeds", "0", "--recipes", "model=linear"],
 }

@@ -20,9 +20,7 @@ def slurm() -> Iterator[dict[str, str]]:
     if not shutil.which("slurmctld") or not shutil.which("munged"):
         pytest.skip("Slurm is not installed: apt-get install slurm-wlm munge")
     folder = tempfile.mkdtemp(prefix="slurm.", dir="/tmp")  # the paths of sockets must be short
-    started = subprocess.run(
-        ["bash", HERE / "up.sh", folder], capture_output=True, text=True, timeout=60, check=False
-    )
+    started = subprocess.run(["bash", HERE / "up.sh", folder], capture_output=True, text=True, timeout=60, check=False)
     try:
         if started.returncode:
             pytest.skip(f"Slurm does not come up here: {started.stderr.strip()}")

@@ -16,7 +16,7 @@ from trainer.config import prepare
 from trainer.problems import ConfigError
 
 RunHere = Callable[..., Path]
-QUICK = ("trainer.max_epochs=2", "logger=none", "callbacks.early_stopping=null")
+QUICK = ("processes=1", "trainer.max_epochs=2", "logger=none", "callbacks.early_stopping=null")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

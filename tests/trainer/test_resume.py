@@ -133,7 +133,7 @@ def test_a_folder_that_holds_a_run_is_not_shared(runs: Path) -> None:
         ),
         (
             ["-m", "resume={runs}/older", "seed=0,1"],
-            "resume: goes on with one run, but this is a sweep: resume its runs one by one.",
+            "resume: goes on with one run, but this is a sweep: sweep.resume=FOLDER goes on with one.",
         ),
         (
             ["resume={runs}/older", "callbacks=none"],

@@ -1,0 +1,121 @@
+"""What folds and members cost, at once in processes and one after the other, against one run; and stacked networks.
+
+python scripts/benchmark/folds.py --data DIR [--table titanic] [--runs 5] [--processes 1 2] [--rounds 3]
+    [--settings trainer.max_epochs=20] [--steps 200] [--json FILE]
+
+Each run from launch to its end, the time to prepare the data included. A stacked step trains as many networks as one,
+each on rows of its own: the way that is not taken, since it is said here what it would give.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from models.mlp import perceptron
+from scripts.benchmark.defaults import measure
+from scripts.benchmark.page import markdown, publish
+
+NETWORKS = {"8-16-16-1, batch 32": (8, [16, 16], 32), "(T) 108-256-256-256-1, batch 256": (108, [256, 256, 256], 256)}
+
+
+def one_step(width: int, hidden: list[int], batch: int) -> Callable[[], None]:
+    network = perceptron(width, hidden, 1, "relu", "none", 0.0, "he")
+    return trained(network, list(network.parameters()), torch.randn(batch, width), torch.rand(batch, 1).round())
+
+
+def stacked_step(width: int, hidden: list[int], batch: int, networks: int) -> Callable[[], None]:
+    each = [perceptron(width, hidden, 1, "relu", "none", 0.0, "he") for _ in range(networks)]
+    parameters, buffers = stack_module_state(each)
+    call = vmap(lambda state, own, rows: functional_call(each[0], (state, own), (rows,)))
+    rows, target = torch.randn(networks, batch, width), torch.rand(networks, batch, 1).round()
+    return trained(lambda given: call(parameters, buffers, given), list(parameters.values()), rows, target)
+
+
+def trained(
+    network: Callable[[Tensor], Tensor], parameters: list[Tensor], rows: Tensor, target: Tensor
+) -> Callable[[], None]:
+    """A step: forward, backward, fused AdamW."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(network(rows), target, reduction="none")
+        torch.autograd.backward(loss.flatten(-2).mean(-1).sum())
+        optimizer.step()
+
+    return step
+
+
+def steps(networks: int, count: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Milliseconds of CPU of one step and of a stacked one, in turns, of each kind of network."""
+    figures: dict[str, list[list[float]]] = {}
+    for name, size in NETWORKS.items():
+        pair = one_step(*size), stacked_step(*size, networks)
+        figures[name] = []
+        for _ in range(1 + rounds):
+            times = []
+            for step in pair:
+                started = time.process_time()
+                for _ in range(count):
+                    step()
+                times.append(1000 * (time.process_time() - started) / count)
+            figures[name].append(times)
+        del figures[name][0]
+    return figures
+
+
+def shown(ratios: list[float]) -> str:
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--table", default="titanic")
+    parser.add_argument("--runs", type=int, default=5, help="folds, members, stacked networks")
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--settings", nargs="*", default=[], help="overrides for every run")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+
+    stacked = steps(given.runs, given.steps, given.rounds)
+    data = str(Path(given.data).resolve())
+    variants: dict[str, list[str]] = {"one run": []}
+    for kind in ("cross_validate", "ensemble"):
+        for count in given.processes:
+            variants[f"{kind}={given.runs} processes={count}"] = [f"{kind}={given.runs}", f"processes={count}"]
+    runs: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(given.rounds):  # in turns, so that other work on the machine falls on all alike
+        for name, settings in variants.items():
+            runs[name].append(measure(given.table, 0, data, [*given.settings, *settings])["seconds"])
+
+    rows = []
+    for name, seconds in runs.items():
+        ratios = [time / one for time, one in zip(seconds, runs["one run"], strict=True)]
+        rows.append([f"`{name}`", shown(ratios), f"{median(seconds):.1f}"])
+    body = markdown([given.table, "of one run", "s"], rows)
+    lines = []
+    for name, times in stacked.items():
+        ratios = [many / one for one, many in times]
+        lines.append([name, shown(ratios), f"{median(one for one, _ in times):.3f}"])
+    body += f"\n\n{markdown([f'a step of {given.runs} stacked networks', 'of one network', 'one, ms of CPU'], lines)}"
+    body += f"\n\nMedian (range) of {given.rounds} rounds; steps by one thread."
+    command = shlex.join(["python", "scripts/benchmark/folds.py", *sys.argv[1:]])
+    publish("Folds and members", command, body, {"runs": runs, "steps": stacked}, given.json)
+
+
+if __name__ == "__main__":
+    main()

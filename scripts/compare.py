@@ -1,0 +1,39 @@
+"""Shows runs side by side: the settings that differ, the metrics, the seconds.
+
+python scripts/compare.py outputs/RUN outputs/OTHER
+python scripts/compare.py multirun/SWEEP --csv runs.csv
+
+A folder of runs stands for all runs below it. They are sorted by their monitor where they have the same one. The file,
+CSV, Parquet or JSON lines by its ending, has all metrics and all settings that differ.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from serving.errors import EXIT_CODE, InputError
+from serving.write import writing
+from trainer.compare import find_runs, frame, ranked, read_run, side_by_side
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs such as a sweep's")
+    parser.add_argument("--csv", metavar="FILE", help="all metrics and settings that differ, one row a run")
+    given = parser.parse_args()
+    try:
+        folders = dict.fromkeys(folder for path in given.runs for folder in find_runs(path))
+        runs = ranked([read_run(folder) for folder in folders])
+        print(side_by_side(runs, "Runs"))
+        if given.csv is not None:
+            with writing(given.csv) as write:
+                write(frame(runs))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+if __name__ == "__main__":
+    main()

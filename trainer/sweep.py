@@ -1,0 +1,147 @@
+"""A sweep from its beginning to its end: its folder keeps its command, by which it goes on without the jobs that are
+done, and one table says what became of each."""
+
+import logging
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from serving.errors import InputError
+from trainer.compose import COMMAND, Setting
+from trainer.problems import Problem, raise_all
+from trainer.resume import SWEEP, changes, quoted
+from trainer.status import DONE, STATES, STATUS, Status, read
+from trainer.tables import short
+
+log = logging.getLogger(__name__)
+
+TABLES = ("sweep.csv", "sweep.parquet")
+OWN = ("sweep.resume", "hydra.sweep.dir", "hydra.mode")
+"""Settings of one start of a sweep, not of what it does."""
+FREE = ("hydra/launcher", "hydra.launcher.", "cluster", "search.n_trials", "search.n_jobs")
+"""Beginnings of keys that may be others when a sweep goes on: where its jobs run, and how many trials a search has."""
+
+
+class Begun(Callback):
+    """Hydra calls it in the process that sweeps, whatever launches the jobs."""
+
+    folder: ClassVar[Path | None] = None
+    """Of the sweep that this process has begun."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Begun.folder = Path(config.hydra.sweep.dir).absolute()
+        Begun.folder.mkdir(parents=True, exist_ok=True)
+        given = config.hydra.overrides
+        new = Begun.folder / f"{SWEEP}.new"
+        OmegaConf.save(OmegaConf.create([*given.task, *given.hydra]), new)
+        new.replace(Begun.folder / SWEEP)
+
+
+def named(command: list[Setting]) -> Path | None:
+    """The folder of `sweep.resume`, which Hydra itself never sees."""
+    given = [setting.line.partition("=")[2].strip("'\"") for setting in command if setting.key == "sweep.resume"]
+    return Path(given[-1]) if given and given[-1] != "null" else None
+
+
+def command_again(command: list[Setting], folder: Path) -> list[Setting]:
+    """The command that goes on with the sweep in `folder`, as it was begun. Raises ConfigError where there is none, and
+    where a setting contradicts it."""
+    if (what := _no_sweep(folder)) is not None:
+        raise_all([Problem(COMMAND, "sweep.resume", what)])
+    begun = [Setting(str(line), str(folder / SWEEP)) for line in OmegaConf.load(folder / SWEEP)]
+    free = [setting for setting in command if setting.key.startswith(FREE)]
+    raise_all(_contradictions(command, {setting.key: setting for setting in begun}, folder))
+    changed = {*OWN, *(setting.key for setting in free)}
+    return [
+        *(setting for setting in begun if setting.key not in changed),
+        *free,
+        Setting("hydra.mode=MULTIRUN"),
+        Setting(f"hydra.sweep.dir={quoted(folder.absolute())}"),
+    ]
+
+
+def _no_sweep(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return f"there is no folder {folder}: give the folder of a sweep."
+    if (folder / STATUS).exists():
+        return f"{folder} is the folder of a run: resume={folder} goes on with it."
+    return None if (folder / SWEEP).exists() else f"{folder} is no folder of a sweep: it has no {SWEEP}."
+
+
+def _contradictions(command: list[Setting], begun: dict[str, Setting], folder: Path) -> list[Problem]:
+    problems = []
+    for setting in command:
+        value = setting.line.partition("=")[2].strip("'\"")
+        if setting.key == "hydra.sweep.dir" and Path(value).absolute() != folder.absolute():
+            what = f"{value} is not the folder of sweep.resume={folder}: leave it out."
+            problems.append(Problem(setting.where, setting.key, what))
+        same = setting.key in begun and begun[setting.key].line.lstrip("+") == setting.line.lstrip("+")
+        if same or setting.key in OWN or setting.key.startswith(FREE):
+            continue
+        was = f"with {begun[setting.key].line}" if setting.key in begun else "without it"
+        what = f"the sweep in {folder} was begun {was}: leave it out, or begin another sweep."
+        problems.append(Problem(setting.where, setting.key, what))
+    return problems
+
+
+def standing(folder: Path) -> str:
+    """How a sweep stands that is gone on with."""
+    jobs = [status for path in folder.rglob(STATUS) if (status := read(path.parent)) is not None]
+    return f"sweep: going on with {folder}: {counted(jobs) or 'no job was begun'}"
+
+
+def counted(runs: Iterable[Status]) -> str:
+    """How many stand how, in words."""
+    states = Counter[str](run.state for run in runs)
+    return ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+
+
+def done_before(folder: Path, config: DictConfig) -> Status | None:
+    """How this job of a sweep was done, where it was, so that it is left out; says what it was begun with that the
+    settings now have otherwise. Raises InputError where the folder holds another job."""
+    hydra = HydraConfig.get()
+    status = read(folder) if hydra.mode is RunMode.MULTIRUN else None
+    if status is None or not (folder / "config.yaml").exists():
+        return None
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    done = status.state in DONE
+    own = {Setting(line).key for line in hydra.overrides.task}
+    for key, change in changes(folder, plain):
+        if key in own:
+            raise InputError(
+                f"{folder} holds another job ({key} {change}): the file that says what is swept has changed since."
+                " Change it back, or begin another sweep."
+            )
+        log.warning("resume: %s %s%s", key, change, ", but the job was done before" if done else "")
+    if not done:
+        return None
+    log.info("%s before: %s", status.state, short(folder))
+    return status
+
+
+def conclude(folder: Path, *, broken_off: bool) -> list[int]:
+    """Prints the table of a sweep's jobs, writes it into its folder, and says how to go on where something is not done;
+    `broken_off`: jobs may not have begun. Returns the exit codes of those that are not done."""
+    from serving.write import writing
+    from trainer.compare import find_runs, frame, ranked, read_run, side_by_side
+
+    runs = ranked([read_run(each) for each in find_runs(folder)]) if any(folder.rglob(STATUS)) else []
+    if runs:
+        print(f"\n{side_by_side(runs, f'Sweep: {counted([run.status for run in runs])}')}\n")
+        for name in TABLES:
+            with writing(str(folder / name)) as write:
+                write(frame(runs))
+        print(f"all metrics  {short(folder / TABLES[0])}, {TABLES[1]}")
+        if runs[0].status.state == "done":
+            print(f"best         {short(runs[0].folder)}")
+    unfinished = [run for run in runs if run.status.state not in DONE]
+    if unfinished or broken_off:
+        print(f"go on with   python train.py {shlex.quote(f'sweep.resume={quoted(short(folder))}')}")
+    return [run.status.exit_code or 1 for run in unfinished]
