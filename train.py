@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from serving.errors import EXIT_CODE, InputError
 from trainer import processes, sweep
 from trainer.config import prepare
+from trainer.resume import save_overrides, what_next
+from trainer.signals import Interrupted, hand_over, watch
 from trainer.status import recorded
 
 log = logging.getLogger("train")
@@ -27,7 +29,8 @@ def main(config: DictConfig) -> float | None:
             return before.value
         if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
             return processes.work()
-        with recorded(folder, config.monitor, config.mode) as status:
+        with watch.owning(), recorded(folder, config.monitor, config.mode) as status:
+            save_overrides(folder, HydraConfig.get().overrides.task)
             # Imported here so that help need not wait for torch.
             from trainer.lean import lean
 
@@ -36,6 +39,10 @@ def main(config: DictConfig) -> float | None:
 
             status.value = run(config)
         return status.value
+    except Interrupted as interrupted:
+        log.warning("%s. %s", interrupted, what_next(folder))
+        hand_over(interrupted.number)
+        raise
     except InputError as error:
         log.error("%s", error)
         codes.append(EXIT_CODE)
@@ -63,10 +70,9 @@ if __name__ == "__main__":
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (KeyboardInterrupt, SystemExit) as ending:
-        # Lightning ends an interrupted fit by an exit of its own.
-        if isinstance(ending, SystemExit) and not isinstance(ending.__context__, KeyboardInterrupt):
-            raise
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    except KeyboardInterrupt:  # before the run has begun
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
     if codes:

@@ -1,5 +1,6 @@
 """A table of rows as a LightningDataModule: from files to batches."""
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -22,7 +23,7 @@ from datamodules.features.wordpiece import read_vocabulary
 from datamodules.loader import Batches
 from datamodules.prepare import FACTS, FEATURES, PARTS, PLACES, QUARANTINE, Preparation
 from datamodules.ranks import Ranks
-from datamodules.read import STANDARD_INPUT, Raw, find, read_share
+from datamodules.read import LINE, STANDARD_INPUT, Raw, find, read_share
 from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
 from datamodules.settings import Settings
 from datamodules.split import Split
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZES = {2_800: 32, 4_500: 64, 6_400: 128, 32_000: 256, 108_000: 512}
 """For fewer training rows than the key (arXiv 2410.24210); above them 1024."""
+FITTED = ("columns", "inputs", "target", "described", "splits")
+"""What is known of prepared data that weights depend on."""
 SplitName = Literal["train", "val", "test"]
 
 
@@ -177,6 +180,23 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         paths = (self.settings.path, self.settings.val_path, self.settings.test_path)
         return [file for path in paths if path is not None for file in find(path)]
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: what the weights were fitted to."""
+        return {"prepared": self.prepared, "rows": {split: facts["rows"] for split, facts in self.splits.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises DataError where a checkpoint is of other data."""
+        own = self.state_dict()
+        if state_dict != own:
+            then, now = (
+                ", ".join(f"{rows:,} {split}" for split, rows in state["rows"].items()) for state in (state_dict, own)
+            )
+            raise DataError(
+                f"resume: the run began with other data, or other splits of them (then {then} rows, now {now}). Its"
+                " weights mean nothing here, and rows that it has learned from may be tested: leave the data and their"
+                " settings as they were, or start anew."
+            )
+
     def _prepare(self, folder: Path, limit: int) -> None:
         # Torch, the keys of all rows and the parts in the making need most of the rest.
         preparation = Preparation(self.settings, self.read, folder, limit // 16)
@@ -193,6 +213,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.target = target_spec(facts["target"])
         self.described: dict[str, Any] = facts["described"]
         self.splits = facts["splits"]
+        self.prepared = _digest([facts[name] for name in FITTED], folder, facts["parts"])
         self.findings = [Finding(**finding) for finding in facts["findings"]]
         for note in facts["notes"]:
             log.info("%s", note)
@@ -271,6 +292,17 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         "reference", for drift.
         """
         return self.described
+
+
+def _digest(facts: Sequence[Any], folder: Path, parts: Mapping[str, Sequence[Any]]) -> str:
+    """Of what was fitted, and of the lines that are the rows of each split."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for split in sorted(parts):
+        for name, *_ in parts[split]:
+            lines = pl.read_parquet((folder / PARTS / name).with_suffix(PLACES), columns=[LINE])[LINE]
+            digest.update(lines.to_numpy().tobytes())
+        digest.update(split.encode())
+    return digest.hexdigest()
 
 
 def batch_size_for(rows: int) -> int:

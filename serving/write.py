@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from serving.errors import InputError
+from serving.whole import UNFINISHED
 
 Append = Callable[[pl.DataFrame], None]
 
@@ -35,7 +36,7 @@ def writing(path: str) -> Iterator[Append]:
     if target.suffix not in SINKS:
         raise InputError(f"{path}: rows cannot be written as '{target.suffix}'. End the name with {', '.join(SINKS)}.")
     with blame(path):
-        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
     with folder as name:
         parts: list[Path] = []
 

@@ -47,6 +47,8 @@ def prepare(arguments: list[str]) -> list[str]:
             problems |= set(resume.shared_folders(compositions))
         if runs and not problems:
             problems |= set(cluster.problems(base, compositions))
+        if found.folder is not None and not problems:
+            problems = set(resume.refused(found.folder, compositions[0]))
         raise_all(problems | composing.problems)
         if found.folder is not None:
             found.messages += resume.differences(found.folder, compositions[0])

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,7 +22,9 @@ from models.supervised import SupervisedModule
 from serving.artifact import FORMAT, TOLERANCE, pattern
 from serving.errors import InputError
 from serving.torchscript import quiet
+from serving.whole import write_whole
 from trainer.card import model_card
+from trainer.resume import go_on
 
 log = logging.getLogger(__name__)
 
@@ -124,25 +125,14 @@ def save(
     buffer = io.BytesIO()
     with quiet():
         torch.jit.save(pipeline, buffer, _extra_files=extra)
-    write_whole(path, buffer.getvalue())
-    return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes under a temporary name, flushes it to the disk and renames: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, buffer.getbuffer())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ExportError(
-            f"{path}: the artefact ({len(content) / 1e6:.2f} MB) was not written: {error.strerror}. Nothing was left"
-            " behind; make room, then export again from the checkpoint with resume=RUN_FOLDER."
+            f"{path}: the artefact ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. Nothing was left"
+            f" behind; make room, then go on with: {go_on(path.parent)}"
         ) from error
+    return path
 
 
 def _rows(datamodule: TableDataModule, most: int) -> int:

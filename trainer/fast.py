@@ -18,12 +18,15 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
 from models.supervised import Batch, SupervisedModule
 from trainer import graph
+from trainer.checkpoints import leave_if_asked
+from trainer.signals import watch
 from trainer.step import Step
 
 log = logging.getLogger(__name__)
@@ -63,15 +66,18 @@ class FastEpochLoop(_TrainingEpochLoop):
         self.optimizer: Optimizer | None = None
         self.batches, self.seconds = 0, 0.0
         """Of this run, and what they took."""
+        self.left = False
+        """Whether the checkpoint was written on leaving, right after a batch: what follows a batch is still to come."""
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.graph is not None:  # Lightning asks the loops before the optimizer
             self.graph.tell()
         decided = {"compile": self.compile, "batches": self.batches, "seconds": self.seconds}
-        return {**super().on_save_checkpoint(), **decided}
+        return {**super().on_save_checkpoint(), **decided, "left": self.left}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(state_dict)
+        self.left = state_dict.get("left", False)
         if self.compile == "auto":  # a resumed run does as it would have done
             self.compile = state_dict.get("compile", "auto")
             self.batches, self.seconds = state_dict.get("batches", 0), state_dict.get("seconds", 0.0)
@@ -100,6 +106,11 @@ class FastEpochLoop(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """All batches up to the next after which something is due: a validation, a line in the log, an end."""
+        if self.left:  # the batch itself is done
+            self.left = False
+            self.val_loop.restarting = False
+            self.val_loop.batch_progress.total.reset()  # it may have been left too
+            return
         if not self.fast:
             super().advance(data_fetcher)
             return
@@ -116,13 +127,32 @@ class FastEpochLoop(_TrainingEpochLoop):
         for quiet in range(self._quiet(), -1, -1):
             self._batch(data_fetcher)
             self.batches += 1
-            if quiet == 0 or trainer.should_stop or trainer.received_sigterm:
+            if quiet == 0 or trainer.should_stop or (watch.received is not None and trainer.world_size == 1):
                 break
             if not self._should_accumulate():
                 self._batches_that_stepped += 1
         self.seconds += time.perf_counter() - started
         trainer._logger_connector.on_batch_end()
         trainer._logger_connector.update_train_step_metrics()
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        self.leave_if_asked()
+        super().on_advance_end(data_fetcher)
+
+    def leave_if_asked(self) -> None:
+        """Raises Interrupted where a signal has come, after a checkpoint is written.
+
+        Not while gradients accumulate, which a checkpoint has none of; nor after the last step that `max_steps` allows,
+        after which Lightning takes a run for ended, be it measured or not.
+        """
+        if self._should_accumulate() or self.global_step == self.max_steps:
+            return
+        self.left = True
+        leave_if_asked(self.trainer)
+        self.left = False
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Lightning's way to agree on leaving; `leave_if_asked` does it."""
 
     def _quiet(self) -> int:
         """Batches to come after which nothing is due."""
@@ -242,6 +272,14 @@ class FastEpochLoop(_TrainingEpochLoop):
         self.graph = whole
         self.step.zero_grad()
         return done
+
+
+class NoSignals(_SignalConnector):
+    """In the place of Lightning's: signals are `trainer.signals`' alone. Its handlers would talk to other processes in
+    the midst of a step, and requeue a Slurm job beside the launcher that does."""
+
+    def register_signal_handlers(self) -> None:
+        pass
 
 
 def idle(callback: Callback) -> bool:

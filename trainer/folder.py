@@ -14,6 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.audit import Finding, to_json
+from serving.whole import write_whole
+from serving.write import blame, writing
 
 PACKAGES = (
     "torch",
@@ -30,7 +32,7 @@ PACKAGES = (
 
 def write_config(folder: Path, config: DictConfig) -> None:
     """The config with every reference resolved, as it was carried out."""
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def write_environment(folder: Path) -> None:
@@ -43,35 +45,39 @@ def write_environment(folder: Path) -> None:
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "git": {"commit": _git("rev-parse", "HEAD"), "changed": _git("status", "--porcelain").splitlines()},
     }
-    (folder / "environment.json").write_text(json.dumps(facts, indent=2))
+    _write(folder / "environment.json", json.dumps(facts, indent=2))
 
 
 def write_quarantine(folder: Path, quarantine: pl.DataFrame | None) -> None:
     """The rows set aside; no file where there are none."""
     if quarantine is not None and len(quarantine):
-        quarantine.write_parquet(folder / "quarantine.parquet")
+        with writing(str(folder / "quarantine.parquet")) as write:
+            write(quarantine)
 
 
 def write_audit(folder: Path, findings: Sequence[Finding] | None) -> None:
     """All that the audit found, the run's log has the first of it; no file where the data did not come so far."""
     if findings is not None:
-        (folder / "audit.json").write_text(to_json(findings))
+        _write(folder / "audit.json", to_json(findings))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     """One flat JSON object; a metric that is not defined (NaN) is null."""
     plain = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
-    (folder / "metrics.json").write_text(json.dumps(plain, indent=2))
+    _write(folder / "metrics.json", json.dumps(plain, indent=2))
 
 
-def take_metrics(folder: Path) -> dict[str, float]:
-    """The metrics that a run ended with before, and their file away: it says of a run that it is finished."""
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The metrics that a run ended with before; none of one that has not."""
     path = folder / "metrics.json"
     if not path.exists():
         return {}
-    metrics = {name: math.nan if value is None else value for name, value in json.loads(path.read_text()).items()}
-    path.unlink()
-    return metrics
+    return {name: math.nan if value is None else value for name, value in json.loads(path.read_text()).items()}
+
+
+def _write(path: Path, text: str) -> None:
+    with blame(str(path)):
+        write_whole(path, text.encode())
 
 
 def _git(*arguments: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytorch_lightning
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodules.loader import Batches
 from datamodules.ranks import Ranks
 from models.supervised import Batch, SupervisedModule
-from trainer.fast import FastEpochLoop, hindrance
+from trainer.checkpoints import LeaveValidation, WholeCheckpoints
+from trainer.fast import FastEpochLoop, NoSignals, hindrance
 from trainer.problems import ConfigError
+from trainer.signals import watch
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +67,29 @@ class Trainer(pytorch_lightning.Trainer):
         self.compile = compile
         # Lightning would put its own where none is given.
         given = settings.get("callbacks") or ()
+        given = list(given) if isinstance(given, list | tuple) else [given]
         settings.setdefault("enable_checkpointing", any(isinstance(each, Checkpoint) for each in given))
         settings.setdefault("enable_progress_bar", any(isinstance(each, ProgressBar) for each in given))
         chosen, self.precision_reason = choose_precision(precision, accelerator)
         self.given = {**settings, "accelerator": accelerator, "precision": chosen, "threads": threads}
+        plugins = settings.pop("plugins", None) or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(each, CheckpointIO) for each in plugins):
+            plugins.append(WholeCheckpoints())
+        settings |= {"plugins": plugins, "callbacks": [*given, LeaveValidation()]}
         super().__init__(accelerator=accelerator, precision=chosen, **settings)
+        self._signal_connector = NoSignals(self)
         if accelerator == "cpu" and not torch.cuda.is_available():
             # Every step of an optimizer asks anew; so told, torch need not load the driver to answer.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
         self.fit_loop.epoch_loop = self.loop
         self._refuse(hindrance(self))  # before the data are read
+
+    def fit(self, *arguments: Any, **settings: Any) -> None:
+        """As Lightning's. Raises Interrupted where a signal ends it."""
+        with watch.waiting():
+            super().fit(*arguments, **settings)
 
     def alone(self) -> "Trainer":
         """Itself where it is one process; else one for this process, which has come as far."""

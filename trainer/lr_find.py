@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from datamodules.table import TableDataModule
 from models.diverged import DivergedError
 from models.supervised import SupervisedModule
+from serving.whole import write_whole
 from trainer.loop import Trainer
 from trainer.pictures import BLUE, GREY, ORANGE, show
 from trainer.problems import ConfigError
@@ -122,7 +123,7 @@ def find_rate(
     else:
         test = range_test(module, datamodule, build)
         rate = suggest(test.rates, test.losses)
-        path.write_text(json.dumps({"lr": rate, "rates": test.rates, "losses": test.losses}))
+        write_whole(path, json.dumps({"lr": rate, "rates": test.rates, "losses": test.losses}).encode())
         show(rate_figure(test.rates, test.losses, rate), folder / "lr_find.png", trainer)
     before = inspect.signature(module.optimizer).parameters["lr"].default
     log.info("learning rate: %.2g, where the loss falls most steeply (optimizer.lr was %.2g)", rate, before)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from serving.errors import EXIT_CODE, InputError
 from trainer.problems import ConfigError
+from trainer.signals import Interrupted, watch
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,10 @@ def work(command: Sequence[str] = ()) -> int:
         force=True,
     )
     try:
-        assist(OmegaConf.create(config), folder)
+        with watch.owning():
+            assist(OmegaConf.create(config), folder)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
     except InputError as error:
         log.error("%s", error)
         return EXIT_CODE

@@ -1,7 +1,8 @@
 """`resume=PATH` and `resume=auto`: the command that goes on with a run, in the run's own folder."""
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,39 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from serving.errors import InputError
+from serving.whole import write_whole
 from trainer.compare import leaves
-from trainer.compose import Composition, Setting
+from trainer.compose import COMMAND, Composition, Setting
 from trainer.problems import Problem
 from trainer.signatures import show
-from trainer.status import STATUS
+from trainer.status import STATUS, read
 
 LAST = Path("checkpoints", "last.ckpt")
-SAVED = Path(".hydra", "overrides.yaml")
+SAVED = "overrides.yaml"
+"""The command's settings. Hydra has them too, in .hydra, but writes in place: a run that was killed may have half."""
 SWEEP = "sweep.yaml"
 """In the folder of a sweep: its command, all settings as they were given."""
 OWN = ("resume", "hydra.run.dir", "hydra.mode", "cluster")
 """Settings of one start of a run, not of the run."""
+
+
+_BEST = "the best epoch so far was chosen by it"
+_HELD = "the checkpoint holds it, so that a change would not count"
+FIXED = {
+    "callbacks.average": "the weights in the checkpoint are those of it",
+    "callbacks.early_stopping.patience": f"{_HELD} (callbacks.early_stopping=null trains on)",
+    "groups": _HELD,
+    "loss": _BEST,
+    "mode": _BEST,
+    "model._target_": "the checkpoint holds that network",
+    "monitor": _BEST,
+    "optimizer": _HELD,
+    "scheduler._target_": _HELD,
+    "scheduler.factor": _HELD,
+    "scheduler.patience": _HELD,
+    "seed": "the order of the rows goes on from it",
+}
+"""Settings that a run goes on with as they were, and why. Data and sizes are looked at when they are read."""
 
 
 @dataclass
@@ -61,14 +83,14 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     if not isinstance(wanted, str):
         # A run that ended before its first checkpoint, at bad data for one, leaves nothing to lose.
         if (run / LAST).exists() or (run / "metrics.json").exists():
-            go_on = f"go on with it by resume={run}, or " if (run / LAST).exists() else ""
-            return refuse("hydra.run.dir", f"{run} holds a run already: {go_on}choose another folder.")
+            either = f"go on with it by resume={run}, or " if (run / LAST).exists() else ""
+            return refuse("hydra.run.dir", f"{run} holds a run already: {either}choose another folder.")
         return found
     if not base.config.callbacks:
         return refuse("resume", "there are no checkpoints to go on from with callbacks=none: take callbacks=default.")
     if wanted == "auto":
         folder = run if given else newest_unfinished(output, rest)
-        if folder is None or not (folder / LAST).exists():
+        if folder is None or not (checkpoints(folder) and (folder / SAVED).exists()):
             where = f"{run} has no checkpoint" if given else f"no unfinished run of this command under {output}"
             found.settings = [setting for setting in command if setting.key != "resume"] + [Setting("resume=null")]
             found.messages = [f"resume: {where}: starting anew"]
@@ -85,11 +107,14 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
     where = str(folder / SAVED)
     saved = [Setting(line, where) for line in saved_overrides(folder)]
     found.folder = folder
+    if not checkpoints(folder):
+        found.messages = [f"resume: {folder} has no checkpoint yet: starting anew in it"]
     found.settings = [
         *(setting for setting in saved if setting.key not in keys),
         *rest,
         Setting(f"hydra.run.dir={quoted(folder)}"),
-        Setting(f"resume={quoted(checkpoint.absolute())}"),
+        # Folds and members go on with their own.
+        Setting("resume=null" if checkpoint is None else f"resume={quoted(checkpoint.absolute())}"),
     ]
     return found
 
@@ -102,30 +127,46 @@ def shared_folders(jobs: list[Composition]) -> Iterator[Problem]:
         yield Problem(jobs[0].where(key), key, f"several jobs would share {folder}: put ${{hydra.job.num}} in it.")
 
 
-def find(path: Path) -> tuple[Path, Path]:
-    """The run folder and the checkpoint that a path means. Raises InputError where there are none."""
+def find(path: Path) -> tuple[Path, Path | None]:
+    """The run folder and the checkpoint that a path means, None where the run has none of its own yet.
+
+    Raises InputError where there is no such run.
+    """
     if not path.exists():
         raise InputError(f"there is no {path}: give a run folder or a checkpoint in it.")
     if (path / SWEEP).exists():
         raise InputError(f"{path} is the folder of a sweep: sweep.resume={path} goes on with it.")
     folder = path if path.is_dir() else path.parent.parent
-    checkpoint = path / LAST if path.is_dir() else path
+    checkpoint = folder / LAST if path.is_dir() else path
     if not (folder / SAVED).exists():
         raise InputError(f"{folder} is no run folder: it has no {SAVED}.")
-    if not checkpoint.exists():
+    if (folder / "metrics.json").exists() and not checkpoints(folder):
         raise InputError(f"{folder} has no {LAST} to go on from: start anew in another folder.")
-    return folder, checkpoint
+    return folder, checkpoint if checkpoint.exists() else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What there is to go on from: the run's last checkpoint, or those of its folds or members."""
+    return [path for path in (folder / LAST, *folder.glob(f"*/{LAST}")) if path.exists()]
 
 
 def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
     """The run folder under `output` with the newest checkpoint, of the same overrides, and not at its end."""
     lines = sorted(setting.line.lstrip("+") for setting in settings if not setting.key.startswith(("hydra.", "hydra/")))
-    for checkpoint in sorted(output.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        folder = checkpoint.parents[1]
-        unfinished = (folder / SAVED).exists() and not (folder / "metrics.json").exists()
+    found: dict[Path, float] = {}
+    for path in output.glob(f"*/{SAVED}"):
+        folder = path.parent
+        times = [checkpoint.stat().st_mtime for checkpoint in checkpoints(folder)]
+        status = read(folder)
+        unfinished = times and status is not None and status.state in ("interrupted", "failed")
         if unfinished and sorted(line.lstrip("+") for line in saved_overrides(folder)) == lines:
-            return folder
-    return None
+            found[folder] = max(times)
+    return max(found, key=found.__getitem__, default=None)
+
+
+def save_overrides(folder: Path, lines: Sequence[str]) -> None:
+    """Keeps the settings of the command, for those who go on with the run."""
+    write_whole(folder / SAVED, OmegaConf.to_yaml(list(lines)).encode())
 
 
 def saved_overrides(folder: Path) -> list[str]:
@@ -135,16 +176,47 @@ def saved_overrides(folder: Path) -> list[str]:
     return [line for line, key in keys if key not in OWN and not key.startswith("hydra.launcher")]
 
 
+def go_on(folder: Path) -> str:
+    """The command that goes on with the run in `folder`, or with the one whose fold or member it is."""
+    folder = folder.absolute()
+    if not (folder / SAVED).exists() and (folder.parent / SAVED).exists():
+        folder = folder.parent
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    return f"python train.py {shlex.quote(f'resume={quoted(folder)}')}"
+
+
+def what_next(folder: Path) -> str:
+    """What to do about a run that was interrupted."""
+    if not (folder / SAVED).exists():
+        return "Nothing was begun."
+    if checkpoints(folder):
+        return f"Go on with: {go_on(folder)}"
+    return f"There is no checkpoint of it. Start anew, in the same folder, with: {go_on(folder)}"
+
+
 def differences(folder: Path, composition: Composition) -> Iterator[str]:
     """What is not as it was when the run was last started, and who wins."""
     for key, change in changes(folder, composition.resolved(str(folder.absolute()))[0]):
         where = composition.where(key)
-        yield f"resume: {key} {change} ({'the ' if where == 'command line' else ''}{where} wins)"
+        yield f"resume: {key} {change} ({'the ' if where == COMMAND else ''}{where} wins)"
+
+
+def refused(folder: Path, composition: Composition) -> Iterator[Problem]:
+    """Changes that would not count, or that would make the run's figures wrong."""
+    for key, change in changes(folder, composition.resolved(str(folder.absolute()))[0]):
+        for fixed, why in FIXED.items():
+            if f"{key}.".startswith(f"{fixed}."):
+                old = change.partition(" -> ")[0]
+                what = f"was {old} when the run began, and {why}: leave it, or start anew."
+                yield Problem(composition.where(key), key, what)
 
 
 def changes(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The keys of a resolved config that are not as they were when the run in `folder` began, and what they were and
     are."""
+    if not (folder / "config.yaml").exists():  # killed before it had begun
+        return
     before = dict(leaves(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
     now = dict(leaves(config))
     for key in sorted(before.keys() | now.keys()):

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import pytorch_lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -78,7 +79,7 @@ def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Out
     """One run, from the data to the artefact, in a folder that is Hydra's run folder; `describe` says what the data
     are."""
     started = time.perf_counter()
-    before = run_folder.take_metrics(folder)
+    before = run_folder.read_metrics(folder)
     run_folder.write_config(folder, config)
     run_folder.write_environment(folder)
     find = None
@@ -222,6 +223,13 @@ def train(
         raise ConfigError(
             f"resume: {checkpoint} holds another network than this one: leave the settings of data and model as"
             " they were."
+        ) from error
+    except MisconfigurationException as error:
+        if checkpoint is None or "restored a checkpoint with current_epoch" not in str(error):
+            raise
+        raise ConfigError(
+            f"resume: the run has had more epochs than trainer.max_epochs={trainer.max_epochs}: leave it as it was, or"
+            " take a larger one."
         ) from error
     seconds = time.perf_counter() - started
     for callback in trainer.early_stopping_callbacks:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import EXIT_CODE, InputError
+from serving.whole import UNFINISHED, write_whole
+from trainer.signals import Interrupted
 
 Ending = Literal["done", "pruned", "interrupted", "failed"]
 STATES = ("done", "pruned", "running", "interrupted", "failed")
@@ -58,9 +61,11 @@ def recorded(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterato
                 status.end("done", 0)
         except BaseException as error:
             if status.state == "running":
-                said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-                ended = not isinstance(error, Exception)  # Ctrl-C, and the exit by which Lightning passes it on
-                exit_code = INTERRUPTED if ended else EXIT_CODE if isinstance(error, InputError) else 1
+                said = str(error) if isinstance(error, InputError | Interrupted) else f"{type(error).__name__}: {error}"
+                ended = not isinstance(error, Exception)  # a signal
+                exit_code = EXIT_CODE if isinstance(error, InputError) else 1
+                if ended:
+                    exit_code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
                 status.end("interrupted" if ended else "failed", exit_code, said)
             raise
         finally:
@@ -78,6 +83,8 @@ def claim(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another run is at work in this folder. Wait for it, or choose another hydra.run.dir."
             ) from error
+        for left in folder.rglob(f".*{UNFINISHED}"):  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
 
 
@@ -85,9 +92,7 @@ def write(folder: Path, status: Status) -> None:
     """Whole or not at all."""
     facts = asdict(status)
     facts["value"] = status.value if status.value is not None and math.isfinite(status.value) else None
-    new = folder / f"{STATUS}.new"
-    new.write_text(json.dumps(facts, indent=2))
-    new.replace(folder / STATUS)
+    write_whole(folder / STATUS, json.dumps(facts, indent=2).encode())
 
 
 def read(folder: Path) -> Status | None:

@@ -20,6 +20,7 @@ from hydra.core.utils import setup_globals
 
 from serving.errors import InputError
 from trainer.lean import lean
+from trainer.signals import Interrupted, watch
 
 logging.basicConfig()  # Lightning, which would find no handlers, would add its own
 with lean():
@@ -61,7 +62,10 @@ def work(run: bytes, folder: Path, hydra: Any, level: int, share: int, pipe: Con
 
     store.sharing = share
     try:
-        result = pickle.loads(run)()
+        with watch.owning():
+            result = pickle.loads(run)()
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
     except InputError as error:
         print(error, file=sys.stderr)
         pipe.send(InputError(f"{folder.name}: {error}"))

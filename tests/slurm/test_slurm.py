@@ -2,16 +2,11 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from tests.conftest import ROOT, run_script
+from tests.conftest import run_script
 from trainer import status
 
 Variables = dict[str, str]

@@ -32,6 +32,8 @@ def runs(tmp_path: Path, finished: Path) -> Path:
         os.utime(folder / "checkpoints" / "last.ckpt", (age, age))
         if name != "finished":
             (folder / "metrics.json").unlink()
+            status = folder / "status.json"
+            status.write_text(status.read_text().replace('"done"', '"interrupted"'))
     return tmp_path
 
 
@@ -46,10 +48,10 @@ def refused(*arguments: str) -> str:
 
 
 def test_the_saved_command_comes_first_and_the_new_one_wins(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [f"resume={runs}/older", "trainer.max_epochs=2", "optimizer.lr=0.1", "model.dropout=0.1"]
+    given = [f"resume={runs}/older", "trainer.max_epochs=2", "trainer.gradient_clip_val=1", "model.dropout=0.1"]
     assert prepare(given) == going_on(runs / "older", "data=iris", "logger=none", "export=none", *given[1:])
     assert capsys.readouterr().out == (
-        "resume: optimizer.lr 0.001 -> 0.1 (the command line wins)\n"
+        "resume: trainer.gradient_clip_val null -> 1 (the command line wins)\n"
         "resume: trainer.max_epochs 1 -> 2 (the command line wins)\n"
     )
 
@@ -74,9 +76,7 @@ def test_a_file_that_changed_since_is_said(runs: Path, tmp_path: Path, capsys: p
 def test_a_resumed_run_is_resumed_again(runs: Path) -> None:
     folder = runs / "older"
     first = prepare([f"resume={folder}", "seed=0"])
-    (folder / ".hydra" / "overrides.yaml").write_text(
-        "".join(f"- {line}\n" for line in first if not line.startswith("hydra."))
-    )
+    (folder / "overrides.yaml").write_text("".join(f"- {line}\n" for line in first if not line.startswith("hydra.")))
     assert prepare([f"resume={folder}"]) == first
 
 
@@ -93,7 +93,7 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_command(
 ) -> None:
     # The output folder is an override too, and so belongs to the command.
     for folder in runs.iterdir():
-        (folder / ".hydra" / "overrides.yaml").open("a").write(f"- paths.output={runs}\n")
+        (folder / "overrides.yaml").open("a").write(f"- paths.output={runs}\n")
     command = [*COMMAND, f"paths.output={runs}"]
     assert prepare([*command, "resume=auto"]) == going_on(runs / "newer", *command)
     assert f"resume: going on with {runs}/newer\n" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_a_folder_that_holds_a_run_is_not_shared(runs: Path) -> None:
     ("arguments", "problem"),
     [
         (["resume={runs}/nope"], "resume: there is no {runs}/nope: give a run folder or a checkpoint in it."),
-        (["resume={runs}"], "resume: {runs} is no run folder: it has no .hydra/overrides.yaml."),
+        (["resume={runs}"], "resume: {runs} is no run folder: it has no overrides.yaml."),
         (
             ["resume={runs}/older", "hydra.run.dir={runs}/newer"],
             "hydra.run.dir: {runs}/newer is not the folder of resume={runs}/older: leave it out.",
@@ -140,6 +140,20 @@ def test_a_folder_that_holds_a_run_is_not_shared(runs: Path) -> None:
             "resume: there are no checkpoints to go on from with callbacks=none: take callbacks=default.",
         ),
         (["resume={runs}/older", "model.hiden=3"], "model.hiden: unknown key. Did you mean hidden?"),
+        (
+            ["resume={runs}/older", "optimizer.lr=0.1"],
+            "optimizer.lr: was 0.001 when the run began, and the checkpoint holds it, so that a change would not count:"
+            " leave it, or start anew.",
+        ),
+        (
+            ["resume={runs}/older", "monitor=val/log_loss"],
+            'monitor: was "val/loss" when the run began, and the best epoch so far was chosen by it: leave it, or start'
+            " anew.",
+        ),
+        (
+            ["resume={runs}/older", "seed=1"],
+            "seed: was 0 when the run began, and the order of the rows goes on from it: leave it, or start anew.",
+        ),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(runs: Path, arguments: list[str], problem: str) -> None:
@@ -147,15 +161,34 @@ def test_what_cannot_be_resumed_is_refused(runs: Path, arguments: list[str], pro
     assert refused(*filled) == f"A setting is wrong:\n  command line: {problem.format(runs=runs)}"
 
 
-def test_a_run_without_its_last_checkpoint_is_refused(runs: Path) -> None:
-    (runs / "older" / "checkpoints" / "last.ckpt").unlink()
-    assert refused(f"resume={runs}/older") == (
-        f"A setting is wrong:\n  command line: resume: {runs}/older has no checkpoints/last.ckpt to go on from: start"
-        " anew in another folder."
+def test_a_run_that_ended_without_a_checkpoint_is_refused(runs: Path) -> None:
+    (runs / "finished" / "checkpoints" / "last.ckpt").unlink()
+    assert refused(f"resume={runs}/finished") == (
+        f"A setting is wrong:\n  command line: resume: {runs}/finished has no checkpoints/last.ckpt to go on from:"
+        " start anew in another folder."
     )
 
 
+def test_folds_go_on_with_their_own_checkpoints(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, fold = runs / "older", runs / "older" / "fold_0"
+    fold.mkdir()
+    (folder / "checkpoints").rename(fold / "checkpoints")
+    command = [*COMMAND, "cross_validate=3", f"paths.output={runs}"]
+    (folder / "overrides.yaml").write_text("".join(f"- {line}\n" for line in command))
+    again = [*command, f"hydra.run.dir={folder}", "resume=null"]
+    assert prepare([f"resume={folder}"]) == again
+    assert prepare([*command, "resume=auto"]) == again
+    assert f"resume: going on with {folder}\n" in capsys.readouterr().out
+
+
+def test_a_run_without_a_checkpoint_starts_anew_in_its_folder(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs / "older"
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    assert prepare([f"resume={folder}"]) == [*COMMAND, f"hydra.run.dir={folder}", "resume=null"]
+    assert capsys.readouterr().out == f"resume: {folder} has no checkpoint yet: starting anew in it\n"
+
+
 def test_a_saved_command_that_is_wrong_now_is_said_with_its_file(runs: Path) -> None:
-    saved = runs / "older" / ".hydra" / "overrides.yaml"
+    saved = runs / "older" / "overrides.yaml"
     saved.write_text(saved.read_text() + "- ++model.size=3\n")
     assert refused(f"resume={runs}/older").startswith(f"A setting is wrong:\n  {saved}: model.size: unknown key.")

@@ -239,7 +239,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_figures_and_refuses_another_ne
     assert "nothing was left to train: the run had ended after 2 epochs" in again.stdout
     assert metrics(run) == before
     assert equal(weights(run), kept)
-    other = run_script("train.py", f"resume={run}", "model=linear", "trainer.max_epochs=3")
+    other = run_script("train.py", f"resume={run}", "model.hidden=[7]", "trainer.max_epochs=3")
     assert (other.returncode, other.stderr) == (2, "")
     assert other.stdout.endswith(
         f"resume: {run}/checkpoints/last.ckpt holds another network than this one: leave the settings of data and model"

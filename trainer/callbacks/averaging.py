@@ -29,13 +29,15 @@ class WeightAverage(Callback):
         self.weights: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
         self.saved: dict[str, Tensor] = {}
+        self.swapped = False
+        """Whether the average is in the network, and `average` holds the weights that are trained."""
 
     def share(self) -> float:
         """Share of the newest weights in the average after this step of the optimizer, above 0 and at most 1."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "weights": self.weights}
+        return {"steps": self.steps, "weights": self.average if self.swapped else self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps = state_dict["steps"]
@@ -68,7 +70,7 @@ class WeightAverage(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["state_dict"] |= self.average
+        checkpoint["state_dict"] |= self.weights if self.swapped else self.average
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap()
@@ -76,6 +78,7 @@ class WeightAverage(Callback):
 
     @torch.no_grad()
     def _swap(self) -> None:
+        self.swapped = not self.swapped
         for name, weight in self.weights.items():
             trained = weight.clone()
             weight.copy_(self.average[name])
