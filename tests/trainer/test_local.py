@@ -26,6 +26,7 @@ def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_pat
     given = ("cluster=local", "hydra.launcher.n_jobs=2", "model=linear", models, "allowed_targets=[tests]", *SHORT)
     done = run_script("train.py", *given, f"hydra.sweep.dir={tmp_path}")
     good, bad = tmp_path / "0_iris_linear", tmp_path / "1_iris_linear"
+    assert done.returncode == 1
     assert "2 jobs, 2 at once" in done.stdout
     assert re.search(r"#0: done in \d+ s, val/loss 0\.\d+\n", done.stdout)
     assert f"#1: failed: RuntimeError: asked to fail: {bad}/output.log\n" in done.stdout
@@ -48,6 +49,8 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
     assert sweep.returncode == 128 + signal.SIGTERM
     assert "ending #0: each leaves a checkpoint" in output
     assert "#0: interrupted: " in output
+    assert "\nSweep: 1 interrupted, 1 not begun\n" in output
+    assert output.endswith(f"go on with   python train.py sweep.resume={tmp_path}\n")
     assert not (tmp_path / "1_iris_mlp").exists()
     run = status.read(last.parents[1])
     assert run is not None
