@@ -57,13 +57,11 @@ def main(config: DictConfig) -> float | None:
 
 def carry_out() -> None:
     """The run, or the sweep and its table."""
-    broken_off = True
     try:
         main()
-        broken_off = False
     finally:
         if sweep.Begun.folder is not None:
-            codes.extend(sweep.conclude(sweep.Begun.folder, broken_off=broken_off))
+            codes.extend(sweep.conclude(sweep.Begun.folder, sweep.Begun.jobs))
 
 
 if __name__ == "__main__":

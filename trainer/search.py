@@ -82,18 +82,17 @@ class Search:
         epochs = config.trainer.max_epochs
         self.study = open_study(search.storage, search.study, pruner=search.pruner, epochs=epochs, better=better)
         self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
+        points = grid(space)[: search.n_trials] if search.sampler == "grid" else []
+        search.n_trials = len(points) or search.n_trials
         OmegaConf.save(config, self.folder / SAVED)
+        for point in points:
+            self.study.enqueue_trial(point, skip_if_exists=True)
 
         filled = [f"search.{key}={quoted(search[key])}" for key in ("study", "storage", "pruner")]
         trial_only = [line for line in search.overrides if line.partition("=")[0] not in command]
         given = [str(each.input_line) for each in command.values() if not each.is_sweep_override()]
         self.settings = [*trial_only, *given, *filled]
         self.n_trials, self.n_jobs = search.n_trials, search.n_jobs
-        if search.sampler == "grid":
-            points = grid(space)[: self.n_trials]
-            self.n_trials = len(points)
-            for point in points:
-                self.study.enqueue_trial(point, skip_if_exists=True)
         done = counts(self.study) or "none"
         log.info("study %s in %s: %s of %d trials", search.study, search.storage, done, self.n_trials)
 

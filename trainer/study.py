@@ -189,13 +189,16 @@ def _problem(key: str, what: str) -> Problem:
 
 def conclude(folder: Path) -> list[int]:
     """Draws the study of the search in `folder`, and says its best trial, or all of which none is better in every
-    objective. Returns what the search exits with where no trial was completed."""
+    objective; or how to go on where it was broken off. Returns what the search exits with, if not with 0."""
     from trainer.search_pictures import draw
 
     config: Any = OmegaConf.load(folder / SAVED)
     study, names, where = open_study(storage_of(config, folder), config.search.study), objectives(config), short(folder)
     best = best_trials(study)
-    print(f"trials       {counts(study)}")
+    print(f"trials       {counts(study) or 'none'}")
+    if sum(trial.state.is_finished() for trial in study.trials) < config.search.n_trials:
+        print(f"go on with   python train.py sweep.resume={where}")
+        return [1]
     if not best:
         print(f"no trial was completed: {where / f'{TRIAL}0' / 'train.log'} says why")
         return [EXIT_CODE]

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -33,6 +36,8 @@ class Begun(Callback):
 
     folder: ClassVar[Path | None] = None
     """Of the sweep that this process has begun."""
+    jobs: ClassVar[int] = 0
+    """How many it has; 0 where only its sweeper knows."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         Begun.folder = Path(config.hydra.sweep.dir).absolute()
@@ -41,6 +46,11 @@ class Begun(Callback):
         new = Begun.folder / f"{SWEEP}.new"
         OmegaConf.save(OmegaConf.create([*given.task, *given.hydra]), new)
         new.replace(Begun.folder / SWEEP)
+        if config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+            params = config.hydra.sweeper.params or {}
+            lines = [*(f"{key}={value}" for key, value in params.items()), *given.task]
+            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
+            Begun.jobs = len(BasicSweeper.split_arguments(parsed, None)[0])
 
 
 def named(command: list[Setting]) -> Path | None:
@@ -125,24 +135,26 @@ def done_before(folder: Path, config: DictConfig) -> Status | None:
     return status
 
 
-def conclude(folder: Path, *, broken_off: bool) -> list[int]:
-    """Prints the table of a sweep's jobs, writes it into its folder, and says how to go on where something is not done;
-    `broken_off`: jobs may not have begun. Returns the exit codes of those that are not done."""
+def conclude(folder: Path, jobs: int) -> list[int]:
+    """Prints the table of a sweep's jobs, writes it into its folder, and says how to go on where something is not done.
+    Of `jobs` in all some may not have begun. Returns the exit codes of those that are not done."""
     from serving.write import writing
     from trainer.compare import find_runs, frame, ranked, read_run, side_by_side
 
     runs = ranked([read_run(each) for each in find_runs(folder)]) if any(folder.rglob(STATUS)) else []
+    missing = max(jobs - len(runs), 0)
+    title = f"Sweep: {counted([run.status for run in runs])}" + (f", {missing} not begun" if missing else "")
     if runs:
-        print(f"\n{side_by_side(runs, f'Sweep: {counted([run.status for run in runs])}')}\n")
+        print(f"\n{side_by_side(runs, title)}\n")
         for name in TABLES:
             with writing(str(folder / name)) as write:
                 write(frame(runs))
         print(f"all metrics  {short(folder / TABLES[0])}, {TABLES[1]}")
-    if (folder / study.SAVED).exists() and not broken_off:
+    if (folder / study.SAVED).exists():
         return study.conclude(folder)
     if runs and runs[0].status.state == "done":
         print(f"best         {short(runs[0].folder)}")
-    unfinished = [run for run in runs if run.status.state not in DONE]
-    if unfinished or broken_off:
+    unfinished = [run.status.exit_code or 1 for run in runs if run.status.state not in DONE] + [1] * missing
+    if unfinished:
         print(f"go on with   python train.py {shlex.quote(f'sweep.resume={quoted(short(folder))}')}")
-    return [run.status.exit_code or 1 for run in unfinished]
+    return unfinished

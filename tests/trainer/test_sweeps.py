@@ -183,6 +183,22 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> 
         assert status(killed / name)["value"] == status(whole / name)["value"]
 
 
+def test_ctrl_c_ends_a_sweep_with_its_table(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", "-m", *LONG, "trainer.max_epochs=100000", f"hydra.sweep.dir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "0_iris_mlp" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130
+    told = output[output.index("\nSweep: ") :].splitlines()
+    assert told[1] == "Sweep: 1 interrupted, 2 not begun"
+    assert told[3].split()[-1] == "interrupted"
+    assert f"go on with   python train.py sweep.resume={tmp_path}" in told
+    assert pl.read_csv(tmp_path / "sweep.csv")["state"].to_list() == ["interrupted"]
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
     """The folder of a sweep that was begun and came to nothing."""
