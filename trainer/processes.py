@@ -27,7 +27,7 @@ from trainer.signals import Interrupted, watch
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 GRACE = 30.0
 """Seconds in which a process learns of another's end by their connection, which NCCL does not tell of."""
 
@@ -95,7 +95,8 @@ def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     several = f"{local * nodes} processes train"
     strategy = trainer.get("strategy", "auto")
     if isinstance(strategy, str) and strategy not in STRATEGIES:
-        yield "trainer.strategy", f"{strategy} is none that was tried with a run: take {', '.join(STRATEGIES[:2])}."
+        why = "what follows training needs all weights on one device" if "fsdp" in strategy else "it starts them itself"
+        yield "trainer.strategy", f"{strategy} does not serve a run, for {why}: take ddp."
     for key in ("cross_validate", "ensemble"):
         if config.get(key) is not None:
             yield key, f"trains small runs, each in one process, but {several}: take trainer.devices=1."

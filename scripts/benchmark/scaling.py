@@ -1,10 +1,10 @@
-"""How time and memory of a whole run of model=mlp grow with rows and columns.
+"""How time and memory of a whole run of model=mlp grow with rows, columns and processes.
 
-python scripts/benchmark/scaling.py [--rows 10000 100000 1000000] [--columns 10 100 1000] [--at 100000] [--epochs 3]
-    [--threads 1] [--json FILE]
+python scripts/benchmark/scaling.py [--rows 10000 100000 1000000] [--columns 10 100 1000] [--processes 1 2]
+    [--at 100000] [--epochs 3] [--threads 1] [--json FILE]
 
-Each of the rows with the first of the columns, and each of the columns `--at` so many rows. Processes are left out:
-train.py is one, since the second of trainer.devices=2 finds the run folder taken.
+Each of the rows with the first of the columns, each of the columns `--at` so many rows, and each number of processes
+(trainer=ddp) with the most rows. The batches are the same: several processes share each.
 """
 
 import argparse
@@ -42,7 +42,8 @@ class EpochSeconds(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = np.diff([*self.times, time.perf_counter()])
-        Path(trainer.default_root_dir, "epochs.json").write_text(json.dumps(seconds.tolist()))
+        if trainer.is_global_zero:
+            Path(trainer.default_root_dir, "epochs.json").write_text(json.dumps(seconds.tolist()))
 
 
 def write(rows: int, columns: int, folder: Path) -> None:
@@ -58,36 +59,43 @@ def write(rows: int, columns: int, folder: Path) -> None:
         frame.with_columns(y=np.where(yes, "yes", "no")).write_parquet(folder / f"{first:010}.parquet")
 
 
-def run(rows: int, columns: int, epochs: int, threads: int) -> dict[str, Any]:
-    """One run on a table of its own. An epoch is the fastest of all but the first."""
+def run(rows: int, columns: int, processes: int, epochs: int, threads: int) -> dict[str, Any]:
+    """One run on a table of its own. An epoch is the fastest of all but the first; memory is that of rank 0."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(rows, columns, folder / "rows")
         command = [sys.executable, "train.py", "model=mlp", "data=table", f"data.path={folder / 'rows'}"]
-        command += ["data.target=y", "data.batch_size=1024", "trainer=cpu", f"trainer.max_epochs={epochs}"]
+        command += ["data.target=y", "data.batch_size=1024", f"trainer.max_epochs={epochs}"]
+        command += ["trainer=cpu"] if processes == 1 else ["trainer=ddp", "trainer.accelerator=cpu"]
+        command += [f"trainer.devices={processes}"]
         command += [f"trainer.threads={threads}", "baselines=false", "allowed_targets=[scripts.]"]
         command += ["+callbacks.seconds._target_=scripts.benchmark.scaling.EpochSeconds"]
         seconds, peak = measure([*command, f"hydra.run.dir={folder / 'run'}", f"paths.cache={folder / 'cache'}"])
         epoch = min(json.loads((folder / "run" / "epochs.json").read_text())[1:])
-    return {"rows": rows, "columns": columns, "seconds": seconds, "epoch_seconds": epoch, "peak_gigabytes": peak}
+    table = {"rows": rows, "columns": columns, "processes": processes}
+    return {**table, "seconds": seconds, "epoch_seconds": epoch, "peak_gigabytes": peak}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", type=int, default=[10**4, 10**5, 10**6], help="two numbers at least")
     parser.add_argument("--columns", nargs="+", type=int, default=[10, 100, 1000])
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--at", type=int, default=10**5)
     parser.add_argument("--epochs", type=int, default=3, help="two at least")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    tables = [(rows, given.columns[0]) for rows in given.rows] + [(given.at, columns) for columns in given.columns]
+    tables = [(rows, given.columns[0], 1) for rows in given.rows]
+    tables += [(given.at, columns, 1) for columns in given.columns]
+    tables += [(max(given.rows), given.columns[0], processes) for processes in given.processes]
     runs = [run(*table, given.epochs, given.threads) for table in dict.fromkeys(tables)]
 
     rows = [
         [
             f"{each['rows']:,}",
             f"{each['columns']:,}",
+            f"{each['processes']}",
             f"{each['seconds']:.1f}",
             f"{each['epoch_seconds']:.3g}",
             f"{1e6 * each['epoch_seconds'] / each['rows']:.2f}",
@@ -99,16 +107,16 @@ def main() -> None:
     times = np.log([each["epoch_seconds"] for each in runs[: len(sizes)]])
     exponent = float(np.polyfit(sizes, times, 1)[0])
     between = [float(each) for each in np.diff(times) / np.diff(sizes)]
-    headings = ["rows", "columns", "whole run, s", "epoch, s", "epoch, us a row", "peak GB"]
+    headings = ["rows", "columns", "processes", "whole run, s", "epoch, s", "epoch, us a row", "peak GB"]
     body = (
         f"{markdown(headings, rows)}\n\nAn epoch's seconds grow with rows to the power of {exponent:.2f} (target: at"
         f" most {TARGET}); from each number of rows to the next {', '.join(f'{each:.2f}' for each in between)}. Runs of"
         f" {given.epochs} epochs and batches of 1,024, threads: {given.threads}; 64 % of the rows train, 16 % validate."
-        " One process: train.py does not train in several."
+        " One process goes through the fast loop, several through Lightning's own."
     )
     figures = {"runs": runs, "exponent": exponent, "between": between}
     command = shlex.join(["python", "scripts/benchmark/scaling.py", *sys.argv[1:]])
-    publish("Growth with rows and columns", command, body, figures, given.json)
+    publish("Growth with rows, columns and processes", command, body, figures, given.json)
 
 
 if __name__ == "__main__":

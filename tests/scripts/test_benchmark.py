@@ -13,7 +13,7 @@ ONE_EPOCH = ["--seeds", "0", "--settings", "trainer.max_epochs=1"]
 ALONE = {
     "defaults": ["--tables", "breast_cancer", *ONE_EPOCH],
     "kinds": ["--cases", "digits", *ONE_EPOCH],
-    "scaling": ["--rows", "500", "1000", "--columns", "3", "--at", "500", "--epochs", "2"],
+    "scaling": ["--rows", "500", "1000", "--columns", "3", "--processes", "2", "--at", "500", "--epochs", "2"],
     "size": ["--rows", "2000"],
     "training": ["--variants", "bare", "ordinary", "fast", "lightning", "--rounds", "1", "--rows", "2000"],
 }

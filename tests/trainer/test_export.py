@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from models.mlp import MLP
 from trainer.export import ExportError, save
@@ -137,11 +138,12 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(run_here: RunHere, tmp
     pipeline, extra = torch.jit.load(str(path)), {"spec.json": "", "reference.json": ""}
     torch.jit.load(str(path), _extra_files=extra)
     facts, reference = json.loads(extra["spec.json"]), json.loads(extra["reference.json"])
+    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # what the system refuses here is real
     try:
         with pytest.raises(ExportError) as error:
-            save(path, pipeline, facts, reference, {}, {"data": {}, "model": {}})
+            save(path, pipeline, facts, reference, facts["metrics"], config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.sub(r"\(.* MB\)", "(N MB)", str(error.value)) == (
