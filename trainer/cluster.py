@@ -62,7 +62,8 @@ def told(status: Status | None) -> str:
     if status is None:
         return "it did not begin"
     if status.state == "done":
-        return f"done in {status.seconds:.0f} s, {status.monitor} {status.value:.6g}"
+        value = "not finite" if status.value is None else f"{status.value:.6g}"
+        return f"done in {status.seconds:.0f} s, {status.monitor} {value}"
     return f"{status.state}: {status.error}"
 
 

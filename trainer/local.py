@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -51,7 +52,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, n_jobs: int | None = None) -> None:
         self.n_jobs = n_jobs
-        self.running: set[subprocess.Popen[bytes]] = set()
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -59,32 +60,34 @@ class LocalLauncher(Launcher):
 
         self.context, self.config = hydra_context, config
         self.shares = shares(resources(config.trainer).devices, config.trainer.accelerator, self.n_jobs)
+        self.free: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for share in self.shares:
+            self.free.put(share)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         from trainer.cluster import ended_by_sigterm
 
         jobs = [self._job(number, list(given)) for number, given in enumerate(job_overrides, initial_job_idx)]
-        free: SimpleQueue[dict[str, str]] = SimpleQueue()
-        for share in self.shares:
-            free.put(share)
         each = ", ".join(f"{name}={value}" for name, value in self.shares[0].items())
         log.info("%d jobs, %d at once (%s)", len(jobs), min(len(jobs), len(self.shares)), each)
 
         def run(job: Job) -> JobReturn:
-            share = free.get()
+            share = self.free.get()
             try:
                 return self._run(job, share)
             finally:
-                free.put(share)
+                self.free.put(share)
 
         with ThreadPoolExecutor(len(self.shares)) as pool, ended_by_sigterm():
             try:
                 return list(pool.map(run, jobs))
             except BaseException:
                 self.stopped = True  # what waits does not start
-                for process in self.running:
-                    os.killpg(process.pid, signal.SIGTERM)
-                log.info("ending %d jobs with their checkpoints", len(self.running))
+                running = dict(self.running)
+                for process in running.values():
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGTERM)
+                log.info("ending %s: each leaves a checkpoint", " ".join(f"#{number}" for number in running))
                 raise
 
     def _job(self, number: int, overrides: list[str]) -> Job:
@@ -119,9 +122,9 @@ class LocalLauncher(Launcher):
             process = subprocess.Popen(
                 job.command(), env=os.environ | share, stdout=output, stderr=subprocess.STDOUT, process_group=0
             )
-        self.running.add(process)
+        self.running[job.number] = process
         code = process.wait()
-        self.running.remove(process)
+        del self.running[job.number]
         ended = status.read(job.folder)
         if ended is not None:
             done.return_value = ended.value

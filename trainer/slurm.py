@@ -6,6 +6,8 @@ becomes of the others, and cancels them at Ctrl-C.
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,8 +40,7 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
 
         try:
             jobs = self._submit(dict(enumerate(map(list, job_overrides), initial_job_idx)))
-        except FailedJobError as error:  # of which Hydra would print a traceback
-            log.error("%s", str(error).strip())
+        except FailedJobError:  # sbatch has said why; Hydra would add a traceback
             sys.exit(EXIT_CODE)
         with ended_by_sigterm():
             try:
@@ -47,6 +48,18 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
             except BaseException:
                 cancel([job for job in jobs.values() if not job.done()])
                 raise
+
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """In the job. After a signal that submitit handles nothing comes back: it has queued the job again and gone."""
+        from trainer.signals import Interrupted
+
+        try:
+            returned: JobReturn = super().__call__(*arguments)
+            return returned
+        except Interrupted as interrupted:
+            if interrupted.number == signal.SIGTERM and makes_way():
+                signal.raise_signal(signal.SIGUSR2)
+            sys.exit(interrupted.exit_code)
 
     def _submit(self, jobs: dict[int, list[str]]) -> dict[int, "Job[JobReturn]"]:
         """An array for all jobs that need the same resources."""
@@ -58,8 +71,8 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
         submitted: dict[int, Job[JobReturn]] = {}
         for wanted, numbers in arrays.items():
             settings = json.loads(wanted)
-            at_start = {name: settings.pop(name) for name in ("slurm_max_num_timeout",)}
-            executor = AutoExecutor(settings.pop("slurm_submitit_folder"), cluster="slurm", **at_start)
+            folder, timeouts = settings.pop("slurm_submitit_folder"), settings.pop("slurm_max_num_timeout")
+            executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
             executor.update_parameters(**settings)
             state = Singleton.get_state()
             arguments = [(jobs[number], "hydra.sweep.dir", number, str(number), state) for number in numbers]
@@ -78,8 +91,8 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
         needs = resources(config.trainer)
         settings |= {"nodes": needs.nodes, "tasks_per_node": needs.devices}
         settings["gpus_per_node"] = settings["gpus_per_node"] or needs.gpus or None
+        settings["srun_args"] = ["--wait=60"]  # Where one process has died, the others would wait for it for ever.
         # Jobs start in the folder of the command, which need not be Lathe's.
-        settings["srun_args"] = ["--wait=60"]  # A process that has ended leaves the others of its job waiting.
         settings["setup"] = [f"export PYTHONPATH={ROOT}:$PYTHONPATH", *(settings["setup"] or [])]
         return {f"slurm_{name}": value for name, value in settings.items()}
 
@@ -118,8 +131,18 @@ def outcome(number: int, job: "Job[JobReturn]") -> JobReturn:
     return returned
 
 
+def makes_way() -> bool:
+    """Whether the job was told to end for others' sake, not cancelled. Where such a job does not end, Slurm queues it
+    again; where it does, Slurm leaves it at that."""
+    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip() == "RUNNING"
+
+
 def cancel(jobs: list["Job[JobReturn]"]) -> None:
     """Ends jobs, which write their checkpoints, and waits for their end."""
+    if not jobs:
+        return
     names = [job.job_id for job in jobs]
     log.info("cancelling %s: those that run end with a checkpoint", " ".join(names))
     subprocess.run(["scancel", *names], check=False)

@@ -2,24 +2,61 @@
 
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import run_script
+import pytest
+import torch
+
+from tests.conftest import ROOT, run_script
 from trainer import status
 
 Variables = dict[str, str]
 RUN = ("data=iris", "model.dropout=0.2", "logger=none", "export=none", "baselines=false", "allowed_targets=[tests]")
 SLURM = ("cluster=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null")
-PACED = ("trainer.max_epochs=12", "+callbacks.paced._target_=tests.parts.Paced")
+PACED = (*RUN, "trainer.max_epochs=12", "callbacks.early_stopping=null", "+callbacks.paced._target_=tests.parts.Paced")
 
 
 def until(happened: Callable[[], object]) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 300
     while not happened():
         assert time.monotonic() < end, "waited for nothing"
         time.sleep(0.2)
+
+
+def ask(*command: str, env: Variables) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+
+def started(*settings: str, env: Variables) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *settings]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, without a cluster."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = run_script("train.py", *PACED, "+callbacks.paced.seconds=0", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """Bit for bit: weights, and what the optimizer holds; and the metrics."""
+    for name in ("best.ckpt", "last.ckpt"):
+        one, two = (torch.load(each / "checkpoints" / name, weights_only=True) for each in (folder, other))
+        for part in (lambda saved: saved["state_dict"], lambda saved: saved["optimizer_states"][0]["state"]):
+            torch.testing.assert_close(part(one), part(two), rtol=0, atol=0)
+    one, two = (json.loads((each / "metrics.json").read_text()) for each in (folder, other))
+    for name in ("val/loss", "test/accuracy", "fit/epochs", "fit/best_epoch"):
+        assert one[name] == two[name]
 
 
 def test_a_job_that_fails_or_is_killed_leaves_the_others_to_end(tmp_path: Path, slurm: Variables) -> None:
@@ -41,3 +78,60 @@ def test_two_tasks_train_one_network(tmp_path: Path, slurm: Variables) -> None:
     assert re.search(r"#0, job \d+: done in \d+ s, val/loss 0\.\d+\n", done.stdout), done.stdout + done.stderr
     assert (folder / "train_rank_1.log").exists()
     assert json.loads((folder / "metrics.json").read_text())["fit/epochs"] == 2
+
+
+def test_a_job_that_makes_way_goes_on_and_ends_as_if_nothing_had_been(
+    tmp_path: Path, slurm: Variables, uninterrupted: Path
+) -> None:
+    with started(*SLURM, *PACED, "+callbacks.paced.seconds=2", f"hydra.sweep.dir={tmp_path}", env=slurm) as sweep:
+        folder = tmp_path / "0_iris_mlp"
+        until((folder / "checkpoints" / "last.ckpt").exists)
+        ask("sbatch", "--partition=first", "--ntasks=4", "--output=/dev/null", "--wrap=true", env=slurm)
+        output, _ = sweep.communicate(timeout=300)
+    assert re.search(r"#0, job \d+: done in \d+ s, val/loss 0\.\d+\n", output)
+    log = (folder / "train.log").read_text()
+    assert f"Interrupted by SIGUSR2. Go on with: python train.py resume={folder}\n" in log
+    assert f"resume: going on with {folder}\n" in log
+    assert_same(folder, uninterrupted)
+
+
+def test_a_batch_file_whose_time_is_up_is_queued_again(tmp_path: Path, slurm: Variables, uninterrupted: Path) -> None:
+    paced = (*PACED, "+callbacks.paced.seconds=4")
+    given = ["--cpus-per-task=1", f"--output={tmp_path}/log", str(ROOT / "scripts" / "slurm" / "train.sbatch")]
+    job = ask("sbatch", "--parsable", *given, *paced, env=slurm)
+    folder = ROOT / "outputs" / f"slurm-{job}"
+
+    def last(minutes: int) -> None:
+        ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}", env=slurm)
+
+    try:
+        until((folder / "checkpoints" / "last.ckpt").exists)
+        ran = ask("squeue", "--noheader", "--format=%M", f"--jobs={job}", env=slurm)  # minutes:seconds
+        last(int(ran.partition(":")[0]) + 1)
+        until(lambda: "queued again" in (tmp_path / "log").read_text())
+        last(30)
+        until(lambda: (run := status.read(folder)) is not None and run.state == "done")
+        log = (tmp_path / "log").read_text()
+        assert "interrupted (138): queued again\n" in log
+        assert f"resume: going on with {folder.relative_to(ROOT)}\n" in log
+        assert_same(folder, uninterrupted)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_ctrl_c_cancels_the_jobs_which_leave_their_checkpoints(tmp_path: Path, slurm: Variables) -> None:
+    with started(*SLURM, *PACED, "+callbacks.paced.seconds=9", f"hydra.sweep.dir={tmp_path}", env=slurm) as sweep:
+        folder = tmp_path / "0_iris_mlp"
+        until((folder / "checkpoints" / "last.ckpt").exists)
+        sweep.send_signal(signal.SIGINT)
+        output, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == 130
+    assert re.search(r"cancelling \d+: those that run end with a checkpoint\n", output)
+    assert f"go on with   python train.py sweep.resume={tmp_path}\n" in output
+    run = status.read(folder)
+    assert run is not None
+    assert (run.state, run.error) == ("interrupted", "Interrupted by SIGTERM")
+    waiting = subprocess.run(
+        ["squeue", "--noheader"], env=slurm, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert waiting.stdout == ""

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, run_script
 from trainer import status
+from trainer.cluster import Resources, resources
 from trainer.config import prepare
 from trainer.local import shares
 from trainer.problems import ConfigError
@@ -45,7 +47,7 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
     sweep.send_signal(signal.SIGTERM)
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 128 + signal.SIGTERM
-    assert "ending 1 jobs with their checkpoints" in output
+    assert "ending #0: each leaves a checkpoint" in output
     assert "#0: interrupted: " in output
     assert "\nSweep: 1 interrupted, 1 not begun\n" in output
     assert output.endswith(f"go on with   python train.py sweep.resume={tmp_path}\n")
@@ -87,6 +89,15 @@ def test_a_job_that_cannot_be_placed_is_refused_before_any_work(setting: str, pr
     with pytest.raises(ConfigError) as caught:
         prepare(["cluster=local", setting])
     assert str(caught.value) == f"A setting is wrong:\n  command line: {problem}"
+
+
+def test_resources_follow_the_trainer() -> None:
+    def needed(**trainer: object) -> Resources:
+        return resources(OmegaConf.create({"accelerator": "auto", "devices": 1, "num_nodes": 1, **trainer}))
+
+    assert needed() == Resources(nodes=1, devices=1, gpus=0)
+    assert needed(accelerator="gpu", devices=4, num_nodes=2) == Resources(nodes=2, devices=4, gpus=4)
+    assert needed(accelerator="cuda", devices=[0, 2]) == Resources(nodes=1, devices=2, gpus=2)
 
 
 def test_slurm_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
