@@ -211,11 +211,15 @@ def differences(folder: Path, composition: Composition) -> Iterator[str]:
 def refused(folder: Path, composition: Composition) -> Iterator[Problem]:
     """Changes that would not count, or that would make the run's figures wrong."""
     for key, change in changes(folder, composition.resolved(str(folder.absolute()))[0]):
-        for fixed, why in FIXED.items():
-            if f"{key}.".startswith(f"{fixed}."):
-                old = change.partition(" -> ")[0]
-                what = f"was {old} when the run began, and {why}: leave it, or start anew."
-                yield Problem(composition.where(key), key, what)
+        if (why := fixed(key)) is not None:
+            old = change.partition(" -> ")[0]
+            what = f"was {old} when the run began, and {why}: leave it, or start anew."
+            yield Problem(composition.where(key), key, what)
+
+
+def fixed(key: str) -> str | None:
+    """Why a run must go on with this setting as it was; None where it may be another."""
+    return next((why for above, why in FIXED.items() if f"{key}.".startswith(f"{above}.")), None)
 
 
 def changes(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -17,10 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from serving.errors import InputError
+from serving.whole import write_whole
 from trainer import study
 from trainer.compose import COMMAND, Setting
 from trainer.problems import Problem, raise_all
-from trainer.resume import SWEEP, changes, quoted
+from trainer.resume import LAST, SWEEP, changes, fixed, quoted
 from trainer.status import DONE, STATES, STATUS, Status, read
 from trainer.tables import short
 
@@ -43,9 +44,7 @@ class Begun(Callback):
         Begun.folder = Path(config.hydra.sweep.dir).absolute()
         Begun.folder.mkdir(parents=True, exist_ok=True)
         given = config.hydra.overrides
-        new = Begun.folder / f"{SWEEP}.new"
-        OmegaConf.save(OmegaConf.create([*given.task, *given.hydra]), new)
-        new.replace(Begun.folder / SWEEP)
+        write_whole(Begun.folder / SWEEP, OmegaConf.to_yaml([*given.task, *given.hydra]).encode())
         if config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
             params = config.hydra.sweeper.params or {}
             lines = [*(f"{key}={value}" for key, value in params.items()), *given.task]
@@ -114,7 +113,7 @@ def counted(runs: Iterable[Status]) -> str:
 
 def done_before(folder: Path, config: DictConfig) -> Status | None:
     """How this job of a sweep was done, where it was, so that it is left out; says what it was begun with that the
-    settings now have otherwise. Raises InputError where the folder holds another job."""
+    settings now have otherwise. Raises InputError where the folder holds another job, or one that cannot go on so."""
     hydra = HydraConfig.get()
     status = read(folder) if hydra.mode is RunMode.MULTIRUN else None
     if status is None or not (folder / "config.yaml").exists():
@@ -128,6 +127,8 @@ def done_before(folder: Path, config: DictConfig) -> Status | None:
                 f"{folder} holds another job ({key} {change}): the file that says what is swept has changed since."
                 " Change it back, or begin another sweep."
             )
+        if not done and (folder / LAST).exists() and (why := fixed(key)) is not None:
+            raise InputError(f"{folder}: {key} {change}, but {why}. Change it back, or delete the folder.")
         log.warning("resume: %s %s%s", key, change, ", but the job was done before" if done else "")
     if not done:
         return None

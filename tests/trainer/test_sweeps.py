@@ -132,23 +132,31 @@ def test_a_sweep_that_goes_on_says_what_its_files_have_otherwise_and_mixes_no_jo
     mine = tmp_path / "conf" / "search" / "mine.yaml"
     mine.parent.mkdir(parents=True)
 
-    def start(*arguments: str, seeds: str, l1: float) -> subprocess.CompletedProcess[str]:
+    def start(*arguments: str, seeds: str, rate: float) -> subprocess.CompletedProcess[str]:
         sweep = f"hydra: {{mode: MULTIRUN, sweeper: {{params: {{seed: '{seeds}'}}}}}}"
-        mine.write_text(f"# @package _global_\nl1: {l1}\n{sweep}\n")
+        mine.write_text(f"# @package _global_\noptimizer: {{lr: {rate}}}\n{sweep}\n")
         return run_script("train.py", f"--config-dir={tmp_path}/conf", *arguments)
 
     folder = tmp_path / "sweep"
     quick = (*QUICK, "trainer.max_epochs=1", "export=none", "model=linear", f"hydra.sweep.dir={folder}")
-    assert start("search=mine", *quick, seeds="0,1", l1=0.0).returncode == 0
-    again = start(f"sweep.resume={folder}", seeds="0,1", l1=0.5)
+    assert start("search=mine", *quick, seeds="0,1", rate=0.1).returncode == 0
+    again = start(f"sweep.resume={folder}", seeds="0,1", rate=0.5)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("resume: l1 0.0 -> 0.5, but the job was done before\n") == 2
+    assert again.stdout.count("resume: optimizer.lr 0.1 -> 0.5, but the job was done before\n") == 2
     assert again.stdout.count("done before: ") == 2
-    other = start(f"sweep.resume={folder}", seeds="1,2", l1=0.0)
+    other = start(f"sweep.resume={folder}", seeds="1,2", rate=0.1)
     assert other.returncode == 2
     assert (
         f"{folder}/1_iris_linear holds another job (seed 1 -> 2): the file that says what is swept has changed since."
         " Change it back, or begin another sweep.\n" in other.stdout
+    )
+    first = folder / "0_iris_linear"
+    (first / "status.json").write_text(json.dumps(status(first) | {"state": "interrupted", "exit_code": 130}))
+    half_done = start(f"sweep.resume={folder}", seeds="0,1", rate=0.5)
+    assert half_done.returncode == 1  # 2 of the refusal, and 130 of the interruption that is still there
+    assert (
+        f"{first}: optimizer.lr 0.1 -> 0.5, but the checkpoint holds it, so that a change would not count. Change it"
+        " back, or delete the folder.\n" in half_done.stdout
     )
 
 
