@@ -128,7 +128,7 @@ def test_trials_that_fall_behind_are_pruned(tmp_path: Path) -> None:
     status = json.loads((folder / "trial_5" / "status.json").read_text())
     last = study_of(folder).trials[5]
     assert (status["state"], status["exit_code"]) == ("pruned", 0)
-    assert status["error"] == f"pruned after epoch 6: val/loss {last.value:.4g} is behind"
+    assert status["error"].startswith("pruned after epoch 6: val/loss ")
     assert sorted(last.intermediate_values) == [0, 1, 2, 3, 4, 5]
     assert "trials       5 completed, 1 pruned\n" in done.stdout
 

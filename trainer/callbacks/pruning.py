@@ -11,7 +11,8 @@ from trainer.study import open_study
 
 
 class Pruning(Callback):
-    """Tells the study the monitor of each epoch, and raises `Pruned` where its pruner gives the trial up.
+    """Tells the study after each epoch the best monitor so far, which is what the run ends with, and raises `Pruned`
+    where its pruner gives the trial up.
 
     Nothing is done without a `trial`, its number in the study, or with the pruner "none". A trial that is gone on with
     tells nothing twice.
@@ -39,18 +40,21 @@ class Pruning(Callback):
         study = open_study(self.storage, self.study, pruner=self.pruner, epochs=trainer.max_epochs)
         frozen = study.trials[self.number]
         self.active = not frozen.state.is_finished()  # a run of its own, long after
-        self.told = set(frozen.intermediate_values)
+        self.told = dict(frozen.intermediate_values)
         self.trial = Trial(study, frozen._trial_id)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
-        behind = trainer.is_global_zero and self._is_behind(trainer, pl_module.monitor)
+        behind = trainer.is_global_zero and self._is_behind(trainer, pl_module)
         if trainer.strategy.reduce_boolean_decision(behind, all=False):
             value = float(trainer.callback_metrics[pl_module.monitor])
             raise Pruned(f"pruned after epoch {trainer.current_epoch + 1}: {pl_module.monitor} {value:.4g} is behind")
 
-    def _is_behind(self, trainer: pl.Trainer, monitor: str) -> bool:
-        if not self.active or trainer.current_epoch in self.told or monitor not in trainer.callback_metrics:
+    def _is_behind(self, trainer: pl.Trainer, module: SupervisedModule) -> bool:
+        epoch, measured = trainer.current_epoch, trainer.callback_metrics.get(module.monitor)
+        if not self.active or epoch in self.told or measured is None:
             return False
-        self.trial.report(float(trainer.callback_metrics[monitor]), trainer.current_epoch)
+        pick = min if module.mode == "min" else max
+        self.told[epoch] = pick([float(measured), *self.told.values()])
+        self.trial.report(self.told[epoch], epoch)
         return self.trial.should_prune()
