@@ -6,15 +6,17 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import yaml
 
 from serving.errors import InputError
 from trainer.signatures import show
 from trainer.status import STATES, STATUS, Status, read
 from trainer.tables import render, short, table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 OWN = ("resume", "search.trial")
 """Settings of one start of a run, not of the run."""
@@ -104,8 +106,10 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return found
 
 
-def frame(runs: Sequence[Run]) -> pl.DataFrame:
+def frame(runs: Sequence[Run]) -> "pl.DataFrame":
     """A row for each run: how it stands, its command, the settings that differ, all metrics."""
+    import polars as pl
+
     columns: dict[str, list[Any]] = {
         "job": [run.number for run in runs],
         "state": [run.status.state for run in runs],
@@ -192,8 +196,10 @@ def _differ(values: list[Any]) -> bool:
     return any(value != values[0] for value in values)
 
 
-def _series(name: str, values: list[Any]) -> pl.Series:
+def _series(name: str, values: list[Any]) -> "pl.Series":
     """Numbers where all are numbers, else text."""
+    import polars as pl
+
     given = [value for value in values if value is not None]
     if all(type(value) is int for value in given) and given:
         return pl.Series(name, values, pl.Int64)

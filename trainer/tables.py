@@ -2,22 +2,27 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDTH = 110
 
 
-def table(title: str, *headings: str, numeric: Collection[str] = ()) -> Table:
+def table(title: str, *headings: str, numeric: Collection[str] = ()) -> "Table":
     """Without rows yet; columns of `numeric` headings are set to the right."""
+    from rich.table import Table
+
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in headings:
         made.add_column(heading, overflow="fold", justify="right" if heading in numeric else "left")
     return made
 
 
-def render(table: Table) -> str:
+def render(table: "Table") -> str:
+    from rich.console import Console
+
     console = Console(width=WIDTH, no_color=True)
     with console.capture() as captured:
         console.print(table, markup=False)
