@@ -67,11 +67,12 @@ class Composer:
         return override is not None and override.is_sweep_override()
 
     def jobs(self, base: "Composition", command: list[Setting]) -> list[list[Setting]]:
-        """As few jobs of a sweep as hold each value of each swept key, of numbers in a row the ends; a tenth
-        of a second each."""
+        """Jobs of a sweep in which each value of each swept key occurs, of numbers in a row the ends; not their
+        product."""
         values = [each for setting in self.of_sweep(base, command) if (each := self._values(setting))]
-        most = max(map(len, values), default=1)
-        return [[each[job % len(each)] for each in values] for job in range(most)]
+        first = [each[0] for each in values]
+        others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
+        return [first, *others]
 
     def of_sweep(self, base: "Composition", command: list[Setting]) -> list[Setting]:
         """The settings of all jobs: those of the files that the command does not give, and the command's."""

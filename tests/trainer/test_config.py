@@ -94,7 +94,11 @@ def refused(*arguments: str) -> str:
         ("hydra.run.dir=${nope}/x", "hydra.run.dir: Interpolation key 'nope' not found."),
         ("paths.output=${nope}", "paths.output: Interpolation key 'nope' not found."),
         ("seed=${seed}", "seed: Recursive interpolation detected."),
-        ("hydra/launcher=joblib", "hydra/launcher: there is no choice joblib. The choices are basic."),
+        (
+            "hydra/launcher=joblib",
+            "hydra/launcher: there is no choice joblib. The choices are basic, local, slurm, submitit_local,"
+            " submitit_slurm.",
+        ),
         ("seed=-1", "seed: must be from 0 to 4294967295; it is -1."),
         ("threshold=1.5", "threshold: must be from 0 to 1; it is 1.5."),
         (
