@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from scripts.benchmark.page import ROOT, markdown, publish
 
 COMMAND = "python scripts/benchmark/kills.py"

@@ -13,6 +13,7 @@ ONE_EPOCH = ["--seeds", "0", "--settings", "trainer.max_epochs=1"]
 ALONE = {
     "defaults": ["--tables", "breast_cancer", *ONE_EPOCH],
     "kinds": ["--cases", "digits", *ONE_EPOCH],
+    "kills": ["--kills", "1"],
     "scaling": ["--rows", "500", "1000", "--columns", "3", "--processes", "2", "--at", "500", "--epochs", "2"],
     "size": ["--rows", "2000"],
     "training": ["--variants", "bare", "ordinary", "fast", "lightning", "--rounds", "1", "--rows", "2000"],
@@ -23,6 +24,7 @@ ON_TABLES = {
         *("trainer.max_epochs=1", "baselines=false", "logger=none"),
     ],
     "linear": ["--tables", "titanic", "--seeds", "0"],
+    "search": ["--trials", "2", "--kill", "1", "--epochs", "1"],
     "quality": ["--tables", "titanic", "--seeds", "0", "--recipes", "model=linear"],
 }
 
