@@ -128,7 +128,7 @@ class Composer:
 
     def spelled(self, setting: Setting) -> Setting:
         """The setting as Hydra takes it."""
-        return Setting("++" + setting.line, setting.where) if setting.key in self.forced else setting
+        return Setting("++" + setting.line.lstrip("+"), setting.where) if setting.key in self.forced else setting
 
     def _compose(self, settings: list[Setting]) -> DictConfig:
         lines = tuple(setting.line for setting in settings)

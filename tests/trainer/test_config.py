@@ -328,6 +328,7 @@ def test_an_argument_that_no_file_has_is_handed_to_hydra_as_new() -> None:
         "++trainer.log_every_n_steps=1",
     ]
     assert prepare(["-m", "optimizer.eps=1e-8,1e-7"]) == ["-m", "++optimizer.eps=1e-8,1e-7"]
+    assert prepare(["+trainer.max_epochs=3"]) == ["++trainer.max_epochs=3"]
 
 
 def test_a_package_that_allowed_targets_names_may_be_used() -> None:
