@@ -119,7 +119,7 @@ class SupervisedModule(pl.LightningModule):
         batch = self.change(batch)
         loss, objective = self.objective(batch)
         self.record(loss, batch, batch_idx)
-        return objective * together.share(batch["target"], getattr(self.loss, "weight", None))
+        return together.shared(objective, batch["target"], getattr(self.loss, "weight", None))
 
     def change(self, batch: Batch) -> Batch:
         """The batch as training sees it."""

@@ -24,16 +24,16 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def share(target: Tensor, weights: Tensor | None) -> Tensor | float:
-    """What the loss of this process's rows, a mean, is multiplied with, so that the mean of the processes' gradients is
-    the gradient of the mean over the rows of all: their numbers of rows differ, and so do the weights of classes.
+def shared(loss: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """The loss of this process's rows, a mean, so scaled that the mean of the processes' gradients is the gradient of
+    the mean over the rows of all: their numbers of rows differ, and so do the weights of classes.
 
     `target` (rows,) of the rows; `weights` one a class.
     """
     if world() == 1:
-        return 1.0
+        return loss
     own = target.new_tensor(len(target), dtype=torch.float32) if weights is None else weights[target].sum()
-    return own * world() / total(own)
+    return loss * own * world() / total(own)
 
 
 def take_buffers_of_first(network: nn.Module) -> None:

@@ -19,6 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from trainer.processes import available_cores
+
 log = logging.getLogger(__name__)
 
 OUTPUT = "output.log"
@@ -135,7 +137,7 @@ class LocalLauncher(Launcher):
 
 def shares(devices: int, accelerator: str, n_jobs: int | None) -> list[dict[str, str]]:
     """For each of the jobs at once, the variables by which it takes its share of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     gpus = visible_gpus() if accelerator != "cpu" else []
     at_once = n_jobs or (max(1, len(gpus) // devices) if gpus else cores)
     threads = str(max(1, cores // at_once))

@@ -20,6 +20,7 @@ from models.supervised import Batch, SupervisedModule
 from trainer.checkpoints import LeaveValidation, WholeCheckpoints
 from trainer.fast import FastEpochLoop, NoSignals, hindrance
 from trainer.problems import ConfigError
+from trainer.processes import available_cores
 from trainer.signals import watch
 
 log = logging.getLogger(__name__)
@@ -164,11 +165,6 @@ class Trainer(pytorch_lightning.Trainer):
                 why = f"a step takes 1 of them {one:.3g} ms, {most} {many:.3g} ms"
         torch.set_num_threads(threads)
         return f"{threads} of {cores} ({why})"
-
-
-def available_cores() -> int:
-    """Those that the process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seconds(module: SupervisedModule, batch: Batch, threads: int) -> float:

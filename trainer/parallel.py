@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from datamodules.store import free_memory, readable
-from trainer.loop import THREADS, available_cores
+from trainer.loop import THREADS
+from trainer.processes import available_cores
 from trainer.worker import work
 
 log = logging.getLogger(__name__)

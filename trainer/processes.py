@@ -244,8 +244,12 @@ def _as_torchrun() -> None:
 
 
 def _threads(local: int) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return str(max(cores // local, 1))
+    return str(max(available_cores() // local, 1))
+
+
+def available_cores() -> int:
+    """Those that the process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Children:
