@@ -10,8 +10,10 @@ from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.schema import TargetSpec
@@ -79,6 +81,12 @@ class SupervisedModule(pl.LightningModule):
         self.threshold = 0.5 if isinstance(threshold, str) else threshold
         self.fitted = RunningMean()
         self.measured = RunningMean()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it some twenty times a step: no module, so not by torch's way
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, batch: Batch) -> Tensor:
         output: Tensor = self.network(batch)
@@ -183,6 +191,15 @@ class SupervisedModule(pl.LightningModule):
             self.fitted.total = checkpoint["train_loss"]["total"]
             self.fitted.rows = checkpoint["train_loss"]["rows"]
 
+    @property
+    def shared_out(self) -> bool:
+        """Whether this process holds but its part of the weights, as with `trainer=fsdp`."""
+        return isinstance(self.trainer.strategy, ModelParallelStrategy)
+
+    def configure_model(self) -> None:
+        if self.shared_out and self.device_mesh is not None:
+            together.shard(self.network, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._build_optimizer()
         if self.scheduler is None:
@@ -213,10 +230,12 @@ class SupervisedModule(pl.LightningModule):
         filled: dict[str, Any] = {}
         # Under mixed precision Lightning refuses to clip gradients for a fused step, because it may unscale them.
         clips = self.trainer.precision.endswith("-mixed") and self.trainer.gradient_clip_val is not None
+        # Of weights that are shared out torch has the fused steps of these alone.
+        unfused = self.shared_out and getattr(self.optimizer, "func", None) not in (Adam, AdamW)
         if (
             _unset(self.optimizer, "fused")
             and _unset(self.optimizer, "foreach")
-            and not clips
+            and not (clips or unfused)
             and self.device.type in ("cpu", "cuda")
         ):
             filled["fused"] = True

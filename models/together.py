@@ -1,8 +1,12 @@
-"""Sums over the processes that train one network together."""
+"""What the processes that train one network together share: sums, and with FSDP the weights."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+BLOCK = 1_000_000
+"""Weights from which on a member of a list of modules is gathered by itself: smaller ones are not worth a message."""
 
 
 def world() -> int:
@@ -41,3 +45,17 @@ def take_buffers_of_first(network: nn.Module) -> None:
     if world() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Leaves each process of the mesh its part of the weights, which are gathered while they are needed (FSDP2).
+
+    Large members of a `ModuleList`, as the blocks of a transformer, are gathered one after the other.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for module in network.modules():
+        for block in module if isinstance(module, nn.ModuleList) else ():
+            if sum(parameter.numel() for parameter in block.parameters()) >= BLOCK:
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)

@@ -4,13 +4,15 @@ import copy
 import logging
 import os
 import time
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pytorch_lightning
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import CheckpointIO
-from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +22,7 @@ from models.supervised import Batch, SupervisedModule
 from trainer.checkpoints import LeaveValidation, WholeCheckpoints
 from trainer.fast import FastEpochLoop, NoSignals, hindrance
 from trainer.problems import ConfigError
-from trainer.processes import available_cores
+from trainer.processes import available_cores, devices
 from trainer.signals import watch
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,15 @@ WORTH = 1.15
 TRIALS = 3
 THREADS = torch.get_num_threads()
 """Of the process, as it was started."""
+
+
+class NoProfiler(PassThroughProfiler):
+    """In the place of Lightning's, which makes a generator for each hook of each callback."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.nothing
 
 
 class Trainer(pytorch_lightning.Trainer):
@@ -77,6 +88,11 @@ class Trainer(pytorch_lightning.Trainer):
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             plugins.append(WholeCheckpoints())
+        if settings.get("strategy") == "fsdp":
+            from trainer.sharded import Sharded  # which takes long to import
+
+            settings["strategy"] = Sharded(devices(self.given) * settings.get("num_nodes", 1))
+        settings["profiler"] = settings.get("profiler") or NoProfiler()
         settings |= {"plugins": plugins, "callbacks": [*given, LeaveValidation()]}
         super().__init__(accelerator=accelerator, precision=chosen, **settings)
         self._signal_connector = NoSignals(self)
@@ -87,10 +103,17 @@ class Trainer(pytorch_lightning.Trainer):
         self.fit_loop.epoch_loop = self.loop
         self._refuse(hindrance(self))  # before the data are read
 
-    def fit(self, *arguments: Any, **settings: Any) -> None:
-        """As Lightning's. Raises Interrupted where a signal ends it."""
+    def fit(self, model: pytorch_lightning.LightningModule, *arguments: Any, **settings: Any) -> None:
+        """As Lightning's; all weights are in the module of rank 0 at the end. Raises Interrupted where a signal ends
+        it."""
+        whole = copy.deepcopy(model.network) if isinstance(self.strategy, ModelParallelStrategy) else None
         with watch.waiting():
-            super().fit(*arguments, **settings)
+            super().fit(model, *arguments, **settings)
+        if whole is not None:
+            state = self.strategy.lightning_module_state_dict()  # of rank 0 alone, but all must send their parts
+            model.network = whole
+            if self.is_global_zero:
+                model.load_state_dict(state)
 
     def alone(self) -> "Trainer":
         """Itself where it is one process; else one for this process, which has come as far."""

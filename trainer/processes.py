@@ -27,7 +27,7 @@ from trainer.signals import Interrupted, watch
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
 GRACE = 30.0
 """Seconds in which a process learns of another's end by their connection, which NCCL does not tell of."""
 
@@ -95,8 +95,9 @@ def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     several = f"{local * nodes} processes train"
     strategy = trainer.get("strategy", "auto")
     if isinstance(strategy, str) and strategy not in STRATEGIES:
-        why = "what follows training needs all weights on one device" if "fsdp" in strategy else "it starts them itself"
-        yield "trainer.strategy", f"{strategy} does not serve a run, for {why}: take ddp."
+        yield "trainer.strategy", f"{strategy} does not serve a run: take ddp or fsdp."
+    if strategy == "fsdp":
+        yield from _of_whole_weights(config)
     for key in ("cross_validate", "ensemble"):
         if config.get(key) is not None:
             yield key, f"trains small runs, each in one process, but {several}: take trainer.devices=1."
@@ -107,6 +108,19 @@ def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "model", f"Word2Vec counts words in one process, but {several}: take trainer.devices=1."
     if isinstance(data, dict) and "cache" in data and data["cache"] is None:
         yield "data.cache", f"null is for one process, but {several}: give a folder that all of them see."
+
+
+def _of_whole_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What looks at all weights at once, of which each process has but a part."""
+    if config.get("l1"):
+        yield "l1", "needs all weights in each process, but trainer=fsdp shares them out: take 0, or trainer=ddp."
+    for name, callback in (config.get("callbacks") or {}).items():
+        if isinstance(callback, dict) and str(callback.get("_target_")).startswith("trainer.callbacks.averaging."):
+            yield (
+                f"callbacks.{name}",
+                "averages all weights in each process, but trainer=fsdp shares them out: take callbacks=default, or"
+                " trainer=ddp.",
+            )
 
 
 def missing(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -222,7 +222,7 @@ def test_torchrun_starts_the_processes_of_one_run(folder: Path, one: Path) -> No
         (
             ["trainer.strategy=ddp_spawn"],
             "trainer.strategy",
-            "ddp_spawn does not serve a run, for it starts them itself: take ddp.",
+            "ddp_spawn does not serve a run: take ddp or fsdp.",
         ),
         (
             ["trainer.num_nodes=2"],
