@@ -70,17 +70,16 @@ class Search:
         self.objectives = objectives(config)
         one_run = config.cross_validate is None and config.ensemble is None
         self.resumes = one_run and config.callbacks
-        search = config.search
+        search, storage = config.search, storage_of(config, self.folder)
         with open_dict(config):
             saved = self.folder / SAVED
             search.study = OmegaConf.load(saved).search.study if saved.exists() else self.folder.name
-            search.storage = storage_of(config, self.folder)
             if search.pruner != "none" and (len(self.objectives) > 1 or not one_run):
                 log.info("search.pruner=none: only one run with one objective can be pruned")
                 search.pruner = "none"
         better = [config.mode, *search.objectives.values()]
         epochs = config.trainer.max_epochs
-        self.study = open_study(search.storage, search.study, pruner=search.pruner, epochs=epochs, better=better)
+        self.study = open_study(storage, search.study, pruner=search.pruner, epochs=epochs, better=better)
         self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
         points = grid(space)[: search.n_trials] if search.sampler == "grid" else []
         search.n_trials = len(points) or search.n_trials
@@ -88,13 +87,13 @@ class Search:
         for point in points:
             self.study.enqueue_trial(point, skip_if_exists=True)
 
-        filled = [f"search.{key}={quoted(search[key])}" for key in ("study", "storage", "pruner")]
+        filled = {"study": search.study, "storage": storage, "pruner": search.pruner}
         trial_only = [line for line in search.overrides if line.partition("=")[0] not in command]
         given = [str(each.input_line) for each in command.values() if not each.is_sweep_override()]
-        self.settings = [*trial_only, *given, *filled]
+        self.settings = [*trial_only, *given, *(f"search.{key}={quoted(value)}" for key, value in filled.items())]
         self.n_trials, self.n_jobs = search.n_trials, search.n_jobs
         done = counts(self.study) or "none"
-        log.info("study %s in %s: %s of %d trials", search.study, search.storage, done, self.n_trials)
+        log.info("study %s in %s: %s of %d trials", search.study, storage, done, self.n_trials)
 
     def _trials(self) -> Iterator["Trial | FrozenTrial"]:
         """Those that a search left, then new ones."""

@@ -1,6 +1,7 @@
 """search=...: studies on real tables, killed and gone on with, pruned, with trials that fail; and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -93,6 +94,18 @@ def test_the_best_is_one_command_away(searched: tuple[Path, str], tmp_path: Path
     ]
 
 
+def test_the_folder_of_a_search_may_be_moved(searched: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = searched
+    moved, run = folder.rename(tmp_path / "moved"), tmp_path / "best"
+    try:
+        done = run_script("train.py", "experiment=best", f"study={moved}", "baselines=false", f"hydra.run.dir={run}")
+    finally:
+        moved.rename(folder)
+    assert done.returncode == 0, done.stderr
+    dropout = study_of(folder).best_trial.params["model.dropout"]
+    assert f"- model.dropout={dropout}\n" in (run / ".hydra" / "overrides.yaml").read_text()
+
+
 def test_a_killed_search_goes_on_with_what_it_left(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     command = [sys.executable, "train.py", *QUICK, f"hydra.sweep.dir={folder}", "model.hidden=[8],[16],[32],[64]"]
@@ -128,7 +141,7 @@ def test_trials_that_fall_behind_are_pruned(tmp_path: Path) -> None:
     status = json.loads((folder / "trial_5" / "status.json").read_text())
     last = study_of(folder).trials[5]
     assert (status["state"], status["exit_code"]) == ("pruned", 0)
-    assert status["error"].startswith("pruned after epoch 6: val/loss ")
+    assert re.fullmatch(r"pruned after epoch 6: val/loss \d\.\d+ is behind", status["error"])
     assert sorted(last.intermediate_values) == [0, 1, 2, 3, 4, 5]
     assert "trials       5 completed, 1 pruned\n" in done.stdout
 
