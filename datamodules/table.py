@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZES = {2_800: 32, 4_500: 64, 6_400: 128, 32_000: 256, 108_000: 512}
 """For fewer training rows than the key (arXiv 2410.24210); above them 1024."""
+EVALUATED_CELLS, MANY_COLUMNS = 2**20, 128
+"""Cells of a batch in measuring, for tables of so many columns or more; others have 8,192 rows."""
 FITTED = ("columns", "inputs", "target", "described", "splits")
 """What is known of prepared data that weights depend on."""
 SplitName = Literal["train", "val", "test"]
@@ -83,7 +85,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         image_size: Literal["auto"] | int | tuple[int, int] = "auto",
         sampling: Literal["all", "balanced"] = "all",
         batch_size: int | Literal["auto"] = "auto",
-        eval_batch_size: int = 8192,
+        eval_batch_size: int | Literal["auto"] = "auto",
         store: Literal["auto", "memory", "device", "disk"] = "auto",
         memory_limit: str | int | None = None,
         cache: str | None = None,
@@ -124,7 +126,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         self.audit = audit
         self.sampling = sampling
         self.wanted_batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self.wanted_eval_batch_size = eval_batch_size
         self.wanted_store = store
         self.memory_limit = None if memory_limit is None else as_bytes("data.memory_limit", memory_limit)
         self.cache = cache
@@ -138,6 +140,14 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         if self.wanted_batch_size != "auto":
             return self.wanted_batch_size
         return batch_size_for(self.splits["train"]["rows"])
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows of a batch in measuring; "auto" takes fewer of a table of many columns: of each cell a network makes
+        dozens of numbers."""
+        if self.wanted_eval_batch_size != "auto":
+            return self.wanted_eval_batch_size
+        return EVALUATED_CELLS // max(len(self.inputs.numbers) + len(self.inputs.categories), MANY_COLUMNS)
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -225,6 +225,14 @@ def test_a_few_rows_are_one_batch(tmp_path: Path) -> None:
     assert [len(batch["target"]) for batch in batches] == [datamodule.splits["train"]["rows"]]
 
 
+def test_a_wide_table_is_measured_in_smaller_batches(tmp_path: Path) -> None:
+    wide = {f"x{column}": [f"{row * column % 257}.5" for row in range(100)] for column in range(1, 257)}
+    datamodule = set_up(tmp_path, plain(**wide))
+    assert len(datamodule.inputs.numbers) + len(datamodule.inputs.categories) == 257
+    assert (datamodule.eval_batch_size, set_up(tmp_path, plain()).eval_batch_size) == (2**20 // 257, 8192)
+    assert set_up(tmp_path, plain(), eval_batch_size=10).val_dataloader().batch_size == 10
+
+
 def test_time_and_given_splits_use_their_column(tmp_path: Path) -> None:
     dates = [f"2024-{month:02d}-{day:02d}" for month in range(12, 0, -1) for day in range(10, 0, -1)][:100]
     datamodule = set_up(tmp_path, plain(when=dates), split=Split("time", "when"))
