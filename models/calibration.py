@@ -19,13 +19,13 @@ def best_temperature(logits: Tensor, truth: Tensor) -> float:
     The loss is convex in the inverse temperature (arXiv 2501.19195): Newton's steps find where its slope is zero, and
     where one leaves the interval in which that must be, the middle is taken.
     """
-    logits = logits.double()
-    right = logits.gather(1, truth.unsqueeze(1)).squeeze(1).mean()
+    logits = logits.double().T.contiguous()  # (classes, rows): sums over few classes are fast so
+    right = logits.gather(0, truth.unsqueeze(0)).mean()
     low, high, at = -math.inf, math.inf, 0.0
     for _ in range(STEPS):
-        shares = torch.softmax(logits * math.exp(at), 1)
-        expected = (shares * logits).sum(1)
-        spread = (shares * logits.square()).sum(1) - expected.square()
+        shares = torch.softmax(logits * math.exp(at), 0)
+        expected = (shares * logits).sum(0)
+        spread = (shares * logits.square()).sum(0) - expected.square()
         slope, bend = torch.stack([expected.mean() - right, spread.mean() * math.exp(at)]).tolist()
         if slope == 0:
             break

@@ -9,8 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
+    binary_roc,
     multiclass_calibration_error,
     multiclass_f1_score,
     multiclass_recall,
@@ -73,16 +72,14 @@ class ClassMetrics(_Answers):
 
         # The means over classes are taken here: torchmetrics counts a class that the data lack as 0.
         scored = [c for c in ([1] if k == 2 else range(k)) if 0 < int(rows[c]) < len(truth)]
-        pairs = [(probabilities[:, c], (truth == c).long()) for c in scored]
-        auroc = [binary_auroc(p, t, validate_args=False) for p, t in pairs]
-        precision = [binary_average_precision(p, t, validate_args=False) for p, t in pairs]
+        ranked = [ranking(probabilities[:, c], truth == c) for c in scored]
         logits = probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
         return {
             "accuracy": (label == truth).double().mean(),
             "balanced_accuracy": recall[rows > 0].mean(),
             "f1": f1[rows + guesses > 0].mean(),
-            "auroc": _mean(auroc, truth),
-            "average_precision": _mean(precision, truth),
+            "auroc": _mean([auroc for auroc, _ in ranked], truth),
+            "average_precision": _mean([precision for _, precision in ranked], truth),
             "log_loss": log_loss_at(logits, truth, 1.0),
             "calibrated_log_loss": log_loss_at(logits, truth, best_temperature(logits, truth)),
             "calibration_error": multiclass_calibration_error(
@@ -106,6 +103,15 @@ class RegressionMetrics(_Answers):
             "r2": torch.where(spread > 0, 1 - error.square().sum() / spread, torch.nan),
             "mape": (error.abs() / truth.abs().clamp_min(torch.finfo(torch.float64).eps)).mean(),
         }
+
+
+def ranking(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """AUROC and average precision of `scores` (rows,) for `truth` bool (rows,), which has both values."""
+    # Of one sort, which is most of the work.
+    false, true, _ = binary_roc(scores, truth.long(), validate_args=False)
+    false, true = false.double(), true.double()
+    hits, misses = true[1:] * truth.sum(), false[1:] * (~truth).sum()
+    return torch.trapezoid(true, false), (true.diff() * hits / (hits + misses)).sum()
 
 
 def _mean(values: list[Tensor], like: Tensor) -> Tensor:
