@@ -1,6 +1,6 @@
-"""Rows a second in training, against a bare loop of PyTorch, side by side in one process.
+"""Rows a second in training, against a bare loop of PyTorch, in turns: an epoch of it before and after each epoch.
 
-python scripts/benchmark/training.py [--cases I:64 I:256 T:256 T:1024] [--variants bare ordinary fast] [--rounds 5]
+python scripts/benchmark/training.py [--cases I:64 I:256 T:256 T:1024] [--variants ordinary fast] [--rounds 5]
     [--rows ROWS] [--threads 1] [--json FILE]
 
 (I): 784-64-128-64-10 with batch norm on 60,000 images of bytes; (T): 108-256-256-256-1 on 39,073 rows of numbers. Each
@@ -50,8 +50,8 @@ from trainer.callbacks.random_state import RandomState
 from trainer.loop import Trainer
 from trainer.run import quiet_lightning
 
-EPOCHS = 3
-"""Of a round: its figure is the faster of all but the first."""
+EPOCHS = 4
+"""Of a round: its figure is of all but the first."""
 EVALUATED = 8192
 
 
@@ -134,26 +134,49 @@ class Clock(Callback):
         self.look()
 
 
-def bare(work: Workload, batch_size: int, clock: Clock) -> None:
-    """A plain loop over tensors in memory."""
-    network = work.build()
-    loss = losses.auto(work.target)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    clock.look()
-    for _ in range(EPOCHS):
-        network.train()
-        order = torch.randperm(len(work.train["target"]))
-        for index in torch.split(order, batch_size):
-            batch = {name: values.index_select(0, index) for name, values in work.train.items()}
-            optimizer.zero_grad()
-            loss(network(batch), batch["target"]).backward()
-            optimizer.step()
-        network.eval()
+class Bare:
+    """A plain loop over tensors in memory; a call is an epoch and its validation."""
+
+    def __init__(self, work: Workload, batch_size: int) -> None:
+        self.work, self.batch_size = work, batch_size
+        self.network = work.build()
+        self.loss = losses.auto(work.target)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+
+    def __call__(self) -> None:
+        train, val = self.work.train, self.work.val
+        self.network.train()
+        for index in torch.split(torch.randperm(len(train["target"])), self.batch_size):
+            batch = {name: values.index_select(0, index) for name, values in train.items()}
+            self.optimizer.zero_grad()
+            torch.autograd.backward(self.loss(self.network(batch), batch["target"]))
+            self.optimizer.step()
+        self.network.eval()
         with torch.inference_mode():
-            for index in torch.split(torch.arange(len(work.val["target"])), EVALUATED):
-                batch = {name: values.index_select(0, index) for name, values in work.val.items()}
-                loss(network(batch), batch["target"])
-        clock.look()
+            for index in torch.split(torch.arange(len(val["target"])), EVALUATED):
+                batch = {name: values.index_select(0, index) for name, values in val.items()}
+                self.loss(self.network(batch), batch["target"])
+
+
+class InTurns(Clock):
+    """Has an epoch of the bare loop made before each epoch, and after the last.
+
+    What else the machine has to do slows both alike: it may change by half from one minute to the next.
+    """
+
+    def __init__(self, bare: Bare) -> None:
+        super().__init__()
+        self.bare = bare
+
+    def look(self) -> None:
+        super().look()
+        self.bare()
+        super().look()
+
+    def epochs(self) -> "Epochs":
+        spans = np.diff(self.times, axis=0)
+        beside, own = spans[0::2], spans[1::2]
+        return np.stack([own, (beside[:-1] + beside[1:]) / 2], axis=1)
 
 
 def ours(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None:
@@ -229,7 +252,7 @@ class Unavailable(Exception):
 
 
 Epochs = np.ndarray
-"""(epochs, 2): seconds of each, and CPU seconds."""
+"""(epochs, 2, 2): of each, and of a bare one beside it, the seconds and the CPU seconds."""
 
 
 @cache
@@ -259,19 +282,23 @@ def elsewhere(framework: str, work: Workload, batch_size: int) -> Epochs:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return np.array(json.loads(done.stdout.splitlines()[-1]))
+    bare, clock = Bare(work, batch_size), Clock()
+    clock.look()
+    for _ in range(EPOCHS):
+        bare()
+        clock.look()
+    return np.stack([json.loads(done.stdout.splitlines()[-1]), np.diff(clock.times, axis=0)], axis=1)
 
 
 def here(train: Callable[..., None], work: Workload, batch_size: int, **settings: Any) -> Epochs:
     torch.manual_seed(0)
-    clock = Clock()
+    clock = InTurns(Bare(work, batch_size))
     train(work, batch_size, clock, **settings)
-    return np.diff(clock.times, axis=0)
+    return clock.epochs()
 
 
 OTHERS = ("skorch", "fastai", "pytorch-tabular")
 VARIANTS: dict[str, Callable[[Workload, int], Epochs]] = {
-    "bare": partial(here, bare),
     "ordinary": partial(here, ours, fast="off"),
     "fast": partial(here, ours, fast="on"),
     "compiled": partial(here, ours, fast="on", compile=True),
@@ -284,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["I:64", "I:256", "T:256", "T:1024"])
     alone = [name for name in VARIANTS if name not in OTHERS]
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=alone, help="ratios are to the first")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=alone)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, help="of training, where not those of the cases")
     parser.add_argument("--threads", type=int, default=1)
@@ -296,37 +323,35 @@ def main() -> None:
     quiet_lightning()
     logging.getLogger("trainer").setLevel(logging.WARNING)
 
-    figures: dict[str, dict[str, list[list[float]]]] = {}
-    missing: list[list[str]] = []
+    figures: dict[str, dict[str, list[list[list[float]]]]] = {}
+    rows: list[list[str]] = []
     for case in arguments.cases:
         letter, size = case.split(":")
         work = WORKLOADS[letter](*([arguments.rows] if arguments.rows else []))
-        rounds: dict[str, list[list[float]]] = {name: [] for name in arguments.variants}
+        rounds: dict[str, list[list[list[float]]]] = {name: [] for name in arguments.variants}
+        missing: dict[str, str] = {}
         for _ in range(arguments.rounds):
-            for name in list(rounds):
+            for name in [name for name in rounds if name not in missing]:
                 try:
-                    epochs = VARIANTS[name](work, int(size))[1:]
+                    rounds[name].append(VARIANTS[name](work, int(size))[1:].sum(0).tolist())
                 except Unavailable as why:
-                    missing.append([case, name, str(why), "", ""])
-                    if name == arguments.variants[0]:
-                        raise SystemExit(f"{name}, which the others are compared with: {why}") from why
-                    del rounds[name]
-                    continue
-                rounds[name].append((len(work.train["target"]) / epochs.min(0)).tolist())
+                    missing[name] = str(why)
         figures[case] = rounds
-    rows = []
-    for case, rounds in figures.items():
-        base = np.array(rounds[arguments.variants[0]])
-        for name, rates in rounds.items():
-            ratios = np.array(rates) / base
-            wall, low, high = np.median(ratios[:, 0]), *np.sort(ratios[:, 0])[[0, -1]]
-            rate = np.median(np.array(rates)[:, 0])
+        trained = (EPOCHS - 1) * len(work.train["target"])
+        beside = [bare[0] for each in rounds.values() for _, bare in each]
+        rows.append([case, "bare", "1", "1", f"{trained / np.median(beside):,.0f}"])
+        for name, taken in rounds.items():
+            if name in missing:
+                rows.append([case, name, missing[name], "", ""])
+                continue
+            own, bare = np.array(taken).swapaxes(0, 1)
+            wall, cpu = (bare / own).T
             label = f"{name} {environment(name)[1]}" if name in OTHERS else name
-            rows.append(
-                [case, label, f"{wall:.2f} ({low:.2f} to {high:.2f})", f"{np.median(ratios[:, 1]):.2f}", f"{rate:,.0f}"]
-            )
-    headings = ["case", "variant", f"of {arguments.variants[0]}", "in CPU time", "rows/s"]
-    body = markdown(headings, rows + missing)
+            ratio = f"{np.median(wall):.2f} ({wall.min():.2f} to {wall.max():.2f})"
+            rows.append([case, label, ratio, f"{np.median(cpu):.2f}", f"{trained / np.median(own[:, 0]):,.0f}"])
+    headings = ["case", "variant", "of bare", "in CPU time", "rows/s"]
+    told = f"Median (range) of {arguments.rounds} rounds of {EPOCHS - 1} epochs, each between two of the bare loop."
+    body = f"{markdown(headings, rows)}\n\n{told}"
     command = shlex.join(["python", "scripts/benchmark/training.py", *sys.argv[1:]])
     publish("Training", command, body, figures, arguments.json)
 

@@ -16,7 +16,7 @@ ALONE = {
     "kills": ["--kills", "1"],
     "scaling": ["--rows", "500", "1000", "--columns", "3", "--processes", "2", "--at", "500", "--epochs", "2"],
     "size": ["--rows", "2000"],
-    "training": ["--variants", "bare", "ordinary", "fast", "lightning", "--rounds", "1", "--rows", "2000"],
+    "training": ["--variants", "ordinary", "fast", "lightning", "--rounds", "1", "--rows", "2000"],
 }
 ON_TABLES = {
     "folds": [
