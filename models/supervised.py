@@ -74,7 +74,8 @@ class SupervisedModule(pl.LightningModule):
         self.mode = mode
         self.l1 = l1
         self.groups = dict(groups or {})
-        self.weights, _ = split_parameters(network)
+        # Else they would be held whole where `trainer=fsdp` shares them out.
+        self.weights = split_parameters(network)[0] if l1 else []
         self.answer = Answer(target)
         self.metrics = metrics.build(target)
         self.chosen_for = threshold if isinstance(threshold, str) else None
@@ -285,6 +286,10 @@ class SupervisedModule(pl.LightningModule):
     ) -> DivergedError:
         """What, when, why and what to do. The batch is read again at its `place` where it is not at hand."""
         trainer = self.trainer
+        step = self.global_step - ago // trainer.accumulate_grad_batches
+        when = f"{what} at step {step} (epoch {self.current_epoch})."
+        if self.shared_out:  # looking for the cause takes all weights
+            return DivergedError(f"{when}\nTo be told why, take trainer=ddp.\n{about_checkpoint(trainer)}")
         if batch is None:
             loader: Any = {
                 "train": trainer.train_dataloader,
@@ -298,8 +303,7 @@ class SupervisedModule(pl.LightningModule):
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         with trainer.precision_plugin.forward_context():
             why = diagnose(self.network, partial(mixed_loss, self.loss), batch, spec, groups, max(rates, default=None))
-        step = self.global_step - ago // trainer.accumulate_grad_batches
-        return DivergedError(f"{what} at step {step} (epoch {self.current_epoch}).\n{why}\n{about_checkpoint(trainer)}")
+        return DivergedError(f"{when}\n{why}\n{about_checkpoint(trainer)}")
 
 
 def _unset(function: Callable[..., Any], name: str) -> bool:

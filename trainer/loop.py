@@ -91,7 +91,8 @@ class Trainer(pytorch_lightning.Trainer):
         if settings.get("strategy") == "fsdp":
             from trainer.sharded import Sharded  # which takes long to import
 
-            settings["strategy"] = Sharded(devices(self.given) * settings.get("num_nodes", 1))
+            world = devices(self.given) * settings.get("num_nodes", 1)
+            settings["strategy"] = Sharded(world) if world > 1 else "auto"
         settings["profiler"] = settings.get("profiler") or NoProfiler()
         settings |= {"plugins": plugins, "callbacks": [*given, LeaveValidation()]}
         super().__init__(accelerator=accelerator, precision=chosen, **settings)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+PRECISIONS_OF_PARTS = ("auto", "32-true", "bf16-mixed", "bf16-true")
+"""That weights which are shared out may have; a scaler of float16 would look at whole gradients."""
 GRACE = 30.0
 """Seconds in which a process learns of another's end by their connection, which NCCL does not tell of."""
 
@@ -114,6 +116,12 @@ def _of_whole_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What looks at all weights at once, of which each process has but a part."""
     if config.get("l1"):
         yield "l1", "needs all weights in each process, but trainer=fsdp shares them out: take 0, or trainer=ddp."
+    precision = str(config["trainer"].get("precision", "auto"))
+    if precision not in PRECISIONS_OF_PARTS:
+        yield "trainer.precision", f"{precision} does not serve trainer=fsdp: take {', '.join(PRECISIONS_OF_PARTS)}."
+    model = config.get("model")
+    if isinstance(model, dict) and model.get("_target_") == "models.pretrained_text.PretrainedText":
+        yield "model", "reads its rows in parts, of which each process may have another number: take trainer=ddp."
     for name, callback in (config.get("callbacks") or {}).items():
         if isinstance(callback, dict) and str(callback.get("_target_")).startswith("trainer.callbacks.averaging."):
             yield (

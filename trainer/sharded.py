@@ -45,7 +45,11 @@ class Sharded(ModelParallelStrategy):
             named = _renamed(saved, dict(zip(_parameters(saved["param_groups"]), own, strict=True)))
             for group, other in zip(named["param_groups"], optimizer.param_groups, strict=True):
                 group.update({name: other[name] for name in HOW if name in other})
-            set_optimizer_state_dict(network, optimizer, named, options=options)
+                other.update({name: value for name, value in group.items() if name != "params"})
+            if named["state"]:  # plain gradient descent has none
+                # Not strict: a parameter that never had a gradient has no state.
+                options = StateDictOptions(full_state_dict=True, strict=False)
+                set_optimizer_state_dict(network, optimizer, named, options=options)
         return checkpoint
 
     def _network(self) -> nn.Module:

@@ -351,6 +351,8 @@ def main() -> None:
             rows.append([case, label, ratio, f"{np.median(cpu):.2f}", f"{trained / np.median(own[:, 0]):,.0f}"])
     headings = ["case", "variant", "of bare", "in CPU time", "rows/s"]
     told = f"Median (range) of {arguments.rounds} rounds of {EPOCHS - 1} epochs, each between two of the bare loop."
+    if not set(OTHERS).isdisjoint(arguments.variants):
+        told += " Those of other frameworks come before theirs of the bare loop, not in turns."
     body = f"{markdown(headings, rows)}\n\n{told}"
     command = shlex.join(["python", "scripts/benchmark/training.py", *sys.argv[1:]])
     publish("Training", command, body, figures, arguments.json)

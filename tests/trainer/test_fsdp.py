@@ -68,9 +68,32 @@ def test_it_goes_on_with_parts_from_the_checkpoint_of_one_process(folder: Path) 
     same(trained(folder / "straight", *SETTINGS, "trainer.max_epochs=4", "trainer.fast=off"), run)
 
 
+def test_adamw_goes_on_as_if_it_had_not_stopped(folder: Path) -> None:
+    settings = [setting for setting in SETTINGS if not setting.startswith("optimizer")]
+    run = trained(folder / "adamw", *settings, "optimizer=adamw", "trainer=fsdp")
+    resumed = run_script("train.py", f"resume={run}", "trainer.max_epochs=3")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    same(trained(folder / "straight_adamw", *settings, "optimizer=adamw", "trainer=fsdp", "trainer.max_epochs=3"), run)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(folder: Path) -> None:
+    run = trained(folder / "diverged", *SETTINGS, "trainer=fsdp", "optimizer.lr=1e30", code=2)
+    assert "To be told why, take trainer=ddp.\n" in run.with_suffix(".out").read_text()
+
+
 @pytest.mark.parametrize(
     ("override", "key", "problem"),
     [
+        (
+            "trainer.precision=16-mixed",
+            "trainer.precision",
+            "16-mixed does not serve trainer=fsdp: take auto, 32-true, bf16-mixed, bf16-true.",
+        ),
+        (
+            "model=pretrained_text",
+            "model",
+            "reads its rows in parts, of which each process may have another number: take trainer=ddp.",
+        ),
         (
             "l1=0.1",
             "l1",
