@@ -141,7 +141,7 @@ def side_by_side(runs: Sequence[Run], title: str) -> str:
         status = run.status
         measured = [_number(each) for each in (status.value, *map(run.metrics.get, metrics))]
         seconds = "" if status.seconds is None else f"{status.seconds:,.1f}"
-        made.add_row(names[row], *(_cell(values[row]) for values in shown.values()), *measured, seconds, status.state)
+        made.add_row(names[row], *(_brief(values[row]) for values in shown.values()), *measured, seconds, status.state)
     lines = [render(made)]
     if len(settings) > MOST:
         lines.append(f"and {len(settings) - MOST} more settings differ: {', '.join(list(settings)[MOST:])}")
@@ -210,6 +210,12 @@ def _series(name: str, values: list[Any]) -> "pl.Series":
 
 def _cell(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else show(value)
+
+
+def _brief(value: Any) -> str:
+    """For a table: of a number that a search drew, the digits that tell."""
+    text = _cell(value)
+    return f"{value:.5g}" if isinstance(value, float) and len(text) > 7 else text
 
 
 def _number(value: float | None) -> str:

@@ -46,6 +46,7 @@ def history(study: "Study", monitor: str) -> "Figure":
     if pruned:
         _points(axes, pruned, ORANGE, f"{len(pruned)} pruned, as they were then", "x")
     axes.set(xlabel="trial", ylabel=monitor)
+    axes.locator_params(axis="x", integer=True)
     # Without the few that went astray, which would flatten all others.
     values = sorted(value for _, value in completed + pruned)
     low, high = values[len(values) // 20], values[-1 - len(values) // 20]

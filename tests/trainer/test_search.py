@@ -52,6 +52,7 @@ def test_two_workers_carry_out_all_trials(searched: tuple[Path, str]) -> None:
         assert not (folder / f"trial_{trial.number}" / "model.pt").exists()
     best = study.best_trial
     assert f"best         trial {best.number}: val/loss {best.value:.4g}, with optimizer.lr=" in said
+    assert f"  {best.params['optimizer.lr']:.5g}  " in said.partition("Sweep: ")[2]
     assert "trials       4 completed\n" in said
     assert said.rstrip().endswith(f"python train.py experiment=best study={folder}")
     assert {"history.png", "importance.png"} <= {path.name for path in folder.iterdir()}
