@@ -7,6 +7,7 @@ that was killed goes on with what it left, and what went on without it counts.
 import json
 import logging
 import math
+import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -59,6 +60,11 @@ class Search:
         except InputError as error:  # of which Hydra would print a traceback
             log.error("%s", error)
             sys.exit(EXIT_CODE)
+        except SystemExit:  # by SIGTERM, which reaches this process alone, where Ctrl-C reaches the workers too
+            log.info("ending the trials: each leaves a checkpoint")
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
     def _begin(self) -> None:
         """Opens the study, a new one where there is none, and settles what all trials share."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from datamodules.schema import InputSpec, Task
 from models import ft_transformer
 from models.ft_transformer import Block, FTTransformer, Tokens
+from models.groups import split_parameters
 from tests.conftest import ROOT
 from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
 from trainer.config import instantiate
@@ -98,8 +99,8 @@ def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_makes_tokens_norms_and_biases_is_spared_from_decay() -> None:
     network = small(TEXT, 1)
-    module = build("binary", network=network)
-    decayed = {name for name, weight in network.named_parameters() if any(weight is each for each in module.weights)}
+    weights = {id(weight) for weight in split_parameters(network)[0]}
+    decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
     linear = {"query", "key_value", "attention_out", "value_gate", "out"}
     assert decayed == {f"blocks.{block}.{name}.weight" for block in range(2) for name in linear} | {"head.2.weight"}
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,26 @@ def test_a_killed_search_goes_on_with_what_it_left(tmp_path: Path) -> None:
     assert states(folder) == ["COMPLETE"] * 4
     assert [trial.params["model.hidden"] for trial in study_of(folder).trials] == ["[8]", "[16]", "[32]", "[64]"]
     assert "resume=" in (folder / "trial_1" / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_sigterm_ends_the_trials_with_their_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    command = [sys.executable, "train.py", *QUICK, f"hydra.sweep.dir={folder}", "model.hidden=[8],[16]"]
+    command += ["search.sampler=grid", "trainer.max_epochs=1000000", "callbacks.early_stopping=null"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    checkpoint = folder / "trial_0" / "checkpoints" / "last.ckpt"
+    waited = time.monotonic() + 200
+    while not checkpoint.exists():
+        assert time.monotonic() < waited
+        time.sleep(0.01)
+    process.terminate()
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "ending the trials: each leaves a checkpoint\n" in said
+    assert said.endswith(f"go on with   python train.py sweep.resume={folder}\n")
+    ended = json.loads((folder / "trial_0" / "status.json").read_text())
+    assert (ended["state"], ended["error"]) == ("interrupted", "Interrupted by SIGTERM")
+    assert states(folder) == ["RUNNING", "WAITING"]
 
 
 def test_trials_that_fall_behind_are_pruned(tmp_path: Path) -> None:
