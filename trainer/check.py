@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -243,6 +244,13 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         number = search.get(key) if isinstance(search, dict) else None
         if isinstance(number, int) and number < 1:
             yield f"search.{key}", f"must be 1 or more; it is {number}."
+    storage = search.get("storage") if isinstance(search, dict) else None
+    if isinstance(storage, str) and re.search("://[^/]*:[^/]*@", storage):
+        yield (
+            "search.storage",
+            "a password in it would be written into the folder of every trial: leave it to the driver of the database,"
+            " which reads PGPASSWORD or ~/.pgpass for PostgreSQL.",
+        )
     at_once = config.get("processes")
     if isinstance(at_once, int) and at_once < 1:
         yield "processes", f"must be 1 or more, or auto; it is {at_once}."

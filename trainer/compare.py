@@ -2,6 +2,7 @@
 so that other processes and machines may have run them. Neither torch nor Lightning is imported."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def side_by_side(runs: Sequence[Run], title: str) -> str:
     first, names = _names(runs)
     numeric = ("job", value, *metrics, "seconds")
     made = table(title, first, *shown, value, *metrics, "seconds", "state", numeric=numeric)
+    for column in made.columns:
+        column.header = re.sub("[./]", r"\g<0>\n", str(column.header))
     for row, run in enumerate(runs):
         status = run.status
         measured = [_number(each) for each in (status.value, *map(run.metrics.get, metrics))]

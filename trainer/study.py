@@ -75,7 +75,9 @@ def open_study(
         )
     except KeyError as error:
         raise InputError(f"{storage} has no study {name}.") from error
-    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+    except ImportError as error:
+        raise InputError(f"search.storage={storage} needs a driver: {error.__cause__ or error}.") from error
+    except (SQLAlchemyError, ValueError, OSError) as error:
         raise InputError(f"search.storage={storage} cannot be used: {str(error).splitlines()[0]}") from error
 
 

@@ -43,18 +43,19 @@ def test_runs_are_sorted_by_their_monitor_with_the_settings_that_differ(sweep: P
         losses[metrics["val/loss"]] = [str(number), ("adamw", "sgd", "adam")[number], f"{metrics['val/loss']:,.5g}"]
     done = compare(*reversed(folders))
     assert done.returncode == 0, done.stderr
-    heading, *found = rows(done.stdout)
+    above, heading, *found = rows(done.stdout)
     # Momentum differs too, but follows of the optimizer; its rate is the same.
-    shown = ["test/accuracy", "test/auroc", "test/log_loss"]
-    assert heading == ["job", "optimizer", "val/loss", *shown, "seconds", "state"]
+    assert above == ["val/", "test/", "test/", "test/"]
+    assert heading == ["job", "optimizer", "loss", "accuracy", "auroc", "log_loss", "seconds", "state"]
     assert [row[:3] for row in found] == [losses[loss] for loss in sorted(losses)]
     assert {row[-1] for row in found} == {"done"}
 
 
 def test_a_folder_stands_for_the_runs_below_it_and_runs_of_several_are_named_by_their_folders(sweep: Path) -> None:
     done = compare(sweep, sweep.parent / "other", sweep / "2_iris_linear")
-    heading, *found = rows(done.stdout)
-    assert heading[:3] == ["run", "optimizer", "optimizer.lr"]
+    above, heading, *found = rows(done.stdout)
+    assert above[:2] == ["optimizer.", "val/"]
+    assert heading[:4] == ["run", "optimizer", "lr", "loss"]
     assert sorted(row[:3] for row in found) == [
         ["0_iris_linear", "adamw", "0.01"],
         ["1_iris_linear", "sgd", "0.01"],
@@ -62,7 +63,7 @@ def test_a_folder_stands_for_the_runs_below_it_and_runs_of_several_are_named_by_
         ["other", "adam", "0.02"],
     ]
     one = compare(sweep.parent / "other")
-    assert rows(one.stdout)[0][:2] == ["job", "val/loss"]
+    assert [line[:2] for line in rows(one.stdout)[:2]] == [["val/", "test/"], ["job", "loss"]]
 
 
 def test_the_file_has_all_metrics_and_what_failed_says_why(sweep: Path, tmp_path: Path) -> None:

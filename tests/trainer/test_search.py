@@ -198,6 +198,12 @@ def test_without_a_completed_trial_the_search_fails(tmp_path: Path) -> None:
             "command line: search.sampler",
             'must be "tpe", "random", "grid" or "cmaes"; it is "tpee". Did you mean tpe?',
         ),
+        (
+            ["search.storage=postgresql://me:secret@example.org/studies", RATE],
+            "command line: search.storage",
+            "a password in it would be written into the folder of every trial: leave it to the driver of the database,"
+            " which reads PGPASSWORD or ~/.pgpass for PostgreSQL.",
+        ),
         (["search.n_trials=0", RATE], "command line: search.n_trials", "must be 1 or more; it is 0."),
         (
             [],

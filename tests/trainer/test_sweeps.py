@@ -69,9 +69,9 @@ def test_jobs_that_fail_leave_the_others_to_go_on_and_one_table_tells_all(
     values = {name: status(folder / name)["value"] for name in ("2_iris_linear", "3_iris_mlp")}
     assert values["2_iris_linear"] < values["3_iris_mlp"]
     assert told[1] == "Sweep: 2 done, 2 failed"
-    shown = ["test/accuracy", "test/auroc", "test/log_loss"]
-    assert told[2].split() == ["job", "model", "val/loss", *shown, "seconds", "state"]
-    rows = [line.split() for line in told[3:7]]
+    assert told[2].split() == ["val/", "test/", "test/", "test/"]
+    assert told[3].split() == ["job", "model", "loss", "accuracy", "auroc", "log_loss", "seconds", "state"]
+    rows = [line.split() for line in told[4:8]]
     assert [(row[0], row[1], row[-1]) for row in rows] == [
         ("2", "linear", "done"),
         ("3", "mlp", "done"),
@@ -80,7 +80,7 @@ def test_jobs_that_fail_leave_the_others_to_go_on_and_one_table_tells_all(
     ]
     assert rows[0][2] == f"{values['2_iris_linear']:,.5g}"
     why = "model: cnn takes images alone, and there are numbers: choose model=mlp, linear, tabm, realmlp, resnet,"
-    assert told[7:] == [
+    assert told[8:] == [
         f"job 0 failed: {why} ft_transformer or tree. ({folder}/0_iris_cnn)",
         f"job 1 failed: RuntimeError: asked to fail ({folder}/1_iris_crash)",
         "",
@@ -202,7 +202,7 @@ def test_ctrl_c_ends_a_sweep_with_its_table(tmp_path: Path) -> None:
     assert process.returncode == 130
     told = output[output.index("\nSweep: ") :].splitlines()
     assert told[1] == "Sweep: 1 interrupted, 2 not begun"
-    assert told[3].split()[-1] == "interrupted"
+    assert told[4].split()[-1] == "interrupted"
     assert f"go on with   python train.py sweep.resume={tmp_path}" in told
     assert pl.read_csv(tmp_path / "sweep.csv")["state"].to_list() == ["interrupted"]
 
