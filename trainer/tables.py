@@ -14,7 +14,7 @@ def table(title: str, *headings: str, numeric: Collection[str] = ()) -> "Table":
     """Without rows yet; columns of `numeric` headings are set to the right."""
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    made = Table(title=title, box=None, pad_edge=False)
     for heading in headings:
         made.add_column(heading, overflow="fold", justify="right" if heading in numeric else "left")
     return made
@@ -23,10 +23,11 @@ def table(title: str, *headings: str, numeric: Collection[str] = ()) -> "Table":
 def render(table: "Table") -> str:
     from rich.console import Console
 
+    title, table.title = str(table.title), None  # which rich would break at the width of the table
     console = Console(width=WIDTH, no_color=True)
     with console.capture() as captured:
         console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+    return "\n".join(line.rstrip() for line in (title, *captured.get().rstrip().splitlines()))
 
 
 def short(path: Path) -> Path:
