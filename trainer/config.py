@@ -26,9 +26,8 @@ def prepare(arguments: list[str]) -> list[str]:
     if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
         return arguments
     with composer(options) as composing:
-        command = [Setting(line) for line in options.overrides]
+        command = expanded([Setting(line) for line in options.overrides], composing)
         runs = not (options.cfg or options.info)
-        command = expanded(command, composing) if runs else command
         of_sweep = sweep.named(command) if runs else None
         if of_sweep is not None:
             command = sweep.command_again(command, of_sweep)
