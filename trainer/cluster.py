@@ -39,7 +39,13 @@ def resources(trainer: DictConfig) -> Resources:
 
 def problems(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
     """Why the jobs of a sweep, or a run, could not be placed."""
-    launcher = base.config.hydra.launcher._target_
+    launcher, search = base.config.hydra.launcher._target_, base.config.search
+    if "joblib" in launcher and base.config.hydra.launcher.n_jobs == 1 and search and search.n_jobs > 1:
+        what = (
+            f"must be {search.n_jobs}, as search.n_jobs: with 1 joblib works in the search's own process, where trials"
+        )
+        what += " at once would take each other's settings."
+        yield Problem(base.where("hydra.launcher.n_jobs"), "hydra.launcher.n_jobs", what)
     for job in jobs:
         found = [] if launcher == SLURM else list(missing(job.config))
         if launcher in (LOCAL, SLURM):
