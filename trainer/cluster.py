@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import DictConfig, ListConfig
 
 from trainer.compose import Composition
@@ -46,9 +47,12 @@ def problems(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
         )
         what += " at once would take each other's settings."
         yield Problem(base.where("hydra.launcher.n_jobs"), "hydra.launcher.n_jobs", what)
+    if launcher == LOCAL and search and base.config.hydra.launcher.n_jobs is not None:
+        what = "is for sweeps: search.n_jobs is how many trials are carried out at once."
+        yield Problem(base.where("hydra.launcher.n_jobs"), "hydra.launcher.n_jobs", what)
     for job in jobs:
         found = [] if launcher == SLURM else list(missing(job.config))
-        if launcher in (LOCAL, SLURM):
+        if launcher in (LOCAL, SLURM) or (launcher.endswith(f".{BasicLauncher.__name__}") and search):
             try:
                 resources(job.config.trainer)
             except ConfigError as error:

@@ -38,15 +38,11 @@ class Job:
         from trainer.compose import ROOT, Setting
         from trainer.resume import LAST, quoted
 
-        options = get_args_parser().parse_args(sys.argv[1:])
-        files = {"--config-path": options.config_path, "--config-dir": options.config_dir}
-        files["--config-name"] = options.config_name
-        flags = [f"{flag}={value}" for flag, value in files.items() if value is not None]
         settings = [line for line in self.overrides if not Setting(line).key.startswith(("cluster", "hydra.launcher"))]
         go_on = ["resume=auto"] if (self.folder / LAST).exists() else []
         number = f"hydra.job.num={self.number}"
         start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", number, *go_on]
-        return [sys.executable, str(ROOT / "train.py"), *flags, *settings, *start]
+        return [sys.executable, str(ROOT / "train.py"), *config_flags(), *settings, *start]
 
 
 class LocalLauncher(Launcher):
@@ -133,6 +129,13 @@ class LocalLauncher(Launcher):
         where = "" if code == 0 else f": {job.folder / OUTPUT}"
         log.log(logging.ERROR if code else logging.INFO, "#%d: %s%s", job.number, told(ended), where)
         return done
+
+
+def config_flags() -> list[str]:
+    """Where this process's own command takes its YAML files from, for the commands of its jobs."""
+    options = vars(get_args_parser().parse_args())
+    names = ("config_path", "config_name", "config_dir")
+    return [f"--{name.replace('_', '-')}={options[name]}" for name in names if options[name] is not None]
 
 
 def shares(devices: int, accelerator: str, n_jobs: int | None) -> list[dict[str, str]]:

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from serving.errors import EXIT_CODE, InputError
+from serving.whole import write_whole
 from trainer import status
 from trainer.cluster import ended_by_sigterm, resources
-from trainer.local import LocalLauncher, shares
+from trainer.local import LocalLauncher, config_flags, shares
 from trainer.resume import LAST, quoted
+from trainer.slurm import SlurmLauncher
 from trainer.space import distribution, grid
 from trainer.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of
 from trainer.workers import Worker, launch
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 OUTPUT = "workers.log"
 """What the trials print, in the folder of the search."""
-FLAGS = ("config_path", "config_name", "config_dir")
 
 
 class Search:
@@ -50,21 +50,21 @@ class Search:
     def __init__(self, config: DictConfig, launcher: Launcher, loader: ConfigLoader, lines: list[str]) -> None:
         self.config, self.launcher, self.loader, self.lines = config.copy(), launcher, loader, lines
         self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.running: dict[Future[None], tuple[Trial | FrozenTrial, Worker | None]] = {}
 
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with status.claim(self.folder), ended_by_sigterm():
                 self._begin()
-                self._carry_out()
+                try:
+                    self._carry_out()
+                except BaseException:
+                    self._end_trials()
+                    raise
         except InputError as error:  # of which Hydra would print a traceback
             log.error("%s", error)
             sys.exit(EXIT_CODE)
-        except SystemExit:  # by SIGTERM, which reaches this process alone, where Ctrl-C reaches the workers too
-            log.info("ending the trials: each leaves a checkpoint")
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
 
     def _begin(self) -> None:
         """Opens the study, a new one where there is none, and settles what all trials share."""
@@ -77,19 +77,20 @@ class Search:
         one_run = config.cross_validate is None and config.ensemble is None
         self.resumes = one_run and config.callbacks
         search, storage = config.search, storage_of(config, self.folder)
+        saved = self.folder / SAVED
         with open_dict(config):
-            saved = self.folder / SAVED
             search.study = OmegaConf.load(saved).search.study if saved.exists() else self.folder.name
             if search.pruner != "none" and (len(self.objectives) > 1 or not one_run):
                 log.info("search.pruner=none: only one run with one objective can be pruned")
                 search.pruner = "none"
         better = [config.mode, *search.objectives.values()]
         epochs = config.trainer.max_epochs
-        self.study = open_study(storage, search.study, pruner=search.pruner, epochs=epochs, better=better)
+        new = search.storage is not None and not saved.exists()  # where other searches may have theirs too
+        self.study = open_study(storage, search.study, pruner=search.pruner, epochs=epochs, better=better, new=new)
         self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
         points = grid(space)[: search.n_trials] if search.sampler == "grid" else []
         search.n_trials = len(points) or search.n_trials
-        OmegaConf.save(config, self.folder / SAVED)
+        write_whole(saved, OmegaConf.to_yaml(config).encode())
         for point in points:
             self.study.enqueue_trial(point, skip_if_exists=True)
 
@@ -105,24 +106,39 @@ class Search:
         """Those that a search left, then new ones."""
         from optuna.trial import TrialState
 
-        yield from self.study.get_trials(states=[TrialState.RUNNING])
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
+            if trial.params.keys() == self.space.keys():
+                yield trial
+            else:  # the search was killed while it asked for its settings
+                self.study.tell(trial.number, state=TrialState.FAIL)
         while sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False)) < self.n_trials:
             yield self.study.ask(self.space)
 
     def _carry_out(self) -> None:
         trials = self._trials()
         free = list(self._workers())
-        running: dict[Future[None], tuple[Trial | FrozenTrial, Worker | None]] = {}
         while True:
             while free and (trial := next(trials, None)) is not None:
                 worker = free.pop()
-                running[self._launch(trial, worker)] = trial, worker
-            if not running:
+                self.running[self._launch(trial, worker)] = trial, worker
+            if not self.running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                trial, worker = running.pop(future)
-                self._tell(trial, future.exception())
+            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+                trial, worker = self.running.pop(future)
+                error = future.exception()
+                if error is not None and worker is None and status.read(self._folder(trial)) is None:
+                    raise error  # of the launcher; the trial did not begin, and does in the search that goes on
+                self._tell(trial, error)
                 free.append(worker)
+
+    def _end_trials(self) -> None:
+        """Those at work leave their checkpoints. A worker that Ctrl-C has reached too ends as it was about to."""
+        log.info("ending the trials: each leaves a checkpoint")
+        if isinstance(self.launcher, SlurmLauncher):
+            self.launcher.cancel()
+        for process in multiprocessing.active_children():
+            process.terminate()
+        wait(future for future, (_, worker) in self.running.items() if worker is not None)
 
     def _workers(self) -> Sequence[Worker | None]:
         """None where the launcher has its own."""
@@ -133,23 +149,24 @@ class Search:
         return [Worker(share, self.folder / OUTPUT) for share in each]
 
     def _launch(self, trial: "Trial | FrozenTrial", worker: Worker | None) -> Future[None]:
-        folder = self.folder / f"{TRIAL}{trial.number}"
+        folder = self._folder(trial)
         overrides = [*self.settings, *(f"{key}={value}" for key, value in trial.params.items())]
         overrides.append(f"search.trial={trial.number}")
         if self.resumes and (folder / LAST).exists():
             overrides.append(f"resume={quoted(folder / LAST)}")
         if worker is None:
             return launch(self.launcher, folder, overrides, trial.number)
-        options = vars(get_args_parser().parse_args())
-        flags = [f"--{flag.replace('_', '-')}={options[flag]}" for flag in FLAGS if options[flag] is not None]
         of_hydra = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
-        return worker.submit(folder, [*flags, *overrides, *of_hydra])
+        return worker.submit(folder, [*config_flags(), *overrides, *of_hydra])
+
+    def _folder(self, trial: "Trial | FrozenTrial") -> Path:
+        return self.folder / f"{TRIAL}{trial.number}"
 
     def _tell(self, trial: "Trial | FrozenTrial", error: BaseException | None) -> None:
         """Records how a trial ended, and says it."""
         from optuna.trial import TrialState
 
-        folder = self.folder / f"{TRIAL}{trial.number}"
+        folder = self._folder(trial)
         ended, values, state = status.read(folder), None, TrialState.FAIL
         if error is not None:
             what = f"failed: {error}"

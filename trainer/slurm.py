@@ -7,13 +7,15 @@ becomes of the others, and cancels them at Ctrl-C.
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
@@ -33,21 +35,33 @@ ASK = 10
 
 
 class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        from submitit.core.utils import FailedJobError
+    # Of the class: the object goes into every job. A search launches from several threads.
+    jobs: ClassVar[list["Job[JobReturn]"]] = []
+    lock: ClassVar = Lock()
+    cancelled: ClassVar = False
 
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         from trainer.cluster import ended_by_sigterm
 
-        try:
-            jobs = self._submit(dict(enumerate(map(list, job_overrides), initial_job_idx)))
-        except FailedJobError:  # sbatch has said why; Hydra would add a traceback
-            sys.exit(EXIT_CODE)
         with ended_by_sigterm():
             try:
-                return wait(jobs)
+                return wait(self._submit(dict(enumerate(map(list, job_overrides), initial_job_idx))))
             except BaseException:
-                cancel([job for job in jobs.values() if not job.done()])
+                self.cancel()
                 raise
+
+    def cancel(self) -> None:
+        """Ends all jobs, which write their checkpoints, and waits for their end; none is submitted any more."""
+        with self.lock:
+            SlurmLauncher.cancelled = True
+        jobs = [job for job in self.jobs if not job.done()]
+        if not jobs:
+            return
+        names = [job.job_id for job in jobs]
+        log.info("cancelling %s: those that run end with a checkpoint", " ".join(names))
+        subprocess.run(["scancel", *names], check=False)
+        while not all(job.done(force_check=True) for job in jobs):
+            time.sleep(1)
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """In the job. After a signal that submitit handles nothing comes back: it has queued the job again and gone."""
@@ -64,6 +78,7 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
     def _submit(self, jobs: dict[int, list[str]]) -> dict[int, "Job[JobReturn]"]:
         """An array for all jobs that need the same resources."""
         from submitit import AutoExecutor
+        from submitit.core.utils import FailedJobError
 
         arrays: dict[str, list[int]] = {}
         for number, overrides in jobs.items():
@@ -76,7 +91,15 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
             executor.update_parameters(**settings)
             state = Singleton.get_state()
             arguments = [(jobs[number], "hydra.sweep.dir", number, str(number), state) for number in numbers]
-            submitted |= dict(zip(numbers, executor.map_array(self, *zip(*arguments, strict=True)), strict=True))
+            with self.lock:
+                if self.cancelled:
+                    sys.exit(EXIT_CODE)
+                try:
+                    array = executor.map_array(self, *zip(*arguments, strict=True))
+                except FailedJobError:  # sbatch has said why; Hydra would add a traceback
+                    sys.exit(EXIT_CODE)
+                self.jobs.extend(array)
+            submitted |= dict(zip(numbers, array, strict=True))
         for number in jobs:
             log.info("#%d is job %s: %s", number, submitted[number].job_id, " ".join(filter_overrides(jobs[number])))
         return submitted
@@ -93,7 +116,7 @@ class SlurmLauncher(HydrasLauncher):  # type: ignore[misc]
         settings["gpus_per_node"] = settings["gpus_per_node"] or needs.gpus or None
         settings["srun_args"] = ["--wait=60"]  # Where one process has died, the others would wait for it for ever.
         # Jobs start in the folder of the command, which need not be Lathe's.
-        settings["setup"] = [f"export PYTHONPATH={ROOT}:$PYTHONPATH", *(settings["setup"] or [])]
+        settings["setup"] = [f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH", *(settings["setup"] or [])]
         return {f"slurm_{name}": value for name, value in settings.items()}
 
 
@@ -137,14 +160,3 @@ def makes_way() -> bool:
     asked = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip() == "RUNNING"
-
-
-def cancel(jobs: list["Job[JobReturn]"]) -> None:
-    """Ends jobs, which write their checkpoints, and waits for their end."""
-    if not jobs:
-        return
-    names = [job.job_id for job in jobs]
-    log.info("cancelling %s: those that run end with a checkpoint", " ".join(names))
-    subprocess.run(["scancel", *names], check=False)
-    while not all(job.done(force_check=True) for job in jobs):
-        time.sleep(1)

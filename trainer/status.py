@@ -90,9 +90,17 @@ def claim(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another run is at work in this folder. Wait for it, or choose another hydra.run.dir."
             ) from error
-        for left in folder.rglob(f".*{UNFINISHED}"):  # by a process that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _clean(folder)
         yield
+
+
+def _clean(folder: Path) -> None:
+    """Removes what a process that was killed was writing. Runs below, which others may hold, do so themselves."""
+    for path in list(folder.iterdir()):
+        if path.name.startswith(".") and path.name.endswith(UNFINISHED):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif path.is_dir() and not (path / LOCK).exists():
+            _clean(path)
 
 
 def write(folder: Path, status: Status) -> None:

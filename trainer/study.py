@@ -1,5 +1,7 @@
 """A study of Optuna: where it is kept, its best trial as a command, and what is said of it at its end."""
 
+import json
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from serving.errors import EXIT_CODE, InputError
+from serving.errors import InputError
+from trainer import status
+from trainer.compare import leaves
 from trainer.compose import Composer, Setting
 from trainer.problems import Problem, raise_all
 from trainer.tables import short
@@ -33,6 +37,8 @@ FREE = (
     "cluster",
 )
 """Beginnings of keys that may be others when a search goes on."""
+OF_SEARCH = ("search", "callbacks.pruning", "study", "cluster", "hydra")
+"""Settings that a trial is not retrained with."""
 STARTUP, WARMUP = 5, 5
 """Trials that the median pruner lets end before it compares, and epochs of each that it leaves alone."""
 
@@ -44,12 +50,13 @@ def open_study(
     pruner: str = "none",
     epochs: int | None = None,
     better: Sequence[str] | None = None,
+    new: bool = False,
 ) -> "Study":
     """The study of this name in a file or a database; a new one where there is none and `better`, min or max for each
     objective, is given.
 
     `epochs` are the most that a trial may have. Raises InputError where the storage cannot be used or has no such
-    study.
+    study, or has it though it is to be `new`.
     """
     import optuna
     from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -71,8 +78,13 @@ def open_study(
             return optuna.load_study(study_name=name, storage=place, pruner=chosen)
         directions = [StudyDirection.MINIMIZE if each == "min" else StudyDirection.MAXIMIZE for each in better]
         return optuna.create_study(
-            study_name=name, storage=place, pruner=chosen, directions=directions, load_if_exists=True
+            study_name=name, storage=place, pruner=chosen, directions=directions, load_if_exists=not new
         )
+    except optuna.exceptions.DuplicatedStudyError as error:
+        raise InputError(
+            f"{storage} has a study {name} already, of another search: choose another hydra.sweep.dir, whose last part"
+            " is the name of the study."
+        ) from error
     except KeyError as error:
         raise InputError(f"{storage} has no study {name}.") from error
     except ImportError as error:
@@ -99,8 +111,8 @@ def storage_of(config: DictConfig, folder: Path) -> str:
 def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
     """The command with the settings of a study's best trial in place of `experiment=best`; what else it says wins.
 
-    `study` is the folder of a search, or of the trial in it that is to be taken. Raises ConfigError where it is none,
-    or has no best trial.
+    `study` is the folder of a search, or of the trial in it that is to be taken. It is left out too: the jobs of a
+    sweep are not to look again. Raises ConfigError where it is none, or has no best trial.
     """
     wanted = any(setting.line == "experiment=best" for setting in command)
     given = [setting.line.partition("=")[2] for setting in command if setting.key == "study"]
@@ -110,13 +122,13 @@ def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
         raise_all([_problem("experiment", "best needs the folder of a search: study=DIR.")])
     if not wanted:
         raise_all([_problem("study", "goes with experiment=best, which retrains its best trial: add it.")])
-    rest = [setting for setting in command if setting.line != "experiment=best"]
+    rest = [setting for setting in command if setting.line != "experiment=best" and setting.key != "study"]
     keys = {setting.key for setting in rest}
     return [*(each for each in _best(Path(given[0].strip("'\"")), composing) if each.key not in keys), *rest]
 
 
 def _best(path: Path, composing: Composer) -> list[Setting]:
-    """The settings of a trial, without those of the search."""
+    """The settings of a trial, without those of the search and of where it was carried out."""
     number = path.name.removeprefix(TRIAL) if path.name.startswith(TRIAL) else None
     folder = path if number is None else path.parent
     if not (folder / SAVED).exists():
@@ -126,17 +138,28 @@ def _best(path: Path, composing: Composer) -> list[Setting]:
     trial = _chosen(study, folder, number, objectives(config))
     command = [Setting(line, str(folder)) for line in config.hydra.overrides.task]
     values = [Setting(f"{key}={value}", str(folder)) for key, value in trial.params.items()]
-    left_out = {"search", *(value.key for value in values)}
-    kept = [each for each in command if each.key not in left_out and not each.key.startswith("search.")]
-    # What search=NAME chooses beside the search, such as a model.
+    swept = [value.key for value in values]
+    left_out = [*OF_SEARCH, *swept]
+    kept = [each for each in command if each.key not in swept and not _is_of(each.key, OF_SEARCH)]
+    # What search=NAME chooses beside the search, such as a model, and sets.
     plain = composing.compose(kept).config.hydra.runtime.choices
-    swept = {value.key for value in values}
     chosen = [
         Setting(f"{group}={choice}", str(folder))
         for group, choice in config.hydra.runtime.choices.items()
-        if plain.get(group) != choice and group not in swept | {"search"} and not group.startswith("hydra/")
+        if plain.get(group) != choice and not _is_of(group, left_out)
     ]
-    return [*chosen, *kept, *values]
+    now = dict(leaves(OmegaConf.to_container(composing.compose([*chosen, *kept]).config)))
+    others = [
+        Setting(f"{key}={json.dumps(value, ensure_ascii=False)}", str(folder))
+        for key, value in leaves(OmegaConf.to_container(config))
+        if (key not in now or now[key] != value) and not _is_of(key, left_out)
+    ]
+    return [*chosen, *kept, *others, *values]
+
+
+def _is_of(key: str, nodes: Sequence[str]) -> bool:
+    """Whether a key is one of these nodes or groups, or below one."""
+    return any(key == node or key.startswith((f"{node}.", f"{node}/")) for node in nodes)
 
 
 def _chosen(study: "Study", folder: Path, number: str | None, names: Sequence[str]) -> "FrozenTrial":
@@ -151,7 +174,7 @@ def _chosen(study: "Study", folder: Path, number: str | None, names: Sequence[st
     if not best:
         raise_all([_problem("study", f"{folder} has no completed trial ({counts(study) or 'none was begun'}).")])
     if len(best) > 1:
-        lines = [f"study={folder / f'{TRIAL}{trial.number}'}  {_values(trial, names)}" for trial in best]
+        lines = [f"{_argument('study', folder / f'{TRIAL}{trial.number}')}  {_values(trial, names)}" for trial in best]
         what = f"{len(best)} trials are best, none of them better in all of {', '.join(names)}. Choose one:"
         raise_all([_problem("study", "\n    ".join([what, *lines]))])
     return best[0]
@@ -185,6 +208,13 @@ def _values(trial: "FrozenTrial", names: Sequence[str]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values or (), strict=False))
 
 
+def _argument(key: str, path: Path) -> str:
+    """As a shell takes it."""
+    from trainer.resume import quoted
+
+    return shlex.quote(f"{key}={quoted(path)}")
+
+
 def _problem(key: str, what: str) -> Problem:
     return Problem("command line", key, what)
 
@@ -199,25 +229,25 @@ def conclude(folder: Path) -> list[int]:
     best = best_trials(study)
     print(f"trials       {counts(study) or 'none'}")
     if sum(trial.state.is_finished() for trial in study.trials) < config.search.n_trials:
-        print(f"go on with   python train.py sweep.resume={where}")
+        print(f"go on with   python train.py {_argument('sweep.resume', where)}")
         return [1]
     if not best:
-        print(f"no trial was completed: {where / f'{TRIAL}0' / 'train.log'} says why")
-        return [EXIT_CODE]
+        print("no trial was completed: what is above says why")
+        runs = [status.read(folder / f"{TRIAL}{trial.number}") for trial in study.trials]
+        return [1 if run is None else run.exit_code or 1 for run in runs]
     for trial in best:
         settings = ", ".join(f"{key}={_shown(value)}" for key, value in trial.params.items())
         print(f"best         trial {trial.number}: {_values(trial, names)}, with {settings}")
     print(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
     one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
-    print(f"retrain it   python train.py experiment=best study={one}")
+    print(f"retrain it   python train.py experiment=best {_argument('study', one)}")
     return []
 
 
 def other_command(command: list[Setting], begun: Path) -> str | None:
     """What is not as in the command that a search was begun by, if anything."""
-    free = (*FREE, "hydra.sweep.dir", "hydra.mode")
     then, now = (
-        {setting.line.lstrip("+") for setting in settings if not setting.key.startswith(free)}
+        {setting.line.lstrip("+") for setting in settings if not setting.key.startswith(FREE)}
         for settings in ([Setting(str(line)) for line in OmegaConf.load(begun)], command)
     )
     if then == now:

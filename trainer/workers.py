@@ -41,6 +41,7 @@ def launch(launcher: Launcher, folder: Path, overrides: list[str], number: int) 
         try:
             if not _ended(folder):
                 launcher.launch([overrides], number)
+                _ended(folder)  # one that an earlier search had queued came first
             future.set_result(None)
         except BaseException as error:  # whatever a launcher raises
             future.set_exception(error)

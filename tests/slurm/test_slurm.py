@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import ROOT, run_script
 from trainer import status
+from trainer.study import JOURNAL, open_study
 
 Variables = dict[str, str]
 RUN = ("data=iris", "model.dropout=0.2", "logger=none", "export=none", "baselines=false", "allowed_targets=[tests]")
@@ -131,7 +132,51 @@ def test_ctrl_c_cancels_the_jobs_which_leave_their_checkpoints(tmp_path: Path, s
     run = status.read(folder)
     assert run is not None
     assert (run.state, run.error) == ("interrupted", "Interrupted by SIGTERM")
-    waiting = subprocess.run(
-        ["squeue", "--noheader"], env=slurm, capture_output=True, text=True, timeout=30, check=True
+    assert ask("squeue", "--noheader", env=slurm) == ""
+
+
+def test_where_a_submission_is_refused_no_job_is_left_behind(tmp_path: Path, slurm: Variables) -> None:
+    settings = (*SLURM, "trainer.accelerator=cpu,gpu", *RUN)  # it has no GPU
+    done = run_script("train.py", *settings, f"hydra.sweep.dir={tmp_path}", env=slurm)
+    assert done.returncode == 2
+    assert "sbatch: error: Invalid generic resource (gres) specification\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search(r"cancelling \d+: those that run end with a checkpoint\n", done.stdout)
+    assert ask("squeue", "--noheader", env=slurm) == ""
+
+
+def test_a_search_cancels_its_jobs_and_goes_on_with_all_trials(tmp_path: Path, slurm: Variables) -> None:
+    asked = ("search=optuna", "model.dropout=0,0.1,0.2", "search.sampler=grid", "search.n_jobs=2")
+    settings = (
+        *SLURM,
+        *asked,
+        *RUN[2:],
+        "data=iris",
+        "trainer.max_epochs=4",
+        *PACED[-1:],
+        "+callbacks.paced.seconds=3",
     )
-    assert waiting.stdout == ""
+    folder = tmp_path / "study"
+
+    def states() -> list[str]:
+        return [trial.state.name for trial in open_study(str(folder / JOURNAL), "study").trials]
+
+    refused = run_script(
+        "train.py", *settings, f"hydra.sweep.dir={folder}", "hydra.launcher.partition=nowhere", env=slurm
+    )
+    assert refused.returncode == 2
+    assert "sbatch: error: Batch job submission failed: Invalid partition name specified\n" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert states() == ["RUNNING", "RUNNING", "WAITING"]
+    with started(*settings, f"hydra.sweep.dir={folder}", env=slurm) as search:
+        until((folder / "trial_0" / "checkpoints" / "last.ckpt").exists)
+        search.send_signal(signal.SIGTERM)
+        output, _ = search.communicate(timeout=300)
+    assert search.returncode == 128 + signal.SIGTERM
+    assert re.search(r"cancelling \d+ \d+: those that run end with a checkpoint\n", output)
+    assert ask("squeue", "--noheader", env=slurm) == ""
+    assert states() == ["RUNNING", "RUNNING", "WAITING"]
+    done = run_script("train.py", *settings, f"hydra.sweep.dir={folder}", env=slurm)
+    assert done.returncode == 0, done.stderr
+    assert states() == ["COMPLETE"] * 3
+    assert f"resume: going on with {folder / 'trial_0'}" in (folder / "trial_0" / "train.log").read_text()

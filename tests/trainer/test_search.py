@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,10 +19,22 @@ from trainer.study import JOURNAL, open_study
 
 QUICK = ("search=optuna", "data=iris", "trainer.max_epochs=2", "logger=none")
 RATE = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+MINE = """# @package _global_
+defaults: [optuna]
+l1: 0.001
+trainer: {accelerator: cpu, max_time: "00:01:00:00"}
+"""
 
 
 def search(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     return run_script("train.py", *QUICK, f"hydra.sweep.dir={folder}", *settings)
+
+
+def shared(folder: Path, dropouts: str, trials: int) -> subprocess.CompletedProcess[str]:
+    """The search of several tests, by a file of its user's."""
+    command = [f"--config-dir={folder.parent}", "search=mine", *QUICK[1:], RATE, f"model.dropout={dropouts}"]
+    where = ["cluster=local", f"hydra.sweep.dir={folder}"]
+    return run_script("train.py", *command, *where, f"search.n_trials={trials}", "search.n_jobs=2")
 
 
 def study_of(folder: Path) -> Study:
@@ -36,7 +49,9 @@ def states(folder: Path) -> list[str]:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A study of four trials, by two workers, and what was printed."""
     folder = tmp_path_factory.mktemp("search") / "study"
-    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=4", "search.n_jobs=2")
+    (folder.parent / "search").mkdir()
+    (folder.parent / "search" / "mine.yaml").write_text(MINE)
+    done = shared(folder, "0,0.1", trials=4)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -62,12 +77,13 @@ def test_two_workers_carry_out_all_trials(searched: tuple[Path, str]) -> None:
 def test_the_same_command_goes_on_to_the_total(searched: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = searched
     before = study_of(folder).trials
-    done = search(folder, RATE, "model.dropout=0,0.1", "search.n_trials=5")
-    assert f"study study in {folder / JOURNAL}: 4 completed of 5 trials" in done.stdout
+    study_of(folder).ask()  # as of a search that was killed before the trial had its settings
+    done = shared(folder, "0,0.1", trials=6)
+    assert f"study study in {folder / JOURNAL}: 4 completed, 1 broken off of 6 trials" in done.stdout
     after = study_of(folder).trials
     assert after[:4] == before
-    assert [trial.state.name for trial in after[4:]] == ["COMPLETE"]
-    other = search(folder, RATE, "model.dropout=0,0.2", "search.n_trials=7")
+    assert [trial.state.name for trial in after[4:]] == ["FAIL", "COMPLETE"]
+    other = shared(folder, "0,0.2", trials=7)
     assert other.returncode == 2
     assert other.stderr == (
         f"A setting is wrong:\n  command line: hydra.sweep.dir: {folder} holds a search that was begun by another"
@@ -89,11 +105,19 @@ def test_the_best_is_one_command_away(searched: tuple[Path, str], tmp_path: Path
         "- data=iris",
         "- trainer.max_epochs=2",
         "- logger=none",
+        "- l1=0.001",
+        '- trainer.accelerator="cpu"',
+        '- ++trainer.max_time="00:01:00:00"',
         *(f"- {key}={value}" for key, value in best.params.items()),
-        f"- study={folder}",
         "- baselines=false",
         "- seed=3",
     ]
+
+
+def test_jobs_of_the_best_neither_look_for_it_nor_go_where_its_trials_went(searched: tuple[Path, str]) -> None:
+    folder, _ = searched
+    given = prepare(["-m", "experiment=best", f"study={folder}", "seed=0,1"])
+    assert [each for each in given if each.startswith(("study", "experiment", "cluster", "seed"))] == ["seed=0,1"]
 
 
 def test_the_folder_of_a_search_may_be_moved(searched: tuple[Path, str], tmp_path: Path) -> None:
@@ -128,9 +152,10 @@ def test_a_killed_search_goes_on_with_what_it_left(tmp_path: Path) -> None:
     assert "resume=" in (folder / "trial_1" / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_sigterm_ends_the_trials_with_their_checkpoints(tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    command = [sys.executable, "train.py", *QUICK, f"hydra.sweep.dir={folder}", "model.hidden=[8],[16]"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_search_ends_the_trials_with_their_checkpoints(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "my study"
+    command = [sys.executable, "train.py", *QUICK, f"hydra.sweep.dir='{folder}'", "model.hidden=[8],[16]"]
     command += ["search.sampler=grid", "trainer.max_epochs=1000000", "callbacks.early_stopping=null"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     checkpoint = folder / "trial_0" / "checkpoints" / "last.ckpt"
@@ -138,11 +163,13 @@ def test_sigterm_ends_the_trials_with_their_checkpoints(tmp_path: Path) -> None:
     while not checkpoint.exists():
         assert time.monotonic() < waited
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(number)
     said, _ = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "ending the trials: each leaves a checkpoint\n" in said
-    assert said.endswith(f"go on with   python train.py sweep.resume={folder}\n")
+    assert "\nSweep: 1 interrupted\n" in said
+    go_on = shlex.split(said.splitlines()[-1])
+    assert go_on == ["go", "on", "with", "python", "train.py", f"sweep.resume='{folder}'"]
     ended = json.loads((folder / "trial_0" / "status.json").read_text())
     assert (ended["state"], ended["error"]) == ("interrupted", "Interrupted by SIGTERM")
     assert states(folder) == ["RUNNING", "WAITING"]
@@ -182,12 +209,18 @@ def test_without_a_completed_trial_the_search_fails(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     done = search(folder, "model.activation=nothing,none", "search.sampler=grid")
     assert done.returncode == 2
-    assert done.stdout.endswith(
-        f"trials       2 failed\nno trial was completed: {folder / 'trial_0' / 'train.log'} says why\n"
-    )
+    assert done.stdout.endswith("trials       2 failed\nno trial was completed: what is above says why\n")
     best = run_script("train.py", "experiment=best", f"study={folder}")
     assert best.returncode == 2
     assert best.stderr == (f"A setting is wrong:\n  command line: study: {folder} has no completed trial (2 failed).\n")
+
+
+def test_of_trials_that_crash_no_setting_is_to_blame(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    models = ("model=linear", "model._target_=tests.parts.Broken", "allowed_targets=[tests]")
+    done = search(folder, *models, "optimizer.lr=0.1,0.2", "search.sampler=grid")
+    assert done.returncode == 1
+    assert done.stdout.endswith("trials       2 failed\nno trial was completed: what is above says why\n")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +268,16 @@ def test_without_a_completed_trial_the_search_fails(tmp_path: Path) -> None:
             ["model.dropout=tag(log,interval(0,0.1))"],
             "command line: model.dropout",
             "the logarithm of 0 is none: begin the interval above 0.",
+        ),
+        (
+            [RATE, "trainer.devices=auto"],
+            "command line: trainer.devices",
+            "auto leaves open what a job is to ask for: give a number.",
+        ),
+        (
+            [RATE, "cluster=local", "hydra.launcher.n_jobs=4"],
+            "command line: hydra.launcher.n_jobs",
+            "is for sweeps: search.n_jobs is how many trials are carried out at once.",
         ),
     ],
 )

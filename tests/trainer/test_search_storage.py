@@ -59,6 +59,12 @@ def test_two_workers_share_a_study_that_goes_on(database: str, request: pytest.F
     study = open_study(storage, "study")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert not list(folder.glob("*.journal"))
+    other = run_script("train.py", *command[:-1], f"hydra.sweep.dir={tmp_path / 'other' / 'study'}")
+    assert other.returncode == 2
+    assert (
+        f"{storage} has a study study already, of another search: choose another hydra.sweep.dir, whose last part is"
+        " the name of the study.\n"
+    ) in other.stdout
     best = run_script("train.py", "--cfg=job", "experiment=best", f"study={folder}")
     assert best.returncode == 0, best.stderr
     assert f"dropout: {study.best_params['model.dropout']}\n" in best.stdout

@@ -11,7 +11,7 @@ import pytest
 
 from serving.errors import InputError
 from tests.conftest import ROOT, run_script
-from trainer.status import Status, read, recorded
+from trainer.status import Status, claim, read, recorded
 
 QUICK = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
 
@@ -89,6 +89,20 @@ def test_who_was_killed_is_interrupted_and_who_lives_is_running(tmp_path: Path) 
     assert dead is not None
     assert (dead.state, dead.exit_code) == ("interrupted", 1)
     assert dead.error == f"process {alive.pid} on {alive.host} is gone"
+
+
+def test_who_claims_a_folder_removes_what_was_left_in_it_but_not_what_a_run_below_writes(tmp_path: Path) -> None:
+    left, written = (tmp_path / name / "checkpoints" / ".last.ckpt.7.unfinished" for name in (".", "trial_0"))
+    for path in (left, written):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with claim(tmp_path / "trial_0"):
+        written.touch()
+        with claim(tmp_path):
+            assert not left.exists()
+            assert written.exists()
+    with claim(tmp_path / "trial_0"):
+        assert not written.exists()
 
 
 def test_a_folder_without_a_status_has_none_and_a_broken_one_is_said(tmp_path: Path) -> None:
