@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytorch_lightning
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import ModelParallelStrategy, SingleDeviceStrategy
@@ -54,6 +54,8 @@ class Trainer(pytorch_lightning.Trainer):
 
     Every other setting is Lightning's own.
     """
+
+    callbacks: list[Callback]  # which Lightning does not declare
 
     def __init__(
         self,

@@ -52,9 +52,8 @@ class Search:
         self.folder = Path(config.hydra.sweep.dir).absolute()
 
     def run(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with status.claim(self.folder), ended_by_sigterm():
+            with ended_by_sigterm():
                 self._begin()
                 self._carry_out()
         except InputError as error:  # of which Hydra would print a traceback

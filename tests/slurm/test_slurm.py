@@ -90,7 +90,7 @@ def test_a_job_that_makes_way_goes_on_and_ends_as_if_nothing_had_been(
         output, _ = sweep.communicate(timeout=300)
     assert re.search(r"#0, job \d+: done in \d+ s, val/loss 0\.\d+\n", output)
     log = (folder / "train.log").read_text()
-    assert f"Interrupted by SIGUSR2. Go on with: python train.py resume={folder}\n" in log
+    assert "Interrupted by SIGUSR2.\n" in log
     assert f"resume: going on with {folder}\n" in log
     assert_same(folder, uninterrupted)
 
