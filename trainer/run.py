@@ -208,7 +208,7 @@ def train(
 
     Returns `train/loss` of the last epoch, `fit/seconds`, `fit/samples_per_second` and so on.
     """
-    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size))
+    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size), datamodule)
     if isinstance(module.network, Starts) and checkpoint is None:
         rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
         module.network.eval()  # neither dropout nor noise
