@@ -113,7 +113,7 @@ def assemble(
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
-    datamodule = set_up(config, folder, describe=describe)
+    datamodule = set_up(config, folder, trainer, describe=describe)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
@@ -121,9 +121,12 @@ def assemble(
     return trainer, supervise(config, network, datamodule), datamodule
 
 
-def set_up(config: DictConfig, folder: Path, *, describe: bool = True) -> TableDataModule:
-    """The data, ready, and what was found in them written down."""
+def set_up(
+    config: DictConfig, folder: Path, trainer: Trainer | None = None, *, describe: bool = True
+) -> TableDataModule:
+    """The data, ready, and what was found in them written down; `trainer` says which device rows may lie on."""
     datamodule: TableDataModule = instantiate(config.data)
+    datamodule.trainer = trainer
     try:
         datamodule.setup()
     finally:
