@@ -127,7 +127,7 @@ def assemble(
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
-    datamodule = set_up(config, folder, describe=describe)
+    datamodule = set_up(config, folder, trainer, describe=describe)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
@@ -135,9 +135,12 @@ def assemble(
     return trainer, supervise(config, network, datamodule), datamodule
 
 
-def set_up(config: DictConfig, folder: Path, *, describe: bool = True) -> TableDataModule:
-    """The data, ready, and what was found in them written down."""
+def set_up(
+    config: DictConfig, folder: Path, trainer: Trainer | None = None, *, describe: bool = True
+) -> TableDataModule:
+    """The data, ready, and what was found in them written down; `trainer` says which device rows may lie on."""
     datamodule: TableDataModule = instantiate(config.data)
+    datamodule.trainer = trainer
     try:
         datamodule.setup()
     finally:
@@ -222,7 +225,7 @@ def train(
 
     Returns `train/loss` of the last epoch, `fit/seconds`, `fit/samples_per_second` and so on.
     """
-    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size))
+    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size), datamodule)
     if isinstance(module.network, Starts) and checkpoint is None:
         rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
         module.network.eval()  # neither dropout nor noise
