@@ -6,13 +6,14 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from serving.errors import EXIT_CODE, InputError
 from trainer import processes, sweep
 from trainer.compose import ROOT
 from trainer.config import prepare
-from trainer.resume import save_overrides, what_next
+from trainer.resume import checkpoints, save_overrides, what_next
 from trainer.signals import Interrupted, hand_over, watch
 from trainer.status import Pruned, recorded
 
@@ -31,19 +32,26 @@ def main(config: DictConfig) -> float | None:
         if processes.rank() > 0:  # of a job of a sweep that Slurm starts as several processes
             return processes.work()
         with watch.owning(), recorded(folder, config.monitor, config.mode) as status:
-            save_overrides(folder, HydraConfig.get().overrides.task)
+
+            def begun() -> None:
+                save_overrides(folder, HydraConfig.get().overrides.task)
+                status.before = None
+
+            if not checkpoints(folder):  # those that there are may not go with the settings
+                begun()
             # Imported here so that help need not wait for torch.
             from trainer.lean import lean
 
             with lean():
                 from trainer.run import run
 
-            status.value = run(config)
+            status.value = run(config, begun)
         return status.value
     except Pruned as ending:
         log.info("%s", ending)
     except Interrupted as interrupted:
-        log.warning("%s. %s", interrupted, what_next(folder))
+        of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN  # which says how to go on with all
+        log.warning("%s.%s", interrupted, "" if of_sweep else f" {what_next(folder)}")
         hand_over(interrupted.number)
         raise
     except InputError as error:

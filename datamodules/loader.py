@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules.ranks import Ranks
 from datamodules.schema import DataError
-from datamodules.store import OFFSETS, MemoryStore, Rows, Store, cut, join, take
+from datamodules.store import CPU, OFFSETS, MemoryStore, Rows, Store, cut, join, take
 
 WINDOW = 64 * 10**6
 """Bytes of rows that are mixed with each other: what is larger is shuffled part by part, then in such windows."""
@@ -23,7 +23,8 @@ class Batches:
 
     The order of epoch e is drawn from (seed, e) alone, so any point of a run can be found again, and it is the same
     whatever the store. A last batch of a single row joins the one before it, because batch normalisation needs two.
-    With `balanced`, rows are drawn with replacement, so that each class comes up as often as any other.
+    With `balanced`, rows are drawn with replacement, so that each class comes up as often as any other. Batches lie
+    where the rows lie, or on `device` where that is a GPU.
 
     Of several processes (`ranks`) each gets its part of every batch, one row more or less than another's; the batches
     of all are those of one process. A last batch that has not a row for each joins the one before it.
@@ -38,8 +39,10 @@ class Batches:
         balanced: bool = False,
         seed: int = 0,
         ranks: Ranks | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.store = store
+        self.device = device
         self.ranks = ranks or Ranks()
         self.count = sum(store.lengths)
         if min(self.count, batch_size) < self.ranks.world > 1:
@@ -143,8 +146,15 @@ class Batches:
     def _gather(self, rows: Rows, index: Tensor) -> Iterator[Rows]:
         texts = any(name.startswith(OFFSETS) for name in rows)  # where a row's tokens end, the device would have to say
         batches = 1 if texts else max(int(GATHERED * self.count / self.store.bytes) // self.batch_size, 1)
+        index = index.to(rows["target"].device)
         for piece in torch.split(index, batches * self._size(0)):
-            yield take(rows, piece)
+            yield self._sent(take(rows, piece))
+
+    def _sent(self, rows: Rows) -> Rows:
+        """On their way to the GPU, in memory that it reads from while this process goes on."""
+        if self.device.type != "cuda" or rows["target"].device == self.device:
+            return rows
+        return {name: values.pin_memory().to(self.device, non_blocking=True) for name, values in rows.items()}
 
     def _order(
         self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int, first: int

@@ -15,6 +15,7 @@ from datamodules.schema import DataError
 Rows = dict[str, Tensor]
 """Columns of rows as a batch has them (`datamodules.schema.InputSpec`), "target" among them."""
 StoreKind = Literal["memory", "device", "disk"]
+CPU = torch.device("cpu")
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 TOKENS, OFFSETS = "tokens.", "offsets."
@@ -23,7 +24,8 @@ sharing = 1
 
 
 class MemoryStore:
-    """All rows in tensors; `lengths` are the rows of each part they came in, `size` the bytes of all parts."""
+    """All rows in tensors, in memory or on a device; `lengths` are the rows of each part they came in, `size` the bytes
+    of all parts."""
 
     def __init__(self, rows: Rows, lengths: Sequence[int] | None = None, size: int | None = None) -> None:
         self.rows = rows
@@ -35,9 +37,6 @@ class MemoryStore:
     def window(self, parts: Sequence[int]) -> tuple[Rows, Tensor]:
         """Rows that hold those of the parts, and the numbers of these in them, int64."""
         return self.rows, torch.cat([torch.arange(*self._spans[part]) for part in parts])
-
-    def to(self, device: torch.device) -> "MemoryStore":
-        return MemoryStore({name: values.to(device) for name, values in self.rows.items()}, self.lengths, self.bytes)
 
 
 class DiskStore:
@@ -54,8 +53,13 @@ class DiskStore:
             rows = {name: values.clone() for name, values in rows.items()}
         return rows, torch.arange(len(rows["target"]))
 
-    def read(self) -> MemoryStore:
-        return MemoryStore(self.window(range(len(self.files)))[0], self.lengths, self.bytes)
+    def read(self, device: torch.device) -> MemoryStore:
+        """All rows, on this device; of those for a GPU memory holds a part at a time."""
+        if device.type == "cpu":
+            rows, _ = self.window(range(len(self.files)))
+        else:
+            rows = join([{name: values.to(device) for name, values in load_part(file).items()} for file in self.files])
+        return MemoryStore(rows, self.lengths, self.bytes)
 
 
 Store = MemoryStore | DiskStore
@@ -159,14 +163,17 @@ def free_memory() -> int:
     return free // sharing
 
 
-def choose(wanted: Literal["auto", "memory", "device", "disk"], size: int, limit: int) -> tuple[StoreKind, str]:
-    """Where `size` bytes of rows go, and why; `limit` is what the rows may take of the memory."""
-    if wanted == "device" and not torch.cuda.is_available():
-        raise DataError("data.store=device: torch finds no CUDA device here; take data.store=auto")
+def choose(
+    wanted: Literal["auto", "memory", "device", "disk"], size: int, limit: int, device: torch.device
+) -> tuple[StoreKind, str]:
+    """Where `size` bytes of rows go, and why; `limit` is what the rows may take of the memory, `device` is where the
+    network is."""
+    if wanted == "device" and device.type != "cuda":
+        raise DataError("data.store=device: the network is not on a CUDA device; take data.store=auto")
     told = f"{readable(size)} of rows"
     if wanted != "auto":
         return wanted, f"{told}, given"
-    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
+    if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
         return "device", f"{told}, less than half of what is free there"
     fits = size <= limit / 2
     return "memory" if fits else "disk", f"{told}, {'less' if fits else 'more'} than half of {readable(limit)}"

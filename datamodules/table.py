@@ -27,7 +27,7 @@ from datamodules.read import LINE, STANDARD_INPUT, Raw, find, read_share
 from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
 from datamodules.settings import Settings
 from datamodules.split import Split
-from datamodules.store import DiskStore, MemoryStore, Rows, Store, as_bytes, choose, draw, free_memory, take
+from datamodules.store import CPU, DiskStore, Rows, Store, as_bytes, choose, draw, free_memory, take
 from serving import cells
 from serving.torchscript import quiet
 
@@ -235,30 +235,31 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         with quiet():
             self.features = torch.jit.load(folder / FEATURES)
         size = sum(part[2] for parts in facts["parts"].values() for part in parts)
-        kind, why = choose(self.wanted_store, size, limit)
+        kind, why = choose(self.wanted_store, size, limit, self._device())
         log.info("store: %s (%s)", kind, why)
         for split, parts in facts["parts"].items():
             self._parts[split] = [folder / PARTS / name for name, _, _ in parts]
             disk = DiskStore(self._parts[split], [rows for _, rows, _ in parts], sum(size for _, _, size in parts))
-            self.stores[split] = disk if kind == "disk" else disk.read()
-        self._on_device = kind == "device"
+            place = self._device() if kind == "device" else CPU
+            self.stores[split] = disk if kind == "disk" else disk.read(place)
 
     def train_dataloader(self) -> Batches:
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         balanced = self.sampling == "balanced"
-        return Batches(self._store("train"), self.batch_size, shuffle=not overfit, balanced=balanced, seed=self.seed)
+        return self._batches("train", self.batch_size, shuffle=not overfit, balanced=balanced, seed=self.seed)
 
     def val_dataloader(self) -> Batches:
-        return Batches(self._store("val"), self.eval_batch_size)
+        return self._batches("val", self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
-        return Batches(self._store("test"), self.eval_batch_size)
+        return self._batches("test", self.eval_batch_size)
 
-    def _store(self, split: SplitName) -> Store:
-        store = self.stores[split]
-        if self._on_device and self.trainer is not None and isinstance(store, MemoryStore):
-            self.stores[split] = store = store.to(self.trainer.strategy.root_device)
-        return store
+    def _batches(self, split: SplitName, batch_size: int, **settings: Any) -> Batches:
+        return Batches(self.stores[split], batch_size, device=self._device(), **settings)
+
+    def _device(self) -> torch.device:
+        """Where the network is; the CPU while no trainer is known."""
+        return CPU if self.trainer is None else self.trainer.strategy.root_device
 
     def head(self, split: SplitName, rows: int) -> Rows:
         """The first encoded rows of a split, on the CPU."""

@@ -186,19 +186,27 @@ def gpus() -> int:
 
 
 def carry_out(job: Job) -> tuple[int, str]:
-    """Trains; the exit code, and the end of what was printed, which is printed too. A signal to end is handed on."""
+    """Trains; the exit code, and the end of what was printed, which is printed too. A signal to end is handed on, and
+    the exit code is its own then: torchrun's would be that of an error."""
     job.run.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         job.command(), env=os.environ | job.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    asked: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        asked.append(number)
+        process.send_signal(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: process.send_signal(number))
+        signal.signal(number, hand_on)
     last: deque[str] = deque(maxlen=LAST_LINES)
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="", flush=True)
         last.append(line)
-    return process.wait(), "".join(last)
+    code = process.wait()
+    return 128 + asked[0] if asked and code else code, "".join(last)
 
 
 def hand_over(job: Job) -> None:

@@ -48,6 +48,15 @@ class Setting:
     def key(self) -> str:
         return re.split("[=@]", self.line.lstrip("+~"), maxsplit=1)[0]
 
+    @property
+    def text(self) -> str:
+        """The value as Hydra reads it, without its quotes; what is no text as it was given."""
+        try:
+            value = OverridesParser.create().parse_override(self.line).value()
+        except HydraException:  # which composing reports
+            value = None
+        return value if isinstance(value, str) else self.line.partition("=")[2]
+
 
 class Composer:
     """Composes as `hydra.main` will, one list of overrides after another. Mistakes of the command are set aside in

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from trainer import report
 from trainer.average import average
 from trainer.parallel import run_all
 from trainer.run import Outcome, carry_out
-from trainer.several import inside, own_config, summary
+from trainer.several import check_begun, inside, own_config, summary
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ MODEL = "model.pt"
 PREDICTIONS, OUT_OF_FOLD = "predictions.parquet", "out_of_fold.parquet"
 
 
-def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
+def cross_validate(config: DictConfig, folder: Path, begun: Callable[[], None]) -> dict[str, float]:
     """A run for each fold, in fold_0, fold_1 and so on; those that are done are left out, a broken one goes on.
 
     Returns the mean of each metric under its name, and the deviation between the folds (n - 1) under NAME/std. Writes
@@ -41,8 +42,9 @@ def cross_validate(config: DictConfig, folder: Path) -> dict[str, float]:
     with other settings.
     """
     started = time.perf_counter()
-    run_folder.write_config(folder, config)
-    run_folder.write_environment(folder)
+    check_begun(config, folder)
+    run_folder.write_begun(folder, config)
+    begun()
     folders = [folder / f"fold_{fold}" for fold in range(config.cross_validate)]
     run_all({each: partial(_carry_out_fold, config, fold, each) for fold, each in enumerate(folders)}, config)
     answers = [

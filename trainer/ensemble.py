@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,17 @@ from trainer import report
 from trainer.parallel import run_all
 from trainer.run import Outcome, build_trainer, carry_out, conclude, measure, quiet_lightning, set_up, supervise
 from trainer.settle import settle
-from trainer.several import inside, own_config, summary
+from trainer.several import check_begun, inside, own_config, summary
 
 log = logging.getLogger(__name__)
 
+NOT_OF_MEMBERS = {"export": None, "baselines": False}
+"""The artefact is made once, of all; the linear model is the same beside each."""
 OF_A_RUN = ("datamodules.", "trainer.run", "trainer.loop", "trainer.settle")
 """Loggers that members repeat, or that matter of one run alone: temperatures are settled anew for their mean."""
 
 
-def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
+def ensemble(config: DictConfig, folder: Path, begun: Callable[[], None]) -> dict[str, float]:
     """A run for each seed from `config.seed` on, in member_0, member_1 and so on, then their mean in `folder`.
 
     The members have the same rows in the same splits, and one set of features. A run that was broken off goes on, one
@@ -33,8 +35,9 @@ def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
     members, `member/<metric>/std` their deviation.
     """
     started = time.perf_counter()
-    run_folder.write_config(folder, config)
-    run_folder.write_environment(folder)
+    check_begun(config, folder, ("ensemble", *NOT_OF_MEMBERS))
+    run_folder.write_begun(folder, config)
+    begun()
     quiet_lightning()
     datamodule = set_up(config, folder)
     folders = [folder / f"member_{index}" for index in range(config.ensemble)]
@@ -53,8 +56,7 @@ def ensemble(config: DictConfig, folder: Path) -> dict[str, float]:
 def _carry_out_member(config: DictConfig, index: int, folder: Path) -> tuple[dict[str, float], nn.Module]:
     """Its metrics, and its network with the best weights."""
     with inside(folder), quiet_console():
-        # The artefact is made once, of all; the linear model is the same beside each.
-        changes = {"ensemble": None, "seed": config.seed + index, "export": None, "baselines": False}
+        changes = {"ensemble": None, "seed": config.seed + index, **NOT_OF_MEMBERS}
         outcome = carry_out(own_config(config, folder, changes), folder, describe=False)
     log.info("%s: %s", folder.name, report.reached(outcome.metrics, config.monitor))
     return outcome.metrics, outcome.module.network

@@ -12,7 +12,8 @@ from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.callbacks import Callback, DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
@@ -35,8 +36,11 @@ KNOWN = "2.6."
 """Versions of Lightning whose loop this one was compared with."""
 INSIDE = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 """Hooks in the midst of a step."""
+TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""Hooks that a data module may have too."""
 OF_MODULE = (
     *INSIDE,
+    *TRANSFER,
     "on_train_batch_start",
     "on_train_batch_end",
     "backward",
@@ -44,22 +48,23 @@ OF_MODULE = (
     "optimizer_zero_grad",
     "configure_gradient_clipping",
     "lr_scheduler_step",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
 )
+READERS = (DeviceStatsMonitor, LearningRateMonitor)
+"""Callbacks that change nothing before a step."""
 
 
 class FastEpochLoop(_TrainingEpochLoop):
     """Takes the place of Lightning's where `fast`; otherwise it is Lightning's.
 
-    `compile`: whether each step becomes one graph; "auto" decides after the first epoch, by the time that it took.
+    `compile`: whether each step becomes one graph; "auto" decides after an epoch, by the time that it took.
     """
 
     def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
         self.fast = False
         self.compile: bool | Literal["auto"] = False
+        self.decided: bool | None = None
+        """What "auto" came to."""
         self.tried = False
         """Whether there was an attempt to compile."""
         self.graph: graph.StepGraph | None = None
@@ -72,14 +77,14 @@ class FastEpochLoop(_TrainingEpochLoop):
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.graph is not None:  # Lightning asks the loops before the optimizer
             self.graph.tell()
-        decided = {"compile": self.compile, "batches": self.batches, "seconds": self.seconds}
-        return {**super().on_save_checkpoint(), **decided, "left": self.left}
+        so_far = {"decided": self.decided, "batches": self.batches, "seconds": self.seconds}
+        return {**super().on_save_checkpoint(), **so_far, "left": self.left}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(state_dict)
         self.left = state_dict.get("left", False)
         if self.compile == "auto":  # a resumed run does as it would have done
-            self.compile = state_dict.get("compile", "auto")
+            self.decided = state_dict.get("decided")
             self.batches, self.seconds = state_dict.get("batches", 0), state_dict.get("seconds", 0.0)
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -90,18 +95,19 @@ class FastEpochLoop(_TrainingEpochLoop):
         self.at_start = [each for each in callbacks if overrides(each, "on_train_batch_start")]
         self.at_end = [each for each in callbacks if overrides(each, "on_train_batch_end") and not idle(each)]
         if self.optimizer not in (None, self.trainer.optimizers[0]):  # another fit
-            self.tried, self.graph, self.batches, self.seconds = False, None, 0, 0.0
+            self.tried, self.graph, self.decided, self.batches, self.seconds = False, None, None, 0, 0.0
         self.optimizer = self.trainer.optimizers[0]
         self.step = Step(self.optimizer)  # anew for each epoch: a callback may have added parameters
         if self.graph is not None and self.graph.facts != graph.facts(self.trainer, self.step):
             log.info("compile: no longer, for a callback has changed what is trained")
             self.graph.tell()
             self.graph = None
-        if self.compile == "auto" and self.batches > 0 and self.batch_progress.current.ready == 0:
+        undecided = self.compile == "auto" and self.decided is None
+        if undecided and self.batches > 0 and self.batch_progress.current.ready == 0:
             steps = self.trainer.estimated_stepping_batches - self.global_step
             left = steps * self.trainer.accumulate_grad_batches * self.seconds / self.batches
-            self.compile = graph.pays(left)
-            answer = "one graph a step" if self.compile else "no, that would take longer"
+            self.decided = graph.pays(left)
+            answer = "it repays its cost" if self.decided else "no, that would take longer"
             log.info("compile: %s (at most %.0f s of steps are left)", answer, left)
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
@@ -127,7 +133,7 @@ class FastEpochLoop(_TrainingEpochLoop):
         for quiet in range(self._quiet(), -1, -1):
             self._batch(data_fetcher)
             self.batches += 1
-            if quiet == 0 or trainer.should_stop or (watch.received is not None and trainer.world_size == 1):
+            if quiet == 0 or trainer.should_stop or watch.received is not None:
                 break
             if not self._should_accumulate():
                 self._batches_that_stepped += 1
@@ -244,19 +250,27 @@ class FastEpochLoop(_TrainingEpochLoop):
         return objective.detach()
 
     def _in_one_graph(self, module: SupervisedModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """None where there is no graph, or not for a batch of this shape."""
+        """None where there is no graph, or not for a batch of this shape.
+
+        Compiled for the first full batch after the optimizer's state is there, so that a resumed run compiles the same.
+        """
         if self.graph is not None:
             if self.graph.fits(batch):
                 return self.graph(batch)
             self.graph.tell()
             return None
+        wanted = self.decided if self.compile == "auto" else self.compile
         first = not self.step.state and self.batches == 0  # it makes the optimizer's state
-        if self.compile is not True or self.tried or first:
+        if not wanted or self.tried or first or not self._full(batch):
             return None
         self.tried = True
         why = graph.hindrance(self.trainer, self.step, batch)
-        if self.at_start:
-            why = f"{type(self.at_start[0]).__name__} may change the network before a step"
+        for callback in self.at_start:
+            if type(callback) not in READERS:
+                why = f"{type(callback).__name__} may change the network before a step"
+        if why is not None and self.compile == "auto":  # the network alone would not repay it
+            log.info("compile: no (%s)", why)
+            return None
         if why is not None:
             log.info("compile: the network alone (%s)", why)
             module.network.compile()
@@ -272,6 +286,11 @@ class FastEpochLoop(_TrainingEpochLoop):
         self.graph = whole
         self.step.zero_grad()
         return done
+
+    def _full(self, batch: Batch) -> bool:
+        """Whether it has the rows that all but the last of an epoch have."""
+        trainer: Any = self.trainer
+        return bool(trainer.num_training_batches == 1 or len(batch["target"]) == trainer.train_dataloader.batch_size)
 
 
 class NoSignals(_SignalConnector):
@@ -291,7 +310,9 @@ def overrides(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
-def hindrance(trainer: Any, module: SupervisedModule | None = None) -> str | None:
+def hindrance(
+    trainer: Any, module: SupervisedModule | None = None, datamodule: LightningDataModule | None = None
+) -> str | None:
     """What this training has that the fast loop leaves out, without `module` of the trainer alone; None where there is
     nothing."""
     version = metadata.version("pytorch-lightning")
@@ -306,9 +327,10 @@ def hindrance(trainer: Any, module: SupervisedModule | None = None) -> str | Non
         return f"the profiler {type(trainer.profiler).__name__}"
     if module is not None and type(module).training_step is not SupervisedModule.training_step:
         return f"{type(module).__name__}.training_step"
-    for hook in OF_MODULE if module is not None else ():
-        if is_overridden(hook, module):
-            return f"{type(module).__name__}.{hook}"
+    for owner, hooks in ((module, OF_MODULE), (datamodule, TRANSFER)):
+        for hook in hooks:
+            if is_overridden(hook, owner):
+                return f"{type(owner).__name__}.{hook}"
     for callback in trainer.callbacks:
         for hook in INSIDE:
             if overrides(callback, hook):

@@ -30,13 +30,10 @@ PACKAGES = (
 )
 
 
-def write_config(folder: Path, config: DictConfig) -> None:
-    """The config with every reference resolved, as it was carried out."""
+def write_begun(folder: Path, config: DictConfig) -> None:
+    """The config with every reference resolved, as it is carried out, and versions, machine and the state of the code:
+    what is needed to repeat the run."""
     _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-
-
-def write_environment(folder: Path) -> None:
-    """Versions, machine and the state of the code: what is needed to repeat the run."""
     facts = {
         "command": sys.argv,
         "python": platform.python_version(),

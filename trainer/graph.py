@@ -75,7 +75,9 @@ class StepGraph:
             self.told = float(self.step.state[0][2][0])
         self.untold += 1
         rows = [_settings(group, self.told + self.untold) for group in self.step.groups]
-        return torch.tensor(rows, device=self.step.parameters[0].device)
+        device = self.step.parameters[0].device
+        # To a GPU from pinned memory, which torch does not use anew before the copy is done: so nothing waits for it.
+        return torch.tensor(rows, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
     def tell(self) -> None:
         """Brings the optimizer's counts up to date; before anyone but the graph reads them."""
@@ -96,12 +98,15 @@ def facts(trainer: pl.Trainer, step: Step) -> list[Any]:
 
 def hindrance(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:
     """What cannot be part of the graph; None where there is nothing."""
-    if not step.is_adam:
-        return f"the optimizer {type(step.optimizer).__name__} is not Adam or AdamW"
+    if step.foreign is not None:
+        return step.foreign
     if trainer.accumulate_grad_batches > 1:
         return "gradients accumulate over batches"
     if not step.state:
         return "a parameter has no gradient"
+    counts = torch.stack([count for _, _, steps in step.state for count in steps])
+    if (counts != counts[0]).any():
+        return "some parameters have taken fewer steps than others"
     if trainer.gradient_clip_algorithm == "value":
         return "gradients are clipped by value"
     if any(name.startswith("offsets.") for name in batch):
@@ -126,7 +131,7 @@ def _graph(
         with torch.no_grad():
             # What is not finite is told of after the step: it must not spoil the weights that are looked at then.
             grads = tuple(torch.where(minimised.isfinite(), grad, 0.0) for grad in grads)
-            if clip is not None:
+            if clip is not None and clip > 0:  # Lightning takes 0 for none
                 norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
                 grads = tuple(grad * (clip / (norm + 1e-6)).clamp(max=1.0) for grad in grads)
             each = iter(grads)

@@ -5,44 +5,65 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
+from serving.errors import EXIT_CODE, InputError
 from trainer.processes import available_cores
+
+if TYPE_CHECKING:
+    from trainer.status import Status
 
 log = logging.getLogger(__name__)
 
 OUTPUT = "output.log"
 """What a job printed, in its folder."""
+OWN = ("cluster", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweep")
+"""Beginnings of settings of the sweep, not of its jobs."""
 
 
 @dataclass(frozen=True)
 class Job:
+    """`overrides`: of this job of the sweep; `of_hydra`: those of all; `before`: how it was done, where it was."""
+
     number: int
     overrides: list[str]
+    of_hydra: list[str]
     folder: Path
+    before: "Status | None"
 
     def command(self) -> list[str]:
         """What a person would type to run it here."""
         from trainer.compose import ROOT, Setting
         from trainer.resume import LAST, quoted
 
-        settings = [line for line in self.overrides if not Setting(line).key.startswith(("cluster", "hydra.launcher"))]
+        settings = [line for line in (*self.overrides, *self.of_hydra) if not Setting(line).key.startswith(OWN)]
         go_on = ["resume=auto"] if (self.folder / LAST).exists() else []
         number = f"hydra.job.num={self.number}"
         start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", number, *go_on]
         return [sys.executable, str(ROOT / "train.py"), *config_flags(), *settings, *start]
+
+    def start(self, share: dict[str, str]) -> subprocess.Popen[bytes]:
+        """In a group of its own: Ctrl-C reaches it once, from the sweep, and with it the processes that it starts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / OUTPUT).open("ab") as output:
+            return subprocess.Popen(
+                self.command(), env=os.environ | share, stdout=output, stderr=subprocess.STDOUT, process_group=0
+            )
 
 
 class LocalLauncher(Launcher):
@@ -52,6 +73,7 @@ class LocalLauncher(Launcher):
         self.n_jobs = n_jobs
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = False
+        self.starting = Lock()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from trainer.cluster import resources
@@ -65,7 +87,11 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         from trainer.cluster import ended_by_sigterm
 
-        jobs = [self._job(number, list(given)) for number, given in enumerate(job_overrides, initial_job_idx)]
+        try:
+            jobs = [self._job(number, list(given)) for number, given in enumerate(job_overrides, initial_job_idx)]
+        except InputError as error:  # of which Hydra would print a traceback
+            log.error("%s", error)
+            sys.exit(EXIT_CODE)
         each = ", ".join(f"{name}={value}" for name, value in self.shares[0].items())
         log.info("%d jobs, %d at once (%s)", len(jobs), min(len(jobs), len(self.shares)), each)
 
@@ -80,7 +106,8 @@ class LocalLauncher(Launcher):
             try:
                 return list(pool.map(run, jobs))
             except BaseException:
-                self.stopped = True  # what waits does not start
+                with self.starting:
+                    self.stopped = True  # what waits does not start
                 running = dict(self.running)
                 for process in running.values():
                     with suppress(ProcessLookupError):
@@ -89,6 +116,8 @@ class LocalLauncher(Launcher):
                 raise
 
     def _job(self, number: int, overrides: list[str]) -> Job:
+        from trainer.sweep import done_before
+
         setup_globals()
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
@@ -97,7 +126,14 @@ class LocalLauncher(Launcher):
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
         try:
-            return Job(number, overrides, Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute())
+            folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
+            with read_write(config.hydra):
+                config.hydra.runtime.output_dir = str(folder)
+            HydraConfig.instance().set_config(config)
+            with open_dict(config):
+                del config["hydra"]
+            of_hydra = list(self.config.hydra.overrides.hydra)
+            return Job(number, overrides, of_hydra, folder, done_before(folder, config))
         finally:
             HydraConfig.instance().cfg = before
 
@@ -106,21 +142,20 @@ class LocalLauncher(Launcher):
         from trainer.cluster import told
 
         done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
-        if self.stopped:
-            return done
-        before = status.read(job.folder)
+        before = job.before or status.read(job.folder)
+        if before is not None and before.state == "running":
+            log.info("#%d: waiting for process %d, which an earlier sweep has left", job.number, before.pid)
+        while before is not None and before.state == "running" and not self.stopped:
+            time.sleep(1)
+            before = status.read(job.folder)
         if before is not None and before.state in status.DONE:
-            log.info("#%d: %s before", job.number, before.state)
             done.return_value = before.value
             return done
-        job.folder.mkdir(parents=True, exist_ok=True)
-        log.info("#%d: %s", job.number, " ".join(filter_overrides(job.overrides)))
-        with (job.folder / OUTPUT).open("ab") as output:
-            # In a group of its own: Ctrl-C reaches it once, from here, and with it the processes that it starts.
-            process = subprocess.Popen(
-                job.command(), env=os.environ | share, stdout=output, stderr=subprocess.STDOUT, process_group=0
-            )
-        self.running[job.number] = process
+        with self.starting:
+            if self.stopped:
+                return done
+            log.info("#%d: %s", job.number, " ".join(filter_overrides(job.overrides)))
+            self.running[job.number] = process = job.start(share)
         code = process.wait()
         del self.running[job.number]
         ended = status.read(job.folder)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytorch_lightning
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import ModelParallelStrategy, SingleDeviceStrategy
@@ -28,10 +28,10 @@ from trainer.signals import watch
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
-SMALL_STEP = 100_000_000
+SMALL_STEP = 20_000_000
 """Multiplications of one step below which threads gain little, and lose much where another process is busy."""
 WORTH = 1.15
-"""How many times as fast a step must be for the other threads to be taken."""
+"""How many times as fast a step must be for twice the threads to be taken."""
 TRIALS = 3
 THREADS = torch.get_num_threads()
 """Of the process, as it was started."""
@@ -50,10 +50,12 @@ class Trainer(pytorch_lightning.Trainer):
     """`accelerator` ("auto": CUDA where there is a device, else the CPU), `precision` and `threads` may be "auto".
 
     `fast`: whether batches go through `FastEpochLoop`; "auto": where nothing hinders. `compile`: a whole step as one
-    graph, or the network alone where that cannot be; "auto": where the steps left repay it.
+    graph, or the network alone where that cannot be; "auto": a whole step where the steps left repay it, or nothing.
 
     Every other setting is Lightning's own.
     """
+
+    callbacks: list[Callback]  # which Lightning does not declare
 
     def __init__(
         self,
@@ -126,11 +128,13 @@ class Trainer(pytorch_lightning.Trainer):
         trainer.fit_loop.load_state_dict(self.fit_loop.state_dict())
         return trainer
 
-    def prepare(self, module: SupervisedModule, batch: Batch) -> None:
+    def prepare(
+        self, module: SupervisedModule, batch: Batch, datamodule: pytorch_lightning.LightningDataModule | None = None
+    ) -> None:
         """Sets the threads and the loop, and says what was chosen and why; before `fit`.
 
-        `batch` of training rows tells what a step costs. Raises ConfigError where the fast loop is asked for and cannot
-        be.
+        `batch` of training rows tells what a step costs, `datamodule` whether its hooks change batches. Raises
+        ConfigError where the fast loop is asked for and cannot be.
         """
         device = self.strategy.root_device
         threads = "-"
@@ -138,7 +142,7 @@ class Trainer(pytorch_lightning.Trainer):
             threads = self._set_threads(module, batch)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         why = "" if device.type == "cuda" or torch.cuda.is_available() else " (no CUDA device here)"
-        loop = self._choose_loop(module)
+        loop = self._choose_loop(module, datamodule)
         if self.world_size > 1:
             log.info("processes: %d, each takes its part of the rows of a batch", self.world_size)
         log.info(
@@ -146,17 +150,21 @@ class Trainer(pytorch_lightning.Trainer):
             *(name, why, self.precision, self.precision_reason, threads, loop),
         )
 
-    def _choose_loop(self, module: SupervisedModule) -> str:
-        why = hindrance(self, module)
+    def _choose_loop(self, module: SupervisedModule, datamodule: pytorch_lightning.LightningDataModule | None) -> str:
+        why = hindrance(self, module, datamodule)
         self._refuse(why)
         self.loop.fast = self.fast != "off" and why is None
         self.loop.compile = self.compile
         self.loop.val_loop.inference_mode = self.loop.fast and self.validate_loop.inference_mode
         if self.loop.fast:
             return "fast"
-        if self.compile is True:
+        loop = f"Lightning's own ({'given' if self.fast == 'off' else f'the fast one does not serve {why}'})"
+        if self.compile == "auto":
+            loop += "; compile: no, only the fast loop takes auto"
+        elif self.compile:
             module.network.compile()
-        return f"Lightning's own ({'given' if self.fast == 'off' else f'the fast one does not serve {why}'})"
+            loop += "; compile: the network alone"
+        return loop
 
     def _refuse(self, why: str | None) -> None:
         if self.fast == "on" and why is not None:
@@ -184,9 +192,15 @@ class Trainer(pytorch_lightning.Trainer):
             cost = multiplications(module.network, batch)
             why = f"{cost / 1e6:,.1f} million multiplications a step: few"
             if cost >= SMALL_STEP:
-                one, many = (1000 * seconds(module, batch, count) for count in (1, most))
-                threads = most if many * WORTH < one else 1
-                why = f"a step takes 1 of them {one:.3g} ms, {most} {many:.3g} ms"
+                least = seconds(module, batch, 1)
+                why = f"a step takes 1 of them {1000 * least:.3g} ms"
+                while threads < most:
+                    more = min(2 * threads, most)
+                    took = seconds(module, batch, more)
+                    why += f", {more} {1000 * took:.3g} ms"
+                    if took * WORTH >= least:
+                        break
+                    threads, least = more, took
         torch.set_num_threads(threads)
         return f"{threads} of {cores} ({why})"
 

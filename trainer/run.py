@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import nn
 
 from datamodules.table import TableDataModule
@@ -58,8 +59,11 @@ class Outcome:
     datamodule: TableDataModule
 
 
-def run(config: DictConfig) -> float:
-    """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare."""
+def run(config: DictConfig, begun: Callable[[], None] = lambda: None) -> float:
+    """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare.
+
+    `begun` is called once what the folder holds is known to go with the settings.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is None and (folder / LAST).exists():  # of a sweep that goes on, or started again by a cluster
         log.info("resume: going on with %s", folder)
@@ -68,27 +72,37 @@ def run(config: DictConfig) -> float:
     if config.cross_validate is not None:
         from trainer.cross_validation import cross_validate
 
-        return cross_validate(config, folder)[config.monitor]
+        return cross_validate(config, folder, begun)[config.monitor]
     if config.ensemble is not None:
         from trainer.ensemble import ensemble
 
-        return ensemble(config, folder)[config.monitor]
-    return carry_out(config, folder).metrics[config.monitor]
+        return ensemble(config, folder, begun)[config.monitor]
+    return carry_out(config, folder, begun).metrics[config.monitor]
 
 
-def carry_out(config: DictConfig, folder: Path, *, describe: bool = True) -> Outcome:
+def carry_out(
+    config: DictConfig, folder: Path, begun: Callable[[], None] = lambda: None, *, describe: bool = True
+) -> Outcome:
     """One run, from the data to the artefact, in a folder that is Hydra's run folder; `describe` says what the data
     are."""
+
+    def begin(*_: object) -> None:
+        run_folder.write_begun(folder, config)
+        begun()
+
     started = time.perf_counter()
     before = run_folder.read_metrics(folder)
-    run_folder.write_config(folder, config)
-    run_folder.write_environment(folder)
+    if config.resume is None:
+        begin()
     find = None
     if config.lr_find:
         resumed = config.resume is not None
         find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
     with processes.together(config, folder):
         trainer, module, datamodule = assemble(config, folder, describe=describe)
+        if config.resume is not None:
+            # Until it trains, the checkpoint may not go with the settings. Where no epoch is left, it never does.
+            trainer.callbacks.append(LambdaCallback(on_train_start=begin, on_fit_end=begin))
         metrics = train(trainer, module, datamodule, checkpoint=config.resume, find=find)
         trainer = trainer.alone()
     calibrate = config.calibrate and not isinstance(module, Word2VecModule)
@@ -113,7 +127,7 @@ def assemble(
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
-    datamodule = set_up(config, folder, describe=describe)
+    datamodule = set_up(config, folder, trainer, describe=describe)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
@@ -121,13 +135,16 @@ def assemble(
     return trainer, supervise(config, network, datamodule), datamodule
 
 
-def set_up(config: DictConfig, folder: Path, *, describe: bool = True) -> TableDataModule:
-    """The data, ready, and what was found in them written down."""
+def set_up(
+    config: DictConfig, folder: Path, trainer: Trainer | None = None, *, describe: bool = True
+) -> TableDataModule:
+    """The data, ready, and what was found in them written down; `trainer` says which device rows may lie on."""
     datamodule: TableDataModule = instantiate(config.data)
+    datamodule.trainer = trainer
     try:
         datamodule.setup()
     finally:
-        if processes.rank() == 0:
+        if processes.rank() == 0 and config.resume is None:  # with which the data may not go
             run_folder.write_quarantine(folder, datamodule.quarantine)
             run_folder.write_audit(folder, datamodule.findings)
     if describe:
@@ -208,7 +225,7 @@ def train(
 
     Returns `train/loss` of the last epoch, `fit/seconds`, `fit/samples_per_second` and so on.
     """
-    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size))
+    trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size), datamodule)
     if isinstance(module.network, Starts) and checkpoint is None:
         rows = datamodule.sample("train", getattr(module.network, "start_rows", START_ROWS))
         module.network.eval()  # neither dropout nor noise

@@ -53,9 +53,8 @@ class Search:
         self.running: dict[Future[None], tuple[Trial | FrozenTrial, Worker | None]] = {}
 
     def run(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with status.claim(self.folder), ended_by_sigterm():
+            with ended_by_sigterm():
                 self._begin()
                 try:
                     self._carry_out()

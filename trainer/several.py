@@ -1,7 +1,7 @@
 """What cross-validation and ensembles share: several runs, each in a folder of its own below the run's."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainer.problems import ConfigError
-from trainer.resume import LAST
+from trainer.resume import LAST, checkpoints
 from trainer.status import claim
 
 
@@ -26,6 +26,13 @@ def own_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -> 
     own.resume = str(folder / LAST) if (folder / LAST).exists() else None
     _check_same(own, folder)
     return own
+
+
+def check_begun(config: DictConfig, folder: Path, free: Collection[str] = ()) -> None:
+    """Raises ConfigError where one of the runs in the folder was begun with other settings, but for those that are
+    `free`."""
+    if checkpoints(folder):
+        _check_same(config, folder, free)
 
 
 def summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
@@ -55,12 +62,12 @@ def inside(folder: Path) -> Iterator[None]:
         instance.cfg = before
 
 
-def _check_same(config: DictConfig, folder: Path) -> None:
+def _check_same(config: DictConfig, folder: Path, free: Collection[str] = ()) -> None:
     if not (folder / "config.yaml").exists():
         return
     before: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     now: Any = OmegaConf.to_container(config, resolve=True)
-    keys = sorted((before.keys() | now.keys()) - {"resume", "processes"})
+    keys = sorted((before.keys() | now.keys()) - {"resume", "processes", *free})
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

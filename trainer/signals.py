@@ -15,8 +15,11 @@ class Interrupted(BaseException):
     """A signal ends the run. It is no Exception: what goes on after an error must not go on after this."""
 
     def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"Interrupted by {number.name}")
+        super().__init__(number)  # what pickle makes it of again, in another process
         self.number = number
+
+    def __str__(self) -> str:
+        return f"Interrupted by {self.number.name}"
 
     @property
     def exit_code(self) -> int:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -17,6 +18,8 @@ from typing import Literal
 from serving.errors import EXIT_CODE, InputError
 from serving.whole import UNFINISHED, write_whole
 from trainer.signals import Interrupted
+
+log = logging.getLogger(__name__)
 
 Ending = Literal["done", "pruned", "interrupted", "failed"]
 STATES = ("done", "pruned", "running", "interrupted", "failed")
@@ -46,6 +49,8 @@ class Status:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
+    before: bytes | None = field(default=None, repr=False, compare=False)
+    """The file as it was, to which a run that is gone on with returns where its new settings are refused."""
 
     def end(self, state: Ending, exit_code: int, error: str = "") -> None:
         self.state, self.exit_code = state, exit_code
@@ -55,29 +60,42 @@ class Status:
 @contextmanager
 def recorded(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterator[Status]:
     """Claims the folder while the run lasts, and writes its status at the start and at the end. What ends the run says
-    its state, unless `end` was called before. Raises InputError where another run is at work in the folder."""
+    its state, unless `end` was called before; after an InputError the file is as it was, where `before` still holds it.
+    Raises InputError where another run is at work in the folder."""
     with claim(folder):
-        status, began = Status(monitor, mode), time.perf_counter()
+        path, began = folder / STATUS, time.perf_counter()
+        status = Status(monitor, mode, before=path.read_bytes() if path.exists() else None)
         write(folder, status)
         try:
             yield status
-            if status.state == "running":
-                status.end("done", 0)
-        except Pruned as error:
-            status.end("pruned", 0, str(error))
-            raise
         except BaseException as error:
             if status.state == "running":
-                said = str(error) if isinstance(error, InputError | Interrupted) else f"{type(error).__name__}: {error}"
-                ended = not isinstance(error, Exception)  # a signal
-                exit_code = EXIT_CODE if isinstance(error, InputError) else 1
-                if ended:
-                    exit_code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
-                status.end("interrupted" if ended else "failed", exit_code, said)
-            raise
-        finally:
+                status.end(*_ending(error))
             status.seconds = time.perf_counter() - began
-            write(folder, status)
+            try:
+                if isinstance(error, InputError) and status.before is not None:
+                    write_whole(path, status.before)
+                else:
+                    write(folder, status)
+            except OSError as another:  # such as a full disk, which may be what `error` says
+                log.error("%s was not written: %s", path, another.strerror)
+            raise
+        if status.state == "running":
+            status.end("done", 0)
+        status.seconds = time.perf_counter() - began
+        write(folder, status)
+
+
+def _ending(error: BaseException) -> tuple[Ending, int, str]:
+    """State, exit code and error of a run that it ends."""
+    if isinstance(error, Pruned):
+        return "pruned", 0, str(error)
+    if isinstance(error, InputError):
+        return "failed", EXIT_CODE, str(error)
+    if isinstance(error, Interrupted):
+        return "interrupted", error.exit_code, str(error)
+    said = f"{type(error).__name__}: {error}"
+    return ("failed", 1, said) if isinstance(error, Exception) else ("interrupted", INTERRUPTED, said)
 
 
 @contextmanager
@@ -86,9 +104,14 @@ def claim(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another run is at work in this folder. Wait for it, or choose another folder."
+            ) from error
         except OSError as error:
             raise InputError(
-                f"{folder}: another run is at work in this folder. Wait for it, or choose another hydra.run.dir."
+                f"{folder}: files cannot be locked there ({error.strerror}), by which a run knows that no other is at"
+                " work in its folder. Choose a folder on another file system."
             ) from error
         _clean(folder)
         yield
@@ -106,6 +129,7 @@ def _clean(folder: Path) -> None:
 def write(folder: Path, status: Status) -> None:
     """Whole or not at all."""
     facts = asdict(status)
+    del facts["before"]
     facts["value"] = status.value if status.value is not None and math.isfinite(status.value) else None
     write_whole(folder / STATUS, json.dumps(facts, indent=2).encode())
 
@@ -136,4 +160,6 @@ def _held(folder: Path) -> bool:
         return True
     except FileNotFoundError:
         return False
+    except OSError:  # nobody can say so here, as on a file system without locks
+        return True
     return False

@@ -17,10 +17,12 @@ class Step:
         self.optimizer: Any = optimizer
         self.groups = optimizer.param_groups
         self.parameters: list[Tensor] = [parameter for group in self.groups for parameter in group["params"]]
-        hooks = (self.optimizer._optimizer_step_pre_hooks, self.optimizer._optimizer_step_post_hooks)
-        self.is_adam = type(optimizer) in (Adam, AdamW) and not any(hooks) and all(map(_is_plain, self.groups))
-        self.on_cpu = all(parameter.device.type == "cpu" for parameter in self.parameters)
+        self.foreign = _foreign(self.optimizer)
+        """What is not plain Adam or AdamW; None where nothing is."""
         self.state = self._state()
+        # torch calls the kernel once for all parameters of a device and type.
+        alike = len({(parameter.device, parameter.dtype) for parameter in self.parameters}) == 1
+        self.lean = self.foreign is None and alike and all(group["fused"] for group in self.groups)
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -29,7 +31,7 @@ class Step:
     @torch.no_grad()
     def __call__(self) -> None:
         grads = [[parameter.grad for parameter in group["params"]] for group in self.groups]
-        if not (self.state and self.on_cpu) or any(grad is None for each in grads for grad in each):
+        if not (self.state and self.lean) or any(grad is None for each in grads for grad in each):
             self.optimizer.step()
             self.state = self.state or self._state()
             return
@@ -43,7 +45,7 @@ class Step:
     def _state(self) -> list[Moments]:
         """Nothing where a parameter has none: before the first step, or where it never gets a gradient."""
         state = self.optimizer.state
-        if not self.is_adam or not all(parameter in state for parameter in self.parameters):
+        if self.foreign is not None or not all(parameter in state for parameter in self.parameters):
             return []
         return [
             (
@@ -55,5 +57,15 @@ class Step:
         ]
 
 
-def _is_plain(group: dict[str, Any]) -> bool:
-    return bool(group["fused"]) and not (group["amsgrad"] or group["maximize"] or isinstance(group["lr"], Tensor))
+def _foreign(optimizer: Any) -> str | None:
+    if type(optimizer) not in (Adam, AdamW):
+        return f"the optimizer {type(optimizer).__name__} is not Adam or AdamW"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks"
+    for group in optimizer.param_groups:
+        for setting in ("amsgrad", "maximize", "differentiable"):
+            if group[setting]:
+                return f"the optimizer has {setting}={group[setting]}"
+        if isinstance(group["lr"], Tensor):
+            return "the optimizer's lr is a tensor"
+    return None

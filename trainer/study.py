@@ -115,7 +115,7 @@ def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
     sweep are not to look again. Raises ConfigError where it is none, or has no best trial.
     """
     wanted = any(setting.line == "experiment=best" for setting in command)
-    given = [setting.line.partition("=")[2] for setting in command if setting.key == "study"]
+    given = [setting.text for setting in command if setting.key == "study"]
     if not wanted and not given:
         return command
     if not given:
@@ -124,7 +124,7 @@ def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
         raise_all([_problem("study", "goes with experiment=best, which retrains its best trial: add it.")])
     rest = [setting for setting in command if setting.line != "experiment=best" and setting.key != "study"]
     keys = {setting.key for setting in rest}
-    return [*(each for each in _best(Path(given[0].strip("'\"")), composing) if each.key not in keys), *rest]
+    return [*(each for each in _best(Path(given[0]), composing) if each.key not in keys), *rest]
 
 
 def _best(path: Path, composing: Composer) -> list[Setting]:

@@ -3,8 +3,10 @@ done, and one table says what became of each."""
 
 import logging
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +18,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from serving.errors import InputError
+from serving.errors import EXIT_CODE, InputError
 from serving.whole import write_whole
 from trainer import study
 from trainer.compose import COMMAND, Setting
 from trainer.problems import Problem, raise_all
 from trainer.resume import LAST, SWEEP, changes, fixed, quoted
-from trainer.status import DONE, STATES, STATUS, Status, read
+from trainer.status import DONE, STATES, STATUS, Status, claim, read
 from trainer.tables import short
 
 log = logging.getLogger(__name__)
@@ -39,10 +41,18 @@ class Begun(Callback):
     """Of the sweep that this process has begun."""
     jobs: ClassVar[int] = 0
     """How many it has; 0 where only its sweeper knows."""
+    held: ClassVar = ExitStack()
+    """The folder, to the end of the process."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Begun.folder = Path(config.hydra.sweep.dir).absolute()
-        Begun.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(config.hydra.sweep.dir).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            Begun.held.enter_context(claim(folder))
+        except InputError as error:  # of which Hydra would make a warning
+            log.error("%s", error)
+            sys.exit(EXIT_CODE)
+        Begun.folder = folder
         given = config.hydra.overrides
         write_whole(Begun.folder / SWEEP, OmegaConf.to_yaml([*given.task, *given.hydra]).encode())
         if config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
@@ -54,7 +64,7 @@ class Begun(Callback):
 
 def named(command: list[Setting]) -> Path | None:
     """The folder of `sweep.resume`, which Hydra itself never sees."""
-    given = [setting.line.partition("=")[2].strip("'\"") for setting in command if setting.key == "sweep.resume"]
+    given = [setting.text for setting in command if setting.key == "sweep.resume"]
     return Path(given[-1]) if given and given[-1] != "null" else None
 
 
@@ -66,9 +76,11 @@ def command_again(command: list[Setting], folder: Path) -> list[Setting]:
     begun = [Setting(str(line), str(folder / SWEEP)) for line in OmegaConf.load(folder / SWEEP)]
     free = [setting for setting in command if setting.key.startswith(study.FREE)]
     raise_all(_contradictions(command, {setting.key: setting for setting in begun}, folder))
-    changed = {*OWN, *(setting.key for setting in free)}
+    changed = (*OWN, *(setting.key for setting in free))
+    if any(setting.key in ("cluster", "hydra/launcher") for setting in free):
+        changed += ("cluster", "hydra/launcher", "hydra.launcher")  # another takes other settings
     return [
-        *(setting for setting in begun if setting.key not in changed),
+        *(setting for setting in begun if not setting.key.startswith(changed)),
         *free,
         Setting("hydra.mode=MULTIRUN"),
         Setting(f"hydra.sweep.dir={quoted(folder.absolute())}"),
@@ -86,9 +98,8 @@ def _no_sweep(folder: Path) -> str | None:
 def _contradictions(command: list[Setting], begun: dict[str, Setting], folder: Path) -> list[Problem]:
     problems = []
     for setting in command:
-        value = setting.line.partition("=")[2].strip("'\"")
-        if setting.key == "hydra.sweep.dir" and Path(value).absolute() != folder.absolute():
-            what = f"{value} is not the folder of sweep.resume={folder}: leave it out."
+        if setting.key == "hydra.sweep.dir" and Path(setting.text).absolute() != folder.absolute():
+            what = f"{setting.text} is not the folder of sweep.resume={folder}: leave it out."
             problems.append(Problem(setting.where, setting.key, what))
         same = setting.key in begun and begun[setting.key].line.lstrip("+") == setting.line.lstrip("+")
         if same or setting.key in OWN or setting.key.startswith(study.FREE):

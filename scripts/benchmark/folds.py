@@ -1,6 +1,6 @@
 """What folds and members cost, at once in processes and one after the other, against one run; and stacked networks.
 
-python scripts/benchmark/folds.py --data DIR [--table titanic] [--runs 5] [--processes 1 2] [--rounds 3]
+python scripts/benchmark/folds.py --data DIR [--table titanic] [--runs 5] [--processes 1 2] [--rounds 5]
     [--settings trainer.max_epochs=20] [--steps 200] [--json FILE]
 
 Each run from launch to its end, the time to prepare the data included. A stacked step trains as many networks as one,
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--table", default="titanic")
     parser.add_argument("--runs", type=int, default=5, help="folds, members, stacked networks")
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--settings", nargs="*", default=[], help="overrides for every run")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path)

@@ -1,7 +1,7 @@
 """Rows a second in training on a CUDA device, against a loop of CUDA graphs captured by hand and against Lightning,
 and the share of the time in which the device is busy.
 
-python scripts/benchmark/gpu.py [--cases T:64 T:256 T:1024 T:4096 T:16384 T:65536] [--rounds 3] [--rows 1048576]
+python scripts/benchmark/gpu.py [--cases T:64 T:256 T:1024 T:4096 T:16384 T:65536] [--rounds 5] [--rows 1048576]
     [--json FILE]
 
 The networks and variants are those of training.py, all in float32. For torch 2.11 and up: the page says which it was.
@@ -120,7 +120,7 @@ VARIANTS: dict[str, Callable[[Workload, int, Clock], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[f"T:{4**power}" for power in range(3, 9)])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2**20)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -205,7 +205,10 @@ def ours(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None
                 clock,
             ],
         )
-        stores = [MemoryStore(rows).to(trainer.strategy.root_device) for rows in (work.train, work.val)]
+        device = trainer.strategy.root_device
+        stores = [
+            MemoryStore({name: values.to(device) for name, values in rows.items()}) for rows in (work.train, work.val)
+        ]
         trainer.prepare(module, {})
         trainer.fit(module, Batches(stores[0], batch_size, shuffle=True), Batches(stores[1], EVALUATED))
 

@@ -14,7 +14,7 @@ from datamodules import loader
 from datamodules.loader import Batches
 from datamodules.schema import DataError
 from datamodules.statistics import Sample
-from datamodules.store import DiskStore, MemoryStore, Rows, as_bytes, choose, draw, join, save_part, size_of, take
+from datamodules.store import CPU, DiskStore, MemoryStore, Rows, as_bytes, choose, draw, join, save_part, size_of, take
 
 
 def ragged(texts: list[list[int]]) -> Rows:
@@ -70,7 +70,7 @@ def test_batches_from_disk_are_those_from_memory(
     disk = DiskStore(files, lengths, sum(map(size_of, parts)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "WINDOW", window)
-        loaders = [Batches(store, size, shuffle=True, balanced=balanced, seed=1) for store in (disk, disk.read())]
+        loaders = [Batches(store, size, shuffle=True, balanced=balanced, seed=1) for store in (disk, disk.read(CPU))]
         for each in loaders:
             each.set_epoch(epoch)
         walks = [list(each) for each in loaders]
@@ -126,9 +126,12 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_the_store_is_chosen_by_the_limit() -> None:
-    assert choose("auto", 40 * 10**6, 10**8) == ("memory", "40 MB of rows, less than half of 100 MB")
-    assert choose("auto", 60 * 10**6, 10**8) == ("disk", "60 MB of rows, more than half of 100 MB")
-    assert choose("disk", 10**6, 10**8) == ("disk", "1.0 MB of rows, given")
+    assert choose("auto", 40 * 10**6, 10**8, CPU) == ("memory", "40 MB of rows, less than half of 100 MB")
+    assert choose("auto", 60 * 10**6, 10**8, CPU) == ("disk", "60 MB of rows, more than half of 100 MB")
+    assert choose("disk", 10**6, 10**8, CPU) == ("disk", "1.0 MB of rows, given")
+    with pytest.raises(DataError) as error:
+        choose("device", 10**6, 10**8, CPU)
+    assert str(error.value) == "data.store=device: the network is not on a CUDA device; take data.store=auto"
 
 
 def test_of_many_rows_a_uniform_sample_is_drawn_in_their_order_from_memory_and_from_disk(tmp_path: Path) -> None:

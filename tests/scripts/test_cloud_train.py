@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,20 @@ def test_several_machines_meet_by_torchrun(tmp_path: Path, rows: Path) -> None:
         *(f"hydra.run.dir={tmp_path}/checkpoints", "resume=auto", *several),
     ]
     assert job.variables == {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
+
+
+def test_a_machine_that_is_taken_away_is_no_failure(tmp_path: Path, rows: Path) -> None:
+    hosts = {"current_host": "127.0.0.1", "hosts": ["127.0.0.1", "algo-2"]}
+    base = lay_out(tmp_path, {"trainer.devices": "2"}, {"train": rows}, **hosts)
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, str(ROOT / "scripts" / "cloud_train.py"), "train"]
+    with subprocess.Popen(command, env={**variables, "SAGEMAKER_BASE_DIR": str(base)}, stdout=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        assert any(b"OMP_NUM_THREADS" in line for line in job.stdout)  # of torchrun, which waits for algo-2
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=60)
+    assert job.returncode == 143
+    assert not (base / "output" / "failure").exists()
 
 
 @pytest.mark.parametrize(

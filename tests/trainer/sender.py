@@ -10,16 +10,17 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Sender(Callback):
-    """Sends `name`, such as SIGTERM, at call number `at` of `hook`, counted from 1; 0: never."""
+    """Sends `name`, such as SIGTERM, at call number `at` of `hook`, counted from 1; 0: never. Of several processes the
+    first sends it, to itself alone."""
 
     def __init__(self, name: str, hook: str, at: int) -> None:
         self.number = signal.Signals[name]
         self.at = at
         setattr(self, hook, self._count)
 
-    def _count(self, *arguments: Any) -> None:
+    def _count(self, trainer: Any, *_: Any) -> None:
         self.at -= 1
-        if self.at == 0:
+        if self.at == 0 and trainer.global_rank == 0:
             os.kill(os.getpid(), self.number)
 
 

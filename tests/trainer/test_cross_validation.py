@@ -177,12 +177,14 @@ def test_a_broken_cross_validation_goes_on_where_it_was(run_here: RunHere, table
 
 def test_folds_of_other_settings_are_not_mixed(run_here: RunHere, table: Path) -> None:
     folder = run_here(*settings(table, "kind"))
+    before = (folder / "config.yaml").read_bytes()
     with pytest.raises(ConfigError) as error:
         run_here(*settings(table, "kind", "model.hidden=[8]", "seed=1"))
     assert str(error.value) == (
-        f"{folder}/fold_0 was begun with other settings of data, model, seed (its config.yaml): leave"
-        " them as they were, or choose another hydra.run.dir."
+        f"{folder} was begun with other settings of data, model, seed (its config.yaml): leave them as they were, or"
+        " choose another hydra.run.dir."
     )
+    assert (folder / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,18 @@ def test_a_run_whose_process_died_says_so_and_goes_on_in_one_process(folder: Pat
     same(one, run)
 
 
+def test_a_run_that_a_signal_ends_goes_on_to_the_same_weights(folder: Path, two: Path) -> None:
+    sender = ("_target_=tests.trainer.sender.Sender", "name=SIGTERM", "hook=on_train_batch_end", "at=18")
+    given = ("allowed_targets=[tests.]", *(f"+callbacks.sender.{setting}" for setting in sender))
+    run = trained(folder / "interrupted", *TWO, *given, code=143)
+    last = run.with_suffix(".out").read_text().splitlines()[-1]
+    assert last == f"Interrupted by SIGTERM. Go on with: python train.py resume={run}"
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 18
+    resumed = run_script("train.py", f"resume={run}")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert all(torch.equal(weight, weights(two)[name]) for name, weight in weights(run).items())
+
+
 def test_what_one_process_refuses_is_the_error_of_the_run(folder: Path) -> None:
     run = trained(folder / "refused", *TWO, *DYING, "+callbacks.dying.killed=false", code=2)
     assert (

@@ -86,8 +86,8 @@ def test_members_of_other_settings_are_not_mixed(run_here: RunHere) -> None:
     with pytest.raises(ConfigError) as error:
         run_here("ensemble=2", "l1=0.1", *QUICK)
     assert str(error.value) == (
-        f"{folder}/member_0 was begun with other settings of l1 (its config.yaml): leave them as they were, or choose"
-        " another hydra.run.dir."
+        f"{folder} was begun with other settings of l1 (its config.yaml): leave them as they were, or choose another"
+        " hydra.run.dir."
     )
 
 

@@ -1,26 +1,22 @@
 """The fast loop against Lightning's own: the same weights and counters, bit for bit, whatever is set."""
 
 import functools
-import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from models import schedules
-from models.augment import TableMixup
-from models.diverged import DivergedError
 from models.mlp import MLP
 from models.supervised import SupervisedModule
-from models.tabm import TabM
-from tests.models.problems import INPUTS, MIXED, build, fit, mixed_rows, rows
+from tests.models.problems import MIXED, build, fit, mixed_rows, rows
 from trainer.callbacks.anneal import Anneal
 from trainer.callbacks.averaging import EMA
 from trainer.callbacks.random_state import RandomState
@@ -73,12 +69,12 @@ class Gradients(Callback):
         pass
 
 
-def checkpoints(folder: Path) -> list[Callback]:
+def checkpoints(folder: Path, every: int = 4) -> list[Callback]:
     return [
         RandomState(),
         EarlyStopping("val/loss", patience=1),
         ModelCheckpoint(folder, "last", enable_version_counter=False),
-        ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1, save_on_train_epoch_end=False),
+        ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1, save_on_train_epoch_end=False),
     ]
 
 
@@ -86,7 +82,7 @@ def state(folder: Path) -> dict[str, Any]:
     """What each checkpoint of a folder holds, without what names the folder."""
     found = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))}
     for checkpoint in found.values():
-        for name in ("compile", "batches", "seconds"):
+        for name in ("decided", "batches", "seconds"):
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].pop(name)
         checkpoint["callbacks"] = {
             name: values for name, values in checkpoint["callbacks"].items() if not name.startswith("ModelCheckpoint")
@@ -108,11 +104,6 @@ def same(left: Any, right: Any, path: str = "") -> None:
         assert torch.equal(left, right), path
     else:
         assert left == right, path
-
-
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """By the loop; Lightning speaks too."""
-    return [record.getMessage() for record in caplog.records if record.name == "trainer.fast"]
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -186,23 +177,6 @@ def test_a_trainer_may_fit_twice() -> None:
     same(*found)
 
 
-def test_a_graph_is_dropped_where_a_callback_changes_what_is_trained(caplog: pytest.LogCaptureFixture) -> None:
-    class Freeze(Callback):
-        def on_train_epoch_start(self, trainer, pl_module) -> None:
-            pl_module.network.layers[0].requires_grad_(trainer.current_epoch == 0)
-
-    caplog.set_level("INFO", logger="trainer.fast")
-    found = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        module = build("binary", network=MLP(INPUTS, 1, hidden=(8,), dropout=0.0))
-        fit(module, TRAIN, epochs=2, callbacks=[Freeze()], fast="on", compile=compile)
-        found.append(module)
-    assert said(caplog)[-1] == "compile: no longer, for a callback has changed what is trained"
-    for name, value in found[0].network.named_parameters():
-        torch.testing.assert_close(found[1].network.get_parameter(name), value, rtol=1e-4, atol=1e-5)
-
-
 def test_texts_and_images_pass_too() -> None:
     found = []
     for fast in ("off", "on"):
@@ -226,14 +200,18 @@ def test_what_the_fast_loop_does_not_serve_is_said(
 ) -> None:
     trainer = Trainer(accelerator="cpu", threads=1, logger=False, **settings)
     caplog.set_level("INFO", logger="trainer.loop")
-    trainer.prepare(build("binary"), {})
-    assert caplog.messages[-1].endswith(f"; loop: Lightning's own (the fast one does not serve {why})")
+    compiled = {"auto": "; compile: no, only the fast loop takes auto", True: "; compile: the network alone", False: ""}
+    module = build("binary")
+    module.network.compile = lambda: None
+    for trainer.compile, then in compiled.items():
+        trainer.prepare(module, {})
+        assert caplog.messages[-1].endswith(f"; loop: Lightning's own (the fast one does not serve {why}){then}")
     with pytest.raises(ConfigError) as caught:
         Trainer(accelerator="cpu", threads=1, logger=False, fast="on", **settings)
     assert str(caught.value) == f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto."
 
 
-def test_a_module_with_a_step_of_its_own_goes_through_lightnings_loop() -> None:
+def test_modules_with_hooks_of_their_own_go_through_lightnings_loop() -> None:
     class Own(SupervisedModule):
         def on_after_backward(self) -> None:
             pass
@@ -247,137 +225,16 @@ def test_a_module_with_a_step_of_its_own_goes_through_lightnings_loop() -> None:
     with pytest.raises(ConfigError, match=r"^trainer\.fast=on: the fast loop does not serve Own\.on_after_backward; "):
         asked.prepare(module, {})
 
+    class Rows(LightningDataModule):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+    with pytest.raises(ConfigError, match=r"does not serve Rows\.on_after_batch_transfer; "):
+        asked.prepare(build("binary"), {}, Rows())
+
 
 def test_an_unknown_lightning_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3.0.0")
     trainer = Trainer(accelerator="cpu", threads=1, logger=False)
     trainer.prepare(build("binary"), {})
     assert not trainer.loop.fast
-
-
-COMPILED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({"l1": 1e-3}, {}),
-    "clip": ({"optimizer": ADAM, "scheduler": ONE_CYCLE}, {"gradient_clip_val": 0.1}),
-    "mixup": ({"augment": TableMixup(INPUTS), "groups": {"*.bias": {"lr": 0.1}}}, {}),
-    "tabm": ({"network": "tabm"}, {}),
-}
-
-
-@pytest.mark.parametrize("case", COMPILED)
-def test_one_graph_a_step_ends_within_rounding(case: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Dropout draws the same numbers, and the ragged batch of each epoch is taken outside the graph."""
-    of_module, settings = COMPILED[case]
-    found = []
-    caplog.set_level("INFO", logger="trainer.fast")
-    for compile in (False, True):
-        torch.manual_seed(0)
-        network = TabM(INPUTS, 1, hidden=(8,), members=4) if case == "tabm" else MLP(INPUTS, 1, hidden=(16, 16))
-        module = build("binary", **of_module | {"network": network})
-        trainer = fit(module, TRAIN, epochs=2, fast="on", compile=compile, **settings)
-        counts = {float(each["step"]) for each in trainer.optimizers[0].state.values()}
-        found.append([module, counts, trainer.global_step])
-    assert said(caplog)[-1].startswith("compile: one graph a step, in ")
-    (eager, *_), (compiled, *_) = found
-    for name, value in eager.network.named_parameters():
-        torch.testing.assert_close(compiled.network.get_parameter(name), value, rtol=1e-4, atol=1e-5)
-    assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-5)
-    assert found[0][1:] == found[1][1:]
-
-
-def test_a_loss_that_is_not_finite_does_not_spoil_what_a_graph_has_trained() -> None:
-    train = {name: values[:288].clone() for name, values in TRAIN.items()}
-    train["numbers"][5 * 32 + 1, 2] = torch.inf
-    module = build("binary")
-    with pytest.raises(DivergedError) as caught:
-        fit(module, train, epochs=1, shuffle=False, fast="on", compile=True)
-    lines = str(caught.value).split("\n")
-    assert lines[0] == "train/loss is nan at step 5 (epoch 0)."
-    assert lines[1] == "  columns: not finite in this batch: number 2 (inf)"
-    assert re.fullmatch(
-        r'  parameters: all finite; the largest weight is in [\w.]+ in group "\* \(\w+\)", up to [\d.]+', lines[2]
-    )
-
-
-def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    def run(folder: str, epochs: int, resume: Path | None = None) -> dict[str, Tensor]:
-        module = build("binary")
-        callbacks = checkpoints(tmp_path / folder)
-        fit(module, TRAIN, epochs=epochs, callbacks=callbacks, resume=resume, fast="on", compile=True)
-        return module.state_dict()
-
-    whole = run("whole", 3)
-    run("part", 2)
-    for name in ("last", "step=12"):
-        same(whole, run("resumed", 3, tmp_path / "part" / f"{name}.ckpt"))
-
-
-@pytest.mark.parametrize(
-    ("of_module", "settings", "why"),
-    [
-        ({"optimizer": SGD}, {}, "the optimizer SGD is not Adam or AdamW"),
-        ({}, {"accumulate_grad_batches": 2}, "gradients accumulate over batches"),
-        ({}, {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "gradients are clipped by value"),
-        ({}, {"callbacks": [Anneal()]}, "Anneal may change the network before a step"),
-    ],
-)
-def test_what_cannot_be_one_graph_is_said(
-    of_module: dict[str, Any], settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", logger="trainer.fast")
-    module = build("binary", **of_module)
-    module.network.compile = lambda: None
-    fit(module, TRAIN, epochs=1, fast="on", compile=True, **settings)
-    assert said(caplog) == [f"compile: the network alone ({why})"]
-
-
-class Prints(MLP):
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        print(end="")
-        return super().forward(batch)
-
-
-class Keeps(MLP):
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        output: Tensor = super().forward(batch)
-        self.kept = output.detach()
-        return output
-
-
-@pytest.mark.parametrize(
-    ("network", "why"),
-    [(Prints, ""), (Keeps, "the network keeps tensors of a step besides its buffers")],
-)
-def test_what_torch_cannot_compile_is_trained_step_by_step(
-    network: type[MLP], why: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    found = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        module = build("binary", network=network(INPUTS, 1, hidden=(8,)))
-        fit(module, TRAIN, epochs=1, fast="on", compile=compile)
-        found.append(module.state_dict())
-    same(*found)
-    (line,) = [record for record in caplog.records if "torch cannot" in record.message]
-    assert line.levelname == "WARNING"
-    assert why in line.message
-
-
-@pytest.mark.parametrize("pays", [True, False])
-def test_compiling_is_decided_after_an_epoch_and_kept(
-    tmp_path: Path, pays: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("trainer.graph.COST", 0.0 if pays else 1e9)
-    caplog.set_level(logging.INFO, logger="trainer.fast")
-
-    def run(epochs: int, resume: Path | None = None) -> list[str]:
-        caplog.clear()
-        callbacks = [ModelCheckpoint(tmp_path, "last", enable_version_counter=False)]
-        fit(build("binary"), TRAIN, epochs=epochs, callbacks=callbacks, resume=resume, fast="on", compile="auto")
-        return [message.split(" (")[0].split(", in")[0] for message in said(caplog)]
-
-    assert run(1) == []
-    in_one_go = ["compile: one graph a step"] * 2 if pays else ["compile: no, that would take longer"]
-    assert run(2, tmp_path / "last.ckpt") == in_one_go
-    lines = ["compile: one graph a step"] * 2 if pays else ["compile: no, that would take longer"]
-    assert run(3) == lines
-    assert run(4, tmp_path / "last.ckpt") == lines[1:]

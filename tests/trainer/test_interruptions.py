@@ -213,6 +213,26 @@ def test_other_data_other_steps_and_fewer_epochs_are_refused(run_here: RunHere) 
     assert json.loads((folder / "metrics.json").read_text())["fit/epochs"] == 4
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    sender = (*SENDER, "+callbacks.sender.name=SIGKILL", "+callbacks.sender.hook=on_fit_start")
+    assert finish(start([*RUN, *sender, "+callbacks.sender.at=0", f"hydra.run.dir={folder}"], log)) == 0
+    names = ("overrides.yaml", "config.yaml", "environment.json", "audit.json", "status.json")
+
+    def resumed(*changes: str) -> tuple[int | None, list[bytes]]:
+        code = finish(start([f"resume={folder}", *changes], log))
+        return code, [(folder / name).read_bytes() for name in names]
+
+    before = [(folder / name).read_bytes() for name in names]
+    assert resumed("model.hidden=[8]") == (2, before)
+    assert resumed("data.batch_size=32") == (2, before)  # nothing is left to train
+    code, files = resumed("trainer.max_epochs=5", "callbacks.sender.at=1")
+    assert (code, files[:-1]) == (-signal.SIGKILL, before[:-1])
+    assert resumed("trainer.max_epochs=5")[0] == 0, log.read_text()
+    assert "- trainer.max_epochs=5\n" in (folder / "overrides.yaml").read_text()
+    assert "  max_epochs: 5\n" in (folder / "config.yaml").read_text()
+
+
 def send(process: ForkServerProcess, number: signal.Signals) -> None:
     assert process.pid is not None
     os.kill(process.pid, number)

@@ -24,16 +24,26 @@ SHORT = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "bas
 def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_path: Path) -> None:
     models = "model._target_=models.linear.Linear,tests.parts.Broken"
     given = ("cluster=local", "hydra.launcher.n_jobs=2", "model=linear", models, "allowed_targets=[tests]", *SHORT)
-    done = run_script("train.py", *given, f"hydra.sweep.dir={tmp_path}")
+    done = run_script("train.py", *given, "+hydra.job.env_set.MARK=seen", f"hydra.sweep.dir={tmp_path}")
     good, bad = tmp_path / "0_iris_linear", tmp_path / "1_iris_linear"
     assert done.returncode == 1
     assert "2 jobs, 2 at once" in done.stdout
     assert re.search(r"#0: done in \d+ s, val/loss 0\.\d+\n", done.stdout)
     assert f"#1: failed: RuntimeError: asked to fail: {bad}/output.log\n" in done.stdout
     assert (good / "metrics.json").exists()
+    assert "MARK: seen" in (good / ".hydra" / "hydra.yaml").read_text()
     for name in ("output.log", "train.log"):
         assert "Traceback (most recent call last)" in (bad / name).read_text()
     assert [run.state for folder in (good, bad) if (run := status.read(folder))] == ["done", "failed"]
+
+    config = good / "config.yaml"
+    config.write_text(config.read_text().replace("models.linear.Linear", "models.mlp.MLP"))
+    other = run_script("train.py", f"sweep.resume={tmp_path}")
+    assert other.returncode == 2
+    assert (
+        f'{good} holds another job (model._target_ "models.mlp.MLP" -> "models.linear.Linear"): the file that says what'
+        " is swept has changed since. Change it back, or begin another sweep.\n" in other.stdout
+    )
 
 
 def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_path: Path) -> None:
@@ -55,6 +65,16 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
     run = status.read(last.parents[1])
     assert run is not None
     assert run.state == "interrupted"
+
+    command = [sys.executable, ROOT / "train.py", f"sweep.resume={tmp_path}"]
+    with status.recorded(last.parents[1], "val/loss", "min"):  # as a job that an earlier sweep has left
+        again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert again.stdout is not None
+        waiting = f"#0: waiting for process {os.getpid()}, which an earlier sweep has left\n"
+        assert waiting in iter(again.stdout.readline, "")
+    assert any(line.startswith("#1: ") for line in iter(again.stdout.readline, ""))
+    again.send_signal(signal.SIGTERM)
+    assert "\nSweep: 1 done, " in again.communicate(timeout=120)[0]
 
 
 def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """What a step costs, by which the threads are chosen."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from models.layers import BatchNorm
-from trainer.loop import multiplications
+from tests.models.problems import build, rows
+from trainer.loop import Trainer, multiplications
 
 
 class Network(nn.Module):
@@ -31,3 +33,31 @@ def test_convolutions_count_by_their_pixels_and_vectors_looked_up_count_nothing(
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("cost", "took", "chosen"),
+    [
+        (19_900_000, {}, "1 of 12 (19.9 million multiplications a step: few)"),
+        (20_000_000, {1: 4, 2: 3.6}, "1 of 12 (a step takes 1 of them 4 ms, 2 3.6 ms)"),
+        (1e9, {1: 4, 2: 3, 4: 2, 8: 1.9}, "4 of 12 (a step takes 1 of them 4 ms, 2 3 ms, 4 2 ms, 8 1.9 ms)"),
+        (
+            1e9,
+            {1: 9, 2: 5, 4: 3, 8: 2, 12: 1},
+            "12 of 12 (a step takes 1 of them 9 ms, 2 5 ms, 4 3 ms, 8 2 ms, 12 1 ms)",
+        ),
+    ],
+)
+def test_threads_are_doubled_while_that_gains(
+    cost: float, took: dict[int, float], chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", set_to.append)
+    monkeypatch.setattr("trainer.loop.available_cores", lambda: 12)
+    monkeypatch.setattr("trainer.loop.THREADS", 5 if 5 in took else 12)
+    monkeypatch.setattr("trainer.loop.multiplications", lambda network, rows: cost)
+    monkeypatch.setattr("trainer.loop.seconds", lambda module, batch, threads: took[threads] / 1000)
+    caplog.set_level("INFO", logger="trainer.loop")
+    Trainer(accelerator="cpu", logger=False).prepare(build("binary"), rows("binary", 8))
+    assert f"; threads: {chosen}; loop: fast" in caplog.messages[-1]
+    assert set_to == [int(chosen.split()[0])]

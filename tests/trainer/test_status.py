@@ -1,6 +1,9 @@
 """What status.json says of a run, whatever ends it."""
 
+import errno
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import pytest
 
 from serving.errors import InputError
 from tests.conftest import ROOT, run_script
+from trainer.signals import Interrupted
 from trainer.status import Status, claim, read, recorded
 
 QUICK = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
@@ -103,6 +107,49 @@ def test_who_claims_a_folder_removes_what_was_left_in_it_but_not_what_a_run_belo
             assert written.exists()
     with claim(tmp_path / "trial_0"):
         assert not written.exists()
+
+
+def test_where_the_status_cannot_be_written_what_ended_the_run_is_said(tmp_path: Path) -> None:
+    """A limit to the size of files stands for the disk."""
+    code = (
+        "import resource; from pathlib import Path; from serving.errors import InputError\n"
+        "from trainer.status import recorded\n"
+        f"with recorded(Path({str(tmp_path)!r}), 'val/loss', 'min'):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)); raise InputError('no room for a checkpoint')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"{tmp_path}/status.json was not written: File too large\n")
+    assert done.stderr.endswith("\nserving.errors.InputError: no room for a checkpoint\n")
+    ended = read(tmp_path)
+    assert ended is not None
+    assert ended.state == "interrupted"
+
+
+def test_a_file_system_without_locks_is_refused_and_a_status_there_counts_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recorded(tmp_path, "val/loss", "min"):
+        running = (tmp_path / "status.json").read_bytes()
+    (tmp_path / "status.json").write_bytes(running)
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with pytest.raises(InputError) as caught, recorded(tmp_path, "val/loss", "min"):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}: files cannot be locked there (No locks available), by which a run knows that no other is at work"
+        " in its folder. Choose a folder on another file system."
+    )
+    said = read(tmp_path)
+    assert said is not None
+    assert said.state == "running"
+
+
+def test_what_interrupts_comes_whole_from_another_process() -> None:
+    interrupted = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM)))
+    assert (str(interrupted), interrupted.exit_code) == ("Interrupted by SIGTERM", 143)
 
 
 def test_a_folder_without_a_status_has_none_and_a_broken_one_is_said(tmp_path: Path) -> None:

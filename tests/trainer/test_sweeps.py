@@ -16,6 +16,8 @@ import torch
 from tests.conftest import ROOT, run_script
 from trainer.config import prepare
 from trainer.problems import ConfigError
+from trainer.resume import quoted
+from trainer.status import claim
 
 QUICK = ("data=iris", "logger=none", "baselines=false", "trainer=cpu")
 CRASH = """
@@ -204,7 +206,17 @@ def test_ctrl_c_ends_a_sweep_with_its_table(tmp_path: Path) -> None:
     assert told[1] == "Sweep: 1 interrupted, 2 not begun"
     assert told[4].split()[-1] == "interrupted"
     assert f"go on with   python train.py sweep.resume={tmp_path}" in told
+    assert "Interrupted by SIGINT.\n" in output  # the job alone is not to be gone on with
     assert pl.read_csv(tmp_path / "sweep.csv")["state"].to_list() == ["interrupted"]
+
+
+def test_a_folder_where_a_sweep_is_at_work_is_left_alone(tmp_path: Path) -> None:
+    with claim(tmp_path):
+        refused = run_script("train.py", "-m", *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert refused.returncode == 2
+    why = f"{tmp_path}: another run is at work in this folder. Wait for it, or choose another folder.\n"
+    assert refused.stdout == why
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.fixture
@@ -225,6 +237,14 @@ def test_a_sweep_goes_on_by_its_own_command(begun: Path, capsys: pytest.CaptureF
     assert prepare([f"sweep.resume='{begun}'", "seed=0,1", "optimizer.eps=1e-7"]) == [*own, *ending]
     launcher = ["hydra/launcher=basic"]
     assert prepare([f"sweep.resume={begun}", *launcher]) == [*own, *launcher, *ending]
+
+
+def test_a_sweep_goes_on_elsewhere_without_the_settings_of_the_first_place(begun: Path, tmp_path: Path) -> None:
+    folder = begun.rename(tmp_path / "it's")
+    (folder / "sweep.yaml").open("a").write("- cluster=slurm\n- hydra.launcher.timeout_min=30\n")
+    elsewhere = ["cluster=local", "hydra.launcher.n_jobs=1"]
+    again = prepare([f"sweep.resume={quoted(folder)}", f"hydra.sweep.dir={quoted(folder)}", *elsewhere])
+    assert again[4:] == [*elsewhere, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
 
 
 @pytest.mark.parametrize(

@@ -43,16 +43,9 @@ class RandomState(Callback):
         self.saved, self.batches = state_dict["processes"], state_dict["batches"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = (trainer.num_training_batches, trainer.accumulate_grad_batches)
-        before, self.batches = self.batches, now
+        self._count(trainer)
         if not self.saved:
             return
-        if before is not None and before != now:
-            counts = "{} batches, {} a step".format
-            raise ConfigError(
-                f"resume: an epoch was {counts(*before)}, and is {counts(*now)} now: the schedule and the place in the"
-                " epoch are counted in them. Leave data.batch_size and trainer.accumulate_grad_batches as they were."
-            )
         if len(self.saved) != trainer.world_size:
             log.info(
                 "resume: %d processes, not %d: the same rows a step, but sums in another order, so not the same bits",
@@ -73,3 +66,17 @@ class RandomState(Callback):
         done = 0 if batches.is_last_batch else batches.current.ready
         assert isinstance(trainer.train_dataloader, Batches)
         trainer.train_dataloader.load_state_dict({"position": done})
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.saved:  # nothing was left to train, and training did not start
+            self._count(trainer)
+
+    def _count(self, trainer: pl.Trainer) -> None:
+        now = (trainer.num_training_batches, trainer.accumulate_grad_batches)
+        before, self.batches = self.batches, now
+        if before is not None and before != now:
+            counts = "{} batches, {} a step".format
+            raise ConfigError(
+                f"resume: an epoch was {counts(*before)}, and is {counts(*now)} now: the schedule and the place in the"
+                " epoch are counted in them. Leave data.batch_size and trainer.accumulate_grad_batches as they were."
+            )
