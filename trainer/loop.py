@@ -28,11 +28,12 @@ from trainer.signals import watch
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
-SMALL_STEP = 20_000_000
+SMALL_STEP = 30_000_000
 """Multiplications of one step below which threads gain little, and lose much where another process is busy."""
 WORTH = 1.15
 """How many times as fast a step must be for twice the threads to be taken."""
-TRIALS = 3
+TRIALS, PATIENCE = 3, 0.5
+"""How many steps are timed, and the seconds after which there are no more: threads that wait for others are slow."""
 THREADS = torch.get_num_threads()
 """Of the process, as it was started."""
 
@@ -215,6 +216,8 @@ def seconds(module: SupervisedModule, batch: Batch, threads: int) -> float:
             started = time.perf_counter()
             torch.autograd.backward(rehearsal.objective(rehearsal.change(batch))[1])
             took.append(time.perf_counter() - started)
+            if len(took) > 1 and sum(took) > PATIENCE:
+                break
     return min(took[1:])
 
 
