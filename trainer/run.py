@@ -104,7 +104,8 @@ def carry_out(
             # Until it trains, the checkpoint may not go with the settings. Where no epoch is left, it never does.
             trainer.callbacks.append(LambdaCallback(on_train_start=begin, on_fit_end=begin))
         metrics = train(trainer, module, datamodule, checkpoint=config.resume, find=find)
-        trainer = trainer.alone()
+        # The strategy of several processes knows no device once they have gone.
+        trainer = datamodule.trainer = trainer.alone()
     calibrate = config.calibrate and not isinstance(module, Word2VecModule)
     metrics |= settle(trainer, module, datamodule, calibrate=calibrate)
     metrics |= measure(trainer, module, datamodule, test=config.test)
