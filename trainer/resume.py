@@ -236,6 +236,6 @@ def changes(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def quoted(path: Path | str) -> str:
-    """As the value of an override."""
-    plain = re.fullmatch(r"[\w./:-]+", str(path))
+    """As the value of an override, which is text: 2026, null and 1e5 would be something else without quotes."""
+    plain = re.fullmatch(r"[\w.:-]*/[\w./:-]*", str(path))
     return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"

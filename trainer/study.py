@@ -232,7 +232,7 @@ def conclude(folder: Path) -> list[int]:
         print(f"go on with   python train.py {_argument('sweep.resume', where)}")
         return [1]
     if not best:
-        print("no trial was completed: what is above says why")
+        print("no trial was completed: what is above, or train.log of each, says why")
         runs = [status.read(folder / f"{TRIAL}{trial.number}") for trial in study.trials]
         return [1 if run is None else run.exit_code or 1 for run in runs]
     for trial in best:

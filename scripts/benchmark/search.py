@@ -62,9 +62,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for what, pruner, kill in (
             ("with pruning, killed and gone on with", "median", given.kill),
+            ("with pruning", "median", None),
             ("without pruning", "none", None),
         ):
-            folder = Path(name, pruner)
+            folder = Path(name, str(len(figures)))
             command = [sys.executable, "train.py", "search=mlp", "data=titanic", f"search.n_trials={given.trials}"]
             command += ["search.n_jobs=2", f"search.pruner={pruner}", f"hydra.sweep.dir={folder}", "logger=none"]
             command += [f"trainer.max_epochs={given.epochs}", f"paths.data={Path(given.data).resolve()}"]
@@ -91,7 +92,7 @@ def main() -> None:
     headings = ["search", "trials", "completed", "pruned", "failed", "epochs", "wall, s", "best val/loss"]
     body = (
         f"{markdown(headings, rows)}\n\nA study of `search=mlp` on titanic by two workers, with early stopping and"
-        f" at most {given.epochs} epochs a trial. The first was killed (SIGKILL) when trial {given.kill} had begun, and"
+        f" at most {given.epochs} epochs a trial. That in the first row was killed (SIGKILL) when trial {given.kill} had begun, and"
         " the same command given again: its seconds are those before and after."
     )
     publish("A search, killed and pruned", COMMAND, body, figures, given.json)

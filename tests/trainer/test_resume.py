@@ -5,10 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tests.conftest import run_script
 from trainer.config import prepare
 from trainer.problems import ConfigError
+from trainer.resume import quoted
 
 COMMAND = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none")
 
@@ -86,6 +90,14 @@ def test_a_folder_with_blanks_is_quoted(runs: Path) -> None:
         f"hydra.run.dir='{folder}'",
         f"resume='{folder}/checkpoints/last.ckpt'",
     ]
+
+
+@given(st.text("019aefilnrstuxN_.-+:/~ ',=[](){}@", min_size=1))
+@example("2026")
+@example("null")
+@example("1/2")
+def test_hydra_reads_what_was_quoted_as_the_same_text(name: str) -> None:
+    assert OverridesParser.create().parse_override(f"key={quoted(name)}").value() == name
 
 
 def test_auto_takes_the_newest_unfinished_run_of_the_same_command(

@@ -18,6 +18,7 @@ from trainer.problems import ConfigError
 from trainer.study import JOURNAL, open_study
 
 QUICK = ("search=optuna", "data=iris", "trainer.max_epochs=2", "logger=none")
+NONE = "no trial was completed: what is above, or train.log of each, says why"
 RATE = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 MINE = """# @package _global_
 defaults: [optuna]
@@ -47,8 +48,8 @@ def states(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A study of four trials, by two workers, and what was printed."""
-    folder = tmp_path_factory.mktemp("search") / "study"
+    """A study of four trials, by two workers, in a folder whose name is a number; and what was printed."""
+    folder = tmp_path_factory.mktemp("search") / "2026"
     (folder.parent / "search").mkdir()
     (folder.parent / "search" / "mine.yaml").write_text(MINE)
     done = shared(folder, "0,0.1", trials=4)
@@ -79,7 +80,7 @@ def test_the_same_command_goes_on_to_the_total(searched: tuple[Path, str], tmp_p
     before = study_of(folder).trials
     study_of(folder).ask()  # as of a search that was killed before the trial had its settings
     done = shared(folder, "0,0.1", trials=6)
-    assert f"study study in {folder / JOURNAL}: 4 completed, 1 broken off of 6 trials" in done.stdout
+    assert f"study 2026 in {folder / JOURNAL}: 4 completed, 1 broken off of 6 trials" in done.stdout
     after = study_of(folder).trials
     assert after[:4] == before
     assert [trial.state.name for trial in after[4:]] == ["FAIL", "COMPLETE"]
@@ -209,7 +210,9 @@ def test_without_a_completed_trial_the_search_fails(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     done = search(folder, "model.activation=nothing,none", "search.sampler=grid")
     assert done.returncode == 2
-    assert done.stdout.endswith("trials       2 failed\nno trial was completed: what is above says why\n")
+    assert done.stdout.endswith(
+        "trials       2 failed\nno trial was completed: what is above, or train.log of each, says why\n"
+    )
     best = run_script("train.py", "experiment=best", f"study={folder}")
     assert best.returncode == 2
     assert best.stderr == (f"A setting is wrong:\n  command line: study: {folder} has no completed trial (2 failed).\n")
@@ -220,7 +223,9 @@ def test_of_trials_that_crash_no_setting_is_to_blame(tmp_path: Path) -> None:
     models = ("model=linear", "model._target_=tests.parts.Broken", "allowed_targets=[tests]")
     done = search(folder, *models, "optimizer.lr=0.1,0.2", "search.sampler=grid")
     assert done.returncode == 1
-    assert done.stdout.endswith("trials       2 failed\nno trial was completed: what is above says why\n")
+    assert done.stdout.endswith(
+        "trials       2 failed\nno trial was completed: what is above, or train.log of each, says why\n"
+    )
 
 
 @pytest.mark.parametrize(
