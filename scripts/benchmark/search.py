@@ -92,8 +92,8 @@ def main() -> None:
     headings = ["search", "trials", "completed", "pruned", "failed", "epochs", "wall, s", "best val/loss"]
     body = (
         f"{markdown(headings, rows)}\n\nA study of `search=mlp` on titanic by two workers, with early stopping and"
-        f" at most {given.epochs} epochs a trial. That in the first row was killed (SIGKILL) when trial {given.kill} had begun, and"
-        " the same command given again: its seconds are those before and after."
+        f" at most {given.epochs} epochs a trial. That in the first row was killed (SIGKILL) when trial"
+        f" {given.kill} had begun, and the same command given again: its seconds are those before and after."
     )
     publish("A search, killed and pruned", COMMAND, body, figures, given.json)
 
