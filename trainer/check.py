@@ -227,7 +227,7 @@ def locate(path: str) -> Any:
 
 
 def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Values at the root that no run can use."""
+    """Numbers and names that no run can use."""
     for key, highest, words in (
         ("seed", 2**32 - 1, "from 0 to 4294967295"),
         ("l1", sys.float_info.max, "finite, 0 or more"),
@@ -244,6 +244,9 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         number = search.get(key) if isinstance(search, dict) else None
         if isinstance(number, int) and number < 1:
             yield f"search.{key}", f"must be 1 or more; it is {number}."
+    objectives = search.get("objectives") if isinstance(search, dict) else None
+    if isinstance(objectives, dict) and (monitor := config.get("monitor")) in objectives:
+        yield "search.objectives", f"{monitor} is the monitor, which is compared anyway: leave it out."
     storage = search.get("storage") if isinstance(search, dict) else None
     if isinstance(storage, str) and re.search("://[^/]*:[^/]*@", storage):
         yield (
@@ -251,9 +254,11 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "a password in it would be written into the folder of every trial: leave it to the driver of the database,"
             " which reads PGPASSWORD or ~/.pgpass for PostgreSQL.",
         )
-    at_once = config.get("processes")
-    if isinstance(at_once, int) and at_once < 1:
-        yield "processes", f"must be 1 or more, or auto; it is {at_once}."
+    trainer = config.get("trainer")
+    threads = trainer.get("threads") if isinstance(trainer, dict) else None
+    for key, count in (("processes", config.get("processes")), ("trainer.threads", threads)):
+        if isinstance(count, int) and count < 1:
+            yield key, f"must be 1 or more, or auto; it is {count}."
     threshold = config.get("threshold")
     if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
         yield "threshold", f"must be from 0 to 1; it is {show(threshold)}."

@@ -19,7 +19,7 @@ from trainer.tables import render, short, table
 if TYPE_CHECKING:
     import polars as pl
 
-OWN = ("resume", "search.trial")
+OWN = ("resume", "search.trial", "search.n_trials", "search.n_jobs")
 """Settings of one start of a run, not of the run."""
 HEADLINE = ("accuracy", "auroc", "log_loss", "rmse", "r2")
 """Metrics that a table shows, measured on test rows where they were."""

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,7 +208,8 @@ class Composition:
     config: DictConfig
 
     def where(self, key: str) -> str:
-        """The place that had the last word on a key, or on the nearest key above it."""
+        """The place that had the last word on a key, or on the nearest key above it, or on one below."""
+        below = [setting.where for setting in self.settings if setting.key.startswith(f"{key}.")]
         while key:
             node = key.rpartition(".")[0]
             for each in (key, f"{node}._target_"):
@@ -215,7 +217,7 @@ class Composition:
                 if place:
                     return place
             key = node
-        return self.composer.file(self.composer.name)
+        return below[-1] if below else self.composer.file(self.composer.name)
 
     def _command(self, key: str) -> str | None:
         groups = self.config.hydra.runtime.choices
@@ -336,3 +338,14 @@ def _has(tree: Any, key: str) -> bool:
 
 def _relative(path: str) -> str:
     return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
+
+
+def quoted(path: Path | str) -> str:
+    """As the value of an override, which is text: 2026, null and 1e5 would be something else without quotes."""
+    plain = re.fullmatch(r"[\w.:-]*/[\w./:-]*", str(path))
+    return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"
+
+
+def argument(key: str, path: Path) -> str:
+    """As a shell takes it."""
+    return shlex.quote(f"{key}={quoted(path)}")

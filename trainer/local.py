@@ -48,8 +48,8 @@ class Job:
 
     def command(self) -> list[str]:
         """What a person would type to run it here."""
-        from trainer.compose import ROOT, Setting
-        from trainer.resume import LAST, quoted
+        from trainer.compose import ROOT, Setting, quoted
+        from trainer.resume import LAST
 
         settings = [line for line in (*self.overrides, *self.of_hydra) if not Setting(line).key.startswith(OWN)]
         go_on = ["resume=auto"] if (self.folder / LAST).exists() else []

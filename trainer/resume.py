@@ -1,7 +1,5 @@
 """`resume=PATH` and `resume=auto`: the command that goes on with a run, in the run's own folder."""
 
-import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from serving.errors import InputError
 from serving.whole import write_whole
 from trainer.compare import leaves
-from trainer.compose import COMMAND, Composition, Setting
+from trainer.compose import COMMAND, Composition, Setting, argument, quoted
 from trainer.problems import Problem
 from trainer.signatures import show
 from trainer.status import STATUS, read
@@ -81,13 +79,13 @@ def plan(command: list[Setting], base: Composition, *, multirun: bool) -> Plan:
             if (what := other_command(command, sweep / SWEEP)) is not None:
                 return refuse("hydra.sweep.dir", what)
         elif any(sweep.glob(f"*/{STATUS}")):
-            go_on = f"go on with it by sweep.resume={sweep}, or " if (sweep / SWEEP).exists() else ""
+            go_on = f"go on with it by {argument('sweep.resume', sweep)}, or " if (sweep / SWEEP).exists() else ""
             return refuse("hydra.sweep.dir", f"{sweep} holds a sweep already: {go_on}choose another folder.")
         return found
     if not isinstance(wanted, str):
         # A run that ended before its first checkpoint, at bad data for one, leaves nothing to lose.
         if (run / LAST).exists() or (run / "metrics.json").exists():
-            either = f"go on with it by resume={run}, or " if (run / LAST).exists() else ""
+            either = f"go on with it by {argument('resume', run)}, or " if (run / LAST).exists() else ""
             return refuse("hydra.run.dir", f"{run} holds a run already: {either}choose another folder.")
         return found
     if not base.config.callbacks:
@@ -141,7 +139,7 @@ def find(path: Path) -> tuple[Path, Path | None]:
     if not path.exists():
         raise InputError(f"there is no {path}: give a run folder or a checkpoint in it.")
     if (path / SWEEP).exists():
-        raise InputError(f"{path} is the folder of a sweep: sweep.resume={path} goes on with it.")
+        raise InputError(f"{path} is the folder of a sweep: {argument('sweep.resume', path)} goes on with it.")
     folder = path if path.is_dir() else path.parent.parent
     checkpoint = folder / LAST if path.is_dir() else path
     if not (folder / SAVED).exists():
@@ -189,7 +187,7 @@ def go_on(folder: Path) -> str:
         folder = folder.parent
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    return f"python train.py {shlex.quote(f'resume={quoted(folder)}')}"
+    return f"python train.py {argument('resume', folder)}"
 
 
 def what_next(folder: Path) -> str:
@@ -233,9 +231,3 @@ def changes(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if key != "resume" and before.get(key) != now.get(key):
             old, new = (show(values[key]) if key in values else "nothing" for values in (before, now))
             yield key, f"{old} -> {new}"
-
-
-def quoted(path: Path | str) -> str:
-    """As the value of an override, which is text: 2026, null and 1e5 would be something else without quotes."""
-    plain = re.fullmatch(r"[\w.:-]*/[\w./:-]*", str(path))
-    return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"

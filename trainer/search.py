@@ -24,8 +24,9 @@ from serving.errors import EXIT_CODE, InputError
 from serving.whole import write_whole
 from trainer import status
 from trainer.cluster import ended_by_sigterm, resources
+from trainer.compose import quoted
 from trainer.local import LocalLauncher, config_flags, shares
-from trainer.resume import LAST, quoted
+from trainer.resume import LAST
 from trainer.slurm import SlurmLauncher
 from trainer.space import distribution, grid
 from trainer.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of

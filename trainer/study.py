@@ -1,7 +1,6 @@
 """A study of Optuna: where it is kept, its best trial as a command, and what is said of it at its end."""
 
 import json
-import shlex
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from serving.errors import InputError
 from trainer import status
 from trainer.compare import leaves
-from trainer.compose import Composer, Setting
+from trainer.compose import Composer, Setting, argument
 from trainer.problems import Problem, raise_all
 from trainer.tables import short
 
@@ -174,7 +173,7 @@ def _chosen(study: "Study", folder: Path, number: str | None, names: Sequence[st
     if not best:
         raise_all([_problem("study", f"{folder} has no completed trial ({counts(study) or 'none was begun'}).")])
     if len(best) > 1:
-        lines = [f"{_argument('study', folder / f'{TRIAL}{trial.number}')}  {_values(trial, names)}" for trial in best]
+        lines = [f"{argument('study', folder / f'{TRIAL}{trial.number}')}  {_values(trial, names)}" for trial in best]
         what = f"{len(best)} trials are best, none of them better in all of {', '.join(names)}. Choose one:"
         raise_all([_problem("study", "\n    ".join([what, *lines]))])
     return best[0]
@@ -208,13 +207,6 @@ def _values(trial: "FrozenTrial", names: Sequence[str]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values or (), strict=False))
 
 
-def _argument(key: str, path: Path) -> str:
-    """As a shell takes it."""
-    from trainer.resume import quoted
-
-    return shlex.quote(f"{key}={quoted(path)}")
-
-
 def _problem(key: str, what: str) -> Problem:
     return Problem("command line", key, what)
 
@@ -229,7 +221,7 @@ def conclude(folder: Path) -> list[int]:
     best = best_trials(study)
     print(f"trials       {counts(study) or 'none'}")
     if sum(trial.state.is_finished() for trial in study.trials) < config.search.n_trials:
-        print(f"go on with   python train.py {_argument('sweep.resume', where)}")
+        print(f"go on with   python train.py {argument('sweep.resume', where)}")
         return [1]
     if not best:
         print("no trial was completed: what is above, or train.log of each, says why")
@@ -240,7 +232,7 @@ def conclude(folder: Path) -> list[int]:
         print(f"best         trial {trial.number}: {_values(trial, names)}, with {settings}")
     print(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
     one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
-    print(f"retrain it   python train.py experiment=best {_argument('study', one)}")
+    print(f"retrain it   python train.py experiment=best {argument('study', one)}")
     return []
 
 

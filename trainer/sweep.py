@@ -2,7 +2,6 @@
 done, and one table says what became of each."""
 
 import logging
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from serving.errors import EXIT_CODE, InputError
 from serving.whole import write_whole
 from trainer import study
-from trainer.compose import COMMAND, Setting
+from trainer.compose import COMMAND, Setting, argument, quoted
 from trainer.problems import Problem, raise_all
-from trainer.resume import LAST, SWEEP, changes, fixed, quoted
+from trainer.resume import LAST, SWEEP, changes, fixed
 from trainer.status import DONE, STATES, STATUS, Status, claim, read
 from trainer.tables import short
 
@@ -91,7 +90,7 @@ def _no_sweep(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"there is no folder {folder}: give the folder of a sweep."
     if (folder / STATUS).exists():
-        return f"{folder} is the folder of a run: resume={folder} goes on with it."
+        return f"{folder} is the folder of a run: {argument('resume', folder)} goes on with it."
     return None if (folder / SWEEP).exists() else f"{folder} is no folder of a sweep: it has no {SWEEP}."
 
 
@@ -168,5 +167,5 @@ def conclude(folder: Path, jobs: int) -> list[int]:
         print(f"best         {short(runs[0].folder)}")
     unfinished = [run.status.exit_code or 1 for run in runs if run.status.state not in DONE] + [1] * missing
     if unfinished:
-        print(f"go on with   python train.py {shlex.quote(f'sweep.resume={quoted(short(folder))}')}")
+        print(f"go on with   python train.py {argument('sweep.resume', short(folder))}")
     return unfinished

@@ -37,6 +37,7 @@ def refused(*arguments: str) -> str:
         ("+model.hiden=3", "model.hiden: unknown key. Did you mean hidden?"),
         ("++trainer.max_epoch=3", "trainer.max_epoch: unknown key. Did you mean max_epochs?"),
         ("sead=3", "sead: unknown key. Did you mean seed?"),
+        ("optimiser.lr=1", "optimiser: unknown key. Did you mean optimizer?"),
         ("data.colums={a: drop}", "data.colums: unknown key. Did you mean columns?"),
         ("paths.dada=x", "paths.dada: unknown key. Did you mean data?"),
         ("paths.q=x", "paths.q: unknown key. Known are cache, data, output."),
@@ -100,6 +101,8 @@ def refused(*arguments: str) -> str:
             " submitit_slurm.",
         ),
         ("seed=-1", "seed: must be from 0 to 4294967295; it is -1."),
+        ("trainer.threads=0", "trainer.threads: must be 1 or more, or auto; it is 0."),
+        ("processes=0", "processes: must be 1 or more, or auto; it is 0."),
         ("threshold=1.5", "threshold: must be from 0 to 1; it is 1.5."),
         (
             "threshold=acuracy",

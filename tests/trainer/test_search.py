@@ -83,6 +83,8 @@ def test_the_same_command_goes_on_to_the_total(searched: tuple[Path, str], tmp_p
     assert f"study 2026 in {folder / JOURNAL}: 4 completed, 1 broken off of 6 trials" in done.stdout
     after = study_of(folder).trials
     assert after[:4] == before
+    (headings,) = [line.split() for line in done.stdout.splitlines() if line.startswith("run ")]
+    assert not [heading for heading in headings if heading.startswith(("search.", "n_trials"))]
     assert [trial.state.name for trial in after[4:]] == ["FAIL", "COMPLETE"]
     other = shared(folder, "0,0.2", trials=7)
     assert other.returncode == 2
@@ -241,6 +243,11 @@ def test_of_trials_that_crash_no_setting_is_to_blame(tmp_path: Path) -> None:
             "command line: search.storage",
             "a password in it would be written into the folder of every trial: leave it to the driver of the database,"
             " which reads PGPASSWORD or ~/.pgpass for PostgreSQL.",
+        ),
+        (
+            ["search.objectives={val/loss: min}", RATE],
+            "command line: search.objectives",
+            "val/loss is the monitor, which is compared anyway: leave it out.",
         ),
         (["search.n_trials=0", RATE], "command line: search.n_trials", "must be 1 or more; it is 0."),
         (
