@@ -110,10 +110,7 @@ def refused(*arguments: str) -> str:
             " balanced_accuracy, f1 or f1/CLASS.",
         ),
         ("l1=nan", "l1: must be finite, 0 or more; it is NaN."),
-        (
-            "optimizer.betas=[0.9]",
-            "optimizer.betas: must be a list of 2 (each a number); it is [0.9].",
-        ),
+        ("optimizer.betas=[0.9]", "optimizer.betas: must be a list of 2 (each a number); it is [0.9]."),
         (
             "optimizer.betas=[{_target_: os.system}, 0.9]",
             f"optimizer.betas.0._target_: os.system is outside the allowed packages. {ALLOWED}"
