@@ -239,24 +239,22 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         runs = config.get(key)
         if isinstance(runs, int) and runs < 2:
             yield key, f"must be 2 or more; it is {runs}."
-    search = config.get("search")
+    search, trainer = (node if isinstance(node := config.get(key), dict) else {} for key in ("search", "trainer"))
     for key in ("n_trials", "n_jobs"):
-        number = search.get(key) if isinstance(search, dict) else None
+        number = search.get(key)
         if isinstance(number, int) and number < 1:
             yield f"search.{key}", f"must be 1 or more; it is {number}."
-    objectives = search.get("objectives") if isinstance(search, dict) else None
+    objectives = search.get("objectives")
     if isinstance(objectives, dict) and (monitor := config.get("monitor")) in objectives:
         yield "search.objectives", f"{monitor} is the monitor, which is compared anyway: leave it out."
-    storage = search.get("storage") if isinstance(search, dict) else None
+    storage = search.get("storage")
     if isinstance(storage, str) and re.search("://[^/]*:[^/]*@", storage):
         yield (
             "search.storage",
             "a password in it would be written into the folder of every trial: leave it to the driver of the database,"
             " which reads PGPASSWORD or ~/.pgpass for PostgreSQL.",
         )
-    trainer = config.get("trainer")
-    threads = trainer.get("threads") if isinstance(trainer, dict) else None
-    for key, count in (("processes", config.get("processes")), ("trainer.threads", threads)):
+    for key, count in (("processes", config.get("processes")), ("trainer.threads", trainer.get("threads"))):
         if isinstance(count, int) and count < 1:
             yield key, f"must be 1 or more, or auto; it is {count}."
     threshold = config.get("threshold")
