@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from datamodules.ranks import Ranks
+from common.distributed import ProcessGroup
 
 ROOMS = ("datamodules", "serving")
 """What is prepared hangs on the code of these."""
@@ -34,7 +34,7 @@ def find_or_make(folder: Path, make: Callable[[Path], None]) -> bool:
     Of several jobs that want it at the same time one makes it, and the others wait; the processes of one job make it
     together.
     """
-    ranks = Ranks()
+    ranks = ProcessGroup()
     first = ranks.rank == 0
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     folder.parent.mkdir(parents=True, exist_ok=True)

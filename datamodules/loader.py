@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.ranks import Ranks
+from common.distributed import ProcessGroup
 from datamodules.schema import DataError
 from datamodules.store import CPU, OFFSETS, MemoryStore, Rows, Store, cut, join, take
 
@@ -38,12 +38,12 @@ class Batches:
         shuffle: bool = False,
         balanced: bool = False,
         seed: int = 0,
-        ranks: Ranks | None = None,
+        ranks: ProcessGroup | None = None,
         device: torch.device = CPU,
     ) -> None:
         self.store = store
         self.device = device
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or ProcessGroup()
         self.count = sum(store.lengths)
         if min(self.count, batch_size) < self.ranks.world > 1:
             raise DataError(

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from common.distributed import ProcessGroup
 from datamodules import statistics
 from datamodules.audit import audit
 from datamodules.chunks import Chunk, Chunks, as_strings, in_parallel
@@ -25,7 +26,6 @@ from datamodules.fit import Fit
 from datamodules.infer import check_names, infer_columns, infer_task
 from datamodules.keys import Keys, first_copies
 from datamodules.pixels import Pixels
-from datamodules.ranks import Ranks
 from datamodules.read import BAD, FILE, LINE, Raw, concat
 from datamodules.schema import FEATURE_KINDS, Column, DataError, Kind, TargetSpec, Task
 from datamodules.settings import Settings
@@ -68,7 +68,7 @@ class Preparation:
         self.settings = settings
         self.read = read
         self.folder = folder
-        self.ranks = Ranks()
+        self.ranks = ProcessGroup()
         self.chunks = Chunks(folder / f"chunks-{self.ranks.rank}", memory)
         self.sample = Sample()
         self.pixels = Pixels(settings.image_size)

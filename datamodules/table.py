@@ -14,6 +14,7 @@ import pytorch_lightning
 import torch
 from torch import Tensor
 
+from common.distributed import ProcessGroup
 from datamodules.audit import Finding, refuse
 from datamodules.cache import find_or_make, key
 from datamodules.clean import as_range, as_rules
@@ -22,7 +23,6 @@ from datamodules.features.numbers import Scaling
 from datamodules.features.wordpiece import read_vocabulary
 from datamodules.loader import Batches
 from datamodules.prepare import FACTS, FEATURES, PARTS, PLACES, QUARANTINE, Preparation
-from datamodules.ranks import Ranks
 from datamodules.read import LINE, STANDARD_INPUT, Raw, find, read_share
 from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
 from datamodules.settings import Settings
@@ -172,9 +172,9 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         """
         if self.stores:
             return
-        limit = free_memory() // 2 // Ranks().local if self.memory_limit is None else self.memory_limit
+        limit = free_memory() // 2 // ProcessGroup().local if self.memory_limit is None else self.memory_limit
         if self.cache is None or self.settings.path == STANDARD_INPUT:
-            if Ranks().world > 1:
+            if ProcessGroup().world > 1:
                 raise DataError("data.cache=null: several processes prepare the data in a folder that all of them see")
             self._temporary = tempfile.TemporaryDirectory(prefix="lathe-")  # as long as this object is there
             self._folder = Path(self._temporary.name)

@@ -1,6 +1,7 @@
 """What Hydra calls for `cluster=NAME` and `search=NAME`: it takes plugins of this package alone, and finds them here by
 itself."""
 
+import sys
 from dataclasses import dataclass
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -29,7 +30,16 @@ class Search(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         lines = [*self._parse_config(), *arguments]
-        search.Search(self.config, self.launcher, self.hydra_context.config_loader, lines).run()
+        search.Search(self.config, self.launcher, self.hydra_context.config_loader, lines, run_trial).run()
+
+
+def run_trial(arguments: list[str]) -> None:
+    """Runs a trial of a search in this process, as `python train.py` does."""
+    import train  # here, because train.py makes Hydra import this module
+    from trainer.prepare import prepare
+
+    sys.argv[1:] = prepare(arguments)
+    train.start()
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from common.distributed import rank
 from datamodules.schema import InputSpec, drop_setting
 from models import together
 from serving.errors import InputError
@@ -61,7 +62,7 @@ class RunningMean:
     def gather(self, device: torch.device) -> tuple[float, int]:
         """Total and rows of all processes, which meet on their `device`; rank 0 holds them from then on."""
         total, rows = together.total(torch.tensor([self.total, self.rows], dtype=torch.float64, device=device)).tolist()
-        self.total, self.rows = (total, int(rows)) if together.first() else (0.0, 0)
+        self.total, self.rows = (total, int(rows)) if rank() == 0 else (0.0, 0)
         return total, int(rows)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from common.distributed import rank
 from datamodules.schema import TargetSpec
 from models import metrics, together
 from models.answers import Answer, combine, to_units
@@ -188,7 +189,7 @@ class SupervisedModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # An epoch resumed in its midst is not started again: its mean goes on from here.
-        if together.first():  # which holds the sums of all
+        if rank() == 0:  # which holds the sums of all
             self.fitted.total = checkpoint["train_loss"]["total"]
             self.fitted.rows = checkpoint["train_loss"]["rows"]
 

@@ -5,23 +5,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from common.distributed import world_size
+
 BLOCK = 1_000_000
 """Weights from which on a member of a list of modules is gathered by itself: smaller ones are not worth a message."""
 
 
-def world() -> int:
-    """How many they are; 1 where torch.distributed has not been started."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def first() -> bool:
-    """Whether this process is rank 0, or alone."""
-    return world() == 1 or dist.get_rank() == 0
-
-
 def total(value: Tensor) -> Tensor:
     """The sum of what all of them call it with; of one it is the value itself."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     value = value.detach().clone()
     dist.all_reduce(value)
@@ -34,15 +26,15 @@ def shared(loss: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
 
     `target` (rows,) of the rows; `weights` one a class.
     """
-    if world() == 1:
+    if world_size() == 1:
         return loss
     own = target.new_tensor(len(target), dtype=torch.float32) if weights is None else weights[target].sum()
-    return loss * own * world() / total(own)
+    return loss * own * world_size() / total(own)
 
 
 def take_buffers_of_first(network: nn.Module) -> None:
     """Running statistics are of each process's own rows; those of rank 0 are kept."""
-    if world() > 1:
+    if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from serving.errors import EXIT_CODE, InputError
 from trainer import status
-from trainer.compose import ROOT, Setting, quoted
+from trainer.settings import ROOT, Setting, quoted
 
 ARTIFACT = "model.pt"
 ADDED = ("sagemaker_", "_")

@@ -3,14 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from serving.artifact import Artifact
 
@@ -27,27 +24,15 @@ def data_dir() -> Path:
 
 
 @pytest.fixture
-def run_here(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def run_here(tmp_path: Path) -> Callable[..., Path]:
     """Carries out a run in this process, without the front door; gives its folder."""
 
     def run_in_process(*overrides: str, folder: Path = tmp_path / "run") -> Path:
-        from trainer.run import run
+        from trainer.main import compose, train
 
-        folder.mkdir(parents=True, exist_ok=True)
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("train", [*overrides, f"hydra.run.dir={folder}"], return_hydra_config=True)
-        with open_dict(config.hydra):
-            config.hydra.runtime.output_dir = str(folder)
-            config.hydra.job.num = 0
-            config.hydra.job.id = "test"
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        run(config)
-        return folder
+        return train(compose(*overrides, f"hydra.run.dir={folder}")).folder
 
-    yield run_in_process
-    HydraConfig.instance().cfg = None
+    return run_in_process
 
 
 def run_script(script: str, *arguments: str, cwd: Path = ROOT, **settings: object) -> subprocess.CompletedProcess[str]:

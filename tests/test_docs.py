@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from trainer.config import prepare
+from trainer.prepare import prepare
 
 COMMANDS = sorted(
     {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.metric_names import HIGHER_IS_BETTER, NAMES, THRESHOLD_FOR
-from trainer import processes
+from trainer import check_processes
 from trainer.problems import did_you_mean
 from trainer.remembered import Remembered
 from trainer.signatures import (
@@ -283,7 +283,7 @@ def contradictions(config: dict[str, Any], takes: Mapping[str, Arguments]) -> It
                 f"goes on with one run, not with {key}: give the command again with hydra.run.dir=FOLDER, and the runs"
                 " that are done are left out.",
             )
-    yield from processes.problems(config)
+    yield from check_processes.problems(config)
     if config.get("lr_find") is True and "optimizer" in takes and "lr" not in takes["optimizer"].hints:
         yield "lr_find", f"{config['optimizer']['_target_']} takes no lr to be found: leave lr_find out."
     trainer = config.get("trainer")

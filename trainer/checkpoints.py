@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from serving.errors import InputError
 from serving.whole import write_whole
-from trainer.resume import LAST, go_on
+from trainer.layout import LAST, go_on
 from trainer.signals import Interrupted, watch
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import DictConfig, ListConfig
 
+from trainer.check_processes import missing
 from trainer.compose import Composition
 from trainer.problems import ConfigError, Problem
-from trainer.processes import missing
 from trainer.status import Status
 
 LOCAL, SLURM = "hydra_plugins.lathe.Local", "hydra_plugins.lathe.Slurm"

@@ -4,7 +4,7 @@ so that other processes and machines may have run them. Neither torch nor Lightn
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from serving.errors import InputError
+from trainer.settings import leaves
 from trainer.signatures import show
 from trainer.status import STATES, STATUS, Status, read
 from trainer.tables import render, short, table
@@ -161,16 +162,6 @@ def headline(runs: Sequence[Run]) -> list[str]:
     measured = {name for run in runs for name in run.metrics}
     split = "test" if any(name.startswith("test/") for name in measured) else "val"
     return [f"{split}/{name}" for name in HEADLINE if f"{split}/{name}" in measured]
-
-
-def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Full keys and values of a plain config."""
-    for name, value in tree.items():
-        full = f"{key}.{name}" if key else str(name)
-        if isinstance(value, dict) and value:
-            yield from leaves(value, full)
-        else:
-            yield full, value
 
 
 def _key(override: str) -> str:

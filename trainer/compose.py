@@ -2,8 +2,7 @@
 
 import argparse
 import re
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 from hydra import version
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
@@ -26,37 +25,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.problems import ConfigError, Problem, did_you_mean, raise_all
+from trainer.settings import COMMAND, ROOT, Setting
 
 # Hydra copies the store, of which there is one, for every composition and every choice that help lists, and changes no
 # copy: half of the time that help takes.
 _store: Any = ConfigStore
 _store.__deepcopy__ = lambda store, memo: store
 
-ROOT = Path(__file__).parents[1]
-COMMAND = "command line"
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, yaml.YAMLError)
 """What composing raises where the settings are to blame."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """An override, such as `model.dropout=0.2`, and where it was given."""
-
-    line: str
-    where: str = COMMAND
-
-    @property
-    def key(self) -> str:
-        return re.split("[=@]", self.line.lstrip("+~"), maxsplit=1)[0]
-
-    @property
-    def text(self) -> str:
-        """The value as Hydra reads it, without its quotes; what is no text as it was given."""
-        try:
-            value = OverridesParser.create().parse_override(self.line).value()
-        except HydraException:  # which composing reports
-            value = None
-        return value if isinstance(value, str) else self.line.partition("=")[2]
 
 
 class Composer:
@@ -311,6 +288,11 @@ class Composition:
                     OmegaConf.update(config, key, None, force_add=True)
 
 
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Hydra's flags and the overrides of a command line; without `arguments`, of this process."""
+    return get_args_parser().parse_args(arguments)
+
+
 @contextmanager
 def composer(arguments: argparse.Namespace) -> Iterator[Composer]:
     """A composer on the files that the command names; Hydra's global state is as before when it ends."""
@@ -338,14 +320,3 @@ def _has(tree: Any, key: str) -> bool:
 
 def _relative(path: str) -> str:
     return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
-
-
-def quoted(path: Path | str) -> str:
-    """As the value of an override, which is text: 2026, null and 1e5 would be something else without quotes."""
-    plain = re.fullmatch(r"[\w.:-]*/[\w./:-]*", str(path))
-    return str(path) if plain else "'" + str(path).replace("'", r"\'") + "'"
-
-
-def argument(key: str, path: Path) -> str:
-    """As a shell takes it."""
-    return shlex.quote(f"{key}={quoted(path)}")

@@ -24,7 +24,7 @@ from serving.errors import InputError
 from serving.torchscript import quiet
 from serving.whole import write_whole
 from trainer.card import model_card
-from trainer.resume import go_on
+from trainer.layout import go_on
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -48,8 +47,8 @@ class Job:
 
     def command(self) -> list[str]:
         """What a person would type to run it here."""
-        from trainer.compose import ROOT, Setting, quoted
-        from trainer.resume import LAST
+        from trainer.layout import LAST
+        from trainer.settings import ROOT, Setting, quoted
 
         settings = [line for line in (*self.overrides, *self.of_hydra) if not Setting(line).key.startswith(OWN)]
         go_on = ["resume=auto"] if (self.folder / LAST).exists() else []
@@ -168,7 +167,9 @@ class LocalLauncher(Launcher):
 
 def config_flags() -> list[str]:
     """Where this process's own command takes its YAML files from, for the commands of its jobs."""
-    options = vars(get_args_parser().parse_args())
+    from trainer.compose import parse_arguments
+
+    options = vars(parse_arguments())
     names = ("config_path", "config_name", "config_dir")
     return [f"--{name.replace('_', '-')}={options[name]}" for name in names if options[name] is not None]
 

@@ -16,13 +16,14 @@ from pytorch_lightning.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.distributed import ProcessGroup
 from datamodules.loader import Batches
-from datamodules.ranks import Ranks
 from models.supervised import Batch, SupervisedModule
+from trainer.check_processes import devices
 from trainer.checkpoints import LeaveValidation, WholeCheckpoints
 from trainer.fast import FastEpochLoop, NoSignals, hindrance
 from trainer.problems import ConfigError
-from trainer.processes import available_cores, devices
+from trainer.processes import available_cores
 from trainer.signals import watch
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Trainer(pytorch_lightning.Trainer):
             torch.set_num_threads(self.threads)
             return f"{self.threads} (given)"
         cores = available_cores()
-        processes = Ranks().local
+        processes = ProcessGroup().local
         most = max(min(cores // processes, THREADS), 1)
         threads, why = 1, f"torch was started with {most}" if processes == 1 else f"{processes} processes share them"
         if most > 1:

@@ -12,133 +12,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.distributed import launch
 from serving.errors import EXIT_CODE, InputError
+from trainer.check_processes import devices, missing, problems
 from trainer.problems import ConfigError
-from trainer.signals import Interrupted, watch
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
-PRECISIONS_OF_PARTS = ("auto", "32-true", "bf16-mixed", "bf16-true")
-"""That weights which are shared out may have; a scaler of float16 would look at whole gradients."""
 GRACE = 30.0
 """Seconds in which a process learns of another's end by their connection, which NCCL does not tell of."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among `world` on all machines, and `local` on this one, started `by` torchrun or srun."""
-
-    by: str
-    rank: int
-    world: int
-    local: int
-
-
-def place() -> Place | None:
-    """None where nobody has started several processes."""
-    given = os.environ
-    if "TORCHELASTIC_RUN_ID" in given:
-        found = Place("torchrun", *(int(given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
-    elif "SLURM_STEP_NUM_TASKS" in given:  # srun's; a batch script without srun has it not
-        tasks, nodes = int(given["SLURM_STEP_NUM_TASKS"]), int(given["SLURM_STEP_NUM_NODES"])
-        found = Place("srun", int(given["SLURM_PROCID"]), tasks, tasks // nodes)
-    else:
-        return None
-    return found if found.world > 1 else None
-
-
-def rank() -> int:
-    """0 is the run itself."""
-    here = place()
-    return 0 if here is None else here.rank
-
-
-def devices(trainer: Mapping[str, Any]) -> int:
-    """Processes on each machine, one a device."""
-    wanted = trainer.get("devices", 1)
-    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-        return len(wanted)
-    if wanted in ("auto", -1, "-1"):
-        import torch
-
-        return 1 if trainer.get("accelerator") == "cpu" else max(torch.cuda.device_count(), 1)
-    return int(wanted)
-
-
-def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What several processes cannot do, and what does not fit those that were started."""
-    trainer = config.get("trainer")
-    if not isinstance(trainer, dict):
-        return
-    try:
-        local, nodes = devices(trainer), int(trainer.get("num_nodes", 1))
-    except (TypeError, ValueError):
-        return  # said by the check of the types
-    here = place()
-    if here is not None and here.world != local * nodes:
-        yield (
-            "trainer.devices",
-            f"{local} on {nodes} machine{'s' * (nodes > 1)}, but {here.by} started {here.world} processes: take"
-            f" trainer=ddp trainer.devices={here.local} trainer.num_nodes={here.world // here.local}.",
-        )
-        return
-    if local * nodes == 1:
-        return
-    several = f"{local * nodes} processes train"
-    strategy = trainer.get("strategy", "auto")
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
-        yield "trainer.strategy", f"{strategy} does not serve a run: take ddp or fsdp."
-    if strategy == "fsdp":
-        yield from _of_whole_weights(config)
-    for key in ("cross_validate", "ensemble"):
-        if config.get(key) is not None:
-            yield key, f"trains small runs, each in one process, but {several}: take trainer.devices=1."
-    if config.get("lr_find") is True:
-        yield "lr_find", f"works in one process, but {several}: set optimizer.lr, or take trainer.devices=1."
-    model, data = config.get("model"), config.get("data")
-    if isinstance(model, dict) and model.get("_target_") == "models.word2vec.Word2Vec":
-        yield "model", f"Word2Vec counts words in one process, but {several}: take trainer.devices=1."
-    if isinstance(data, dict) and "cache" in data and data["cache"] is None:
-        yield "data.cache", f"null is for one process, but {several}: give a folder that all of them see."
-
-
-def _of_whole_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What looks at all weights at once, of which each process has but a part."""
-    if config.get("l1"):
-        yield "l1", "needs all weights in each process, but trainer=fsdp shares them out: take 0, or trainer=ddp."
-    precision = str(config["trainer"].get("precision", "auto"))
-    if precision not in PRECISIONS_OF_PARTS:
-        yield "trainer.precision", f"{precision} does not serve trainer=fsdp: take {', '.join(PRECISIONS_OF_PARTS)}."
-    model = config.get("model")
-    if isinstance(model, dict) and model.get("_target_") == "models.pretrained_text.PretrainedText":
-        yield "model", "reads its rows in parts, of which each process may have another number: take trainer=ddp."
-    for name, callback in (config.get("callbacks") or {}).items():
-        if isinstance(callback, dict) and str(callback.get("_target_")).startswith("trainer.callbacks.averaging."):
-            yield (
-                f"callbacks.{name}",
-                "averages all weights in each process, but trainer=fsdp shares them out: take callbacks=default, or"
-                " trainer=ddp.",
-            )
-
-
-def missing(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """That nobody has started the processes on other machines."""
-    nodes = config["trainer"].get("num_nodes", 1)
-    if nodes > 1 and place() is None:
-        yield (
-            "trainer.num_nodes",
-            f"the processes of {nodes} machines are started by torchrun or srun, on each of them (docs/processes.md).",
-        )
 
 
 @contextmanager
@@ -156,10 +46,10 @@ def together(config: DictConfig, folder: Path) -> Iterator[None]:
         yield
         return
     before = dict(os.environ)
-    children = Children(world, folder) if place() is None else None
+    children = Children(world, folder) if launch() is None else None
     try:
         join()
-        _from_first((plain, folder))
+        from_rank_zero((plain, folder))
         yield
         _part()
         if children is not None:
@@ -174,44 +64,6 @@ def together(config: DictConfig, folder: Path) -> Iterator[None]:
         _part()
         os.environ.clear()
         os.environ.update(before)  # the next job of a sweep begins as this one did
-
-
-def work(command: Sequence[str] = ()) -> int:
-    """All that a process does that is not rank 0; the exit code. `command`: whether rank 0 will take it is looked up
-    first, so that nobody waits for it in vain."""
-    from trainer.lean import lean
-
-    if command:
-        from trainer.config import prepare
-
-        with redirect_stdout(None):
-            try:
-                prepare(list(command))
-            except InputError:
-                return EXIT_CODE  # rank 0 says why
-    with lean():
-        from trainer.run import assist
-    join()
-    config, folder = _from_first(None)
-    folder.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=log_file(folder, rank()),
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        force=True,
-    )
-    try:
-        with watch.owning():
-            assist(OmegaConf.create(config), folder)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except InputError as error:
-        log.error("%s", error)
-        return EXIT_CODE
-    except Exception:
-        log.exception("The process stopped at an error that is not a setting's.")
-        return 1
-    return 0
 
 
 def log_file(folder: Path, rank: int) -> Path:
@@ -235,7 +87,7 @@ def _part() -> None:
         dist.destroy_process_group()
 
 
-def _from_first(value: Any) -> Any:
+def from_rank_zero(value: Any) -> Any:
     """What rank 0 gives, in all processes."""
     import torch.distributed as dist
 
@@ -246,7 +98,7 @@ def _from_first(value: Any) -> Any:
 
 def _as_torchrun() -> None:
     """Says what srun says in the variables of torchrun, which Lightning and torch go by."""
-    here, given = place(), os.environ
+    here, given = launch(), os.environ
     if here is None or here.by != "srun":
         return
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment

@@ -1,48 +1,23 @@
 """`resume=PATH` and `resume=auto`: the command that goes on with a run, in the run's own folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from serving.errors import InputError
-from serving.whole import write_whole
-from trainer.compare import leaves
-from trainer.compose import COMMAND, Composition, Setting, argument, quoted
+from trainer.changes import changes, fixed
+from trainer.compose import Composition
+from trainer.layout import LAST, SAVED, SWEEP, checkpoints
 from trainer.problems import Problem
-from trainer.signatures import show
+from trainer.settings import COMMAND, Setting, argument, quoted
 from trainer.status import STATUS, read
 from trainer.study import other_command
 
-LAST = Path("checkpoints", "last.ckpt")
-SAVED = "overrides.yaml"
-"""The command's settings. Hydra has them too, in .hydra, but writes in place: a run that was killed may have half."""
-SWEEP = "sweep.yaml"
-"""In the folder of a sweep: its command, all settings as they were given."""
 OWN = ("resume", "hydra.run.dir", "hydra.mode", "cluster")
 """Settings of one start of a run, not of the run."""
-
-
-_BEST = "the best epoch so far was chosen by it"
-_HELD = "the checkpoint holds it, so that a change would not count"
-FIXED = {
-    "callbacks.average": "the weights in the checkpoint are those of it",
-    "callbacks.early_stopping.patience": f"{_HELD} (callbacks.early_stopping=null trains on)",
-    "groups": _HELD,
-    "loss": _BEST,
-    "mode": _BEST,
-    "model._target_": "the checkpoint holds that network",
-    "monitor": _BEST,
-    "optimizer": _HELD,
-    "scheduler._target_": _HELD,
-    "scheduler.factor": _HELD,
-    "scheduler.patience": _HELD,
-    "seed": "the order of the rows goes on from it",
-}
-"""Settings that a run goes on with as they were, and why. Data and sizes are looked at when they are read."""
 
 
 @dataclass
@@ -149,11 +124,6 @@ def find(path: Path) -> tuple[Path, Path | None]:
     return folder, checkpoint if checkpoint.exists() else None
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """What there is to go on from: the run's last checkpoint, or those of its folds or members."""
-    return [path for path in (folder / LAST, *folder.glob(f"*/{LAST}")) if path.exists()]
-
-
 def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
     """The run folder under `output` with the newest checkpoint, of the same overrides, and not at its end."""
     lines = sorted(setting.line.lstrip("+") for setting in settings if not setting.key.startswith(("hydra.", "hydra/")))
@@ -168,35 +138,11 @@ def newest_unfinished(output: Path, settings: list[Setting]) -> Path | None:
     return max(found, key=found.__getitem__, default=None)
 
 
-def save_overrides(folder: Path, lines: Sequence[str]) -> None:
-    """Keeps the settings of the command, for those who go on with the run."""
-    write_whole(folder / SAVED, OmegaConf.to_yaml(list(lines)).encode())
-
-
 def saved_overrides(folder: Path) -> list[str]:
     """The overrides that a run was started with, without those of one start alone."""
     lines = [str(line) for line in OmegaConf.load(folder / SAVED)]
     keys = ((line, Setting(line).key) for line in lines)
     return [line for line, key in keys if key not in OWN and not key.startswith("hydra.launcher")]
-
-
-def go_on(folder: Path) -> str:
-    """The command that goes on with the run in `folder`, or with the one whose fold or member it is."""
-    folder = folder.absolute()
-    if not (folder / SAVED).exists() and (folder.parent / SAVED).exists():
-        folder = folder.parent
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    return f"python train.py {argument('resume', folder)}"
-
-
-def what_next(folder: Path) -> str:
-    """What to do about a run that was interrupted."""
-    if not (folder / SAVED).exists():
-        return "Nothing was begun."
-    if checkpoints(folder):
-        return f"Go on with: {go_on(folder)}"
-    return f"There is no checkpoint of it. Start anew, in the same folder, with: {go_on(folder)}"
 
 
 def differences(folder: Path, composition: Composition) -> Iterator[str]:
@@ -213,21 +159,3 @@ def refused(folder: Path, composition: Composition) -> Iterator[Problem]:
             old = change.partition(" -> ")[0]
             what = f"was {old} when the run began, and {why}: leave it, or start anew."
             yield Problem(composition.where(key), key, what)
-
-
-def fixed(key: str) -> str | None:
-    """Why a run must go on with this setting as it was; None where it may be another."""
-    return next((why for above, why in FIXED.items() if f"{key}.".startswith(f"{above}.")), None)
-
-
-def changes(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys of a resolved config that are not as they were when the run in `folder` began, and what they were and
-    are."""
-    if not (folder / "config.yaml").exists():  # killed before it had begun
-        return
-    before = dict(leaves(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
-    now = dict(leaves(config))
-    for key in sorted(before.keys() | now.keys()):
-        if key != "resume" and before.get(key) != now.get(key):
-            old, new = (show(values[key]) if key in values else "nothing" for values in (before, now))
-            yield key, f"{old} -> {new}"

@@ -11,12 +11,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import pytorch_lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LambdaCallback
 from torch import nn
 
+from common.distributed import launched_rank
 from datamodules.table import TableDataModule
 from models.groups import Factors
 from models.supervised import SupervisedModule
@@ -31,7 +31,6 @@ from trainer.latency import LATENCY, latency
 from trainer.loop import Trainer
 from trainer.lr_find import find_rate
 from trainer.problems import ConfigError
-from trainer.resume import LAST
 from trainer.settle import settle
 
 log = logging.getLogger(__name__)
@@ -57,27 +56,6 @@ class Outcome:
     trainer: Trainer
     module: SupervisedModule
     datamodule: TableDataModule
-
-
-def run(config: DictConfig, begun: Callable[[], None] = lambda: None) -> float:
-    """Carries out the composed config in Hydra's run folder; returns the monitored value, for a sweep to compare.
-
-    `begun` is called once what the folder holds is known to go with the settings.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.resume is None and (folder / LAST).exists():  # of a sweep that goes on, or started again by a cluster
-        log.info("resume: going on with %s", folder)
-        config.resume = str(folder / LAST)
-    # Those of several runs import this module.
-    if config.cross_validate is not None:
-        from trainer.cross_validation import cross_validate
-
-        return cross_validate(config, folder, begun)[config.monitor]
-    if config.ensemble is not None:
-        from trainer.ensemble import ensemble
-
-        return ensemble(config, folder, begun)[config.monitor]
-    return carry_out(config, folder, begun).metrics[config.monitor]
 
 
 def carry_out(
@@ -145,7 +123,7 @@ def set_up(
     try:
         datamodule.setup()
     finally:
-        if processes.rank() == 0 and config.resume is None:  # with which the data may not go
+        if launched_rank() == 0 and config.resume is None:  # with which the data may not go
             run_folder.write_quarantine(folder, datamodule.quarantine)
             run_folder.write_audit(folder, datamodule.findings)
     if describe:

@@ -9,7 +9,7 @@ import logging
 import math
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +24,9 @@ from serving.errors import EXIT_CODE, InputError
 from serving.whole import write_whole
 from trainer import status
 from trainer.cluster import ended_by_sigterm, resources
-from trainer.compose import quoted
+from trainer.layout import LAST
 from trainer.local import LocalLauncher, config_flags, shares
-from trainer.resume import LAST
+from trainer.settings import quoted
 from trainer.slurm import SlurmLauncher
 from trainer.space import distribution, grid
 from trainer.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of
@@ -45,11 +45,20 @@ class Search:
     """Carries out trials until the study has `search.n_trials` of them, `search.n_jobs` at once.
 
     With Hydra's basic launcher in processes that each carry out one trial after another, else each by a launch of its
-    own; so the next trial begins as soon as one ends. `lines` are the overrides of all trials, as the sweeper got them.
+    own; so the next trial begins as soon as one ends. `lines` are the overrides of all trials, as the sweeper got them;
+    `run` carries out a trial in a worker.
     """
 
-    def __init__(self, config: DictConfig, launcher: Launcher, loader: ConfigLoader, lines: list[str]) -> None:
+    def __init__(
+        self,
+        config: DictConfig,
+        launcher: Launcher,
+        loader: ConfigLoader,
+        lines: list[str],
+        run: Callable[[list[str]], None],
+    ) -> None:
         self.config, self.launcher, self.loader, self.lines = config.copy(), launcher, loader, lines
+        self.run_trial = run
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.running: dict[Future[None], tuple[Trial | FrozenTrial, Worker | None]] = {}
 
@@ -146,7 +155,7 @@ class Search:
             return [None] * self.n_jobs
         trainer = self.config.trainer
         each = shares(resources(trainer).devices, trainer.accelerator, self.n_jobs)
-        return [Worker(share, self.folder / OUTPUT) for share in each]
+        return [Worker(self.run_trial, share, self.folder / OUTPUT) for share in each]
 
     def _launch(self, trial: "Trial | FrozenTrial", worker: Worker | None) -> Future[None]:
         folder = self._folder(trial)

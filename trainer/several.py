@@ -10,8 +10,8 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from trainer.layout import LAST, checkpoints
 from trainer.problems import ConfigError
-from trainer.resume import LAST, checkpoints
 from trainer.status import claim
 
 

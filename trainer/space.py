@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from trainer.compose import COMMAND, Composer, Setting
+from trainer.compose import Composer
 from trainer.problems import Problem
+from trainer.settings import COMMAND, Setting
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -19,18 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from serving.errors import EXIT_CODE, InputError
 from serving.whole import write_whole
-from trainer import study
-from trainer.compose import COMMAND, Setting, argument, quoted
-from trainer.problems import Problem, raise_all
-from trainer.resume import LAST, SWEEP, changes, fixed
+from trainer.changes import changes, fixed
+from trainer.layout import LAST, SWEEP
+from trainer.settings import Setting, argument
 from trainer.status import DONE, STATES, STATUS, Status, claim, read
 from trainer.tables import short
+
+if TYPE_CHECKING:
+    from trainer.compare import Run
 
 log = logging.getLogger(__name__)
 
 TABLES = ("sweep.csv", "sweep.parquet")
-OWN = ("sweep.resume", "hydra.sweep.dir", "hydra.mode")
-"""Settings of one start of a sweep, not of what it does."""
 
 
 class Begun(Callback):
@@ -59,60 +59,6 @@ class Begun(Callback):
             lines = [*(f"{key}={value}" for key, value in params.items()), *given.task]
             parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
             Begun.jobs = len(BasicSweeper.split_arguments(parsed, None)[0])
-
-
-def named(command: list[Setting]) -> Path | None:
-    """The folder of `sweep.resume`, which Hydra itself never sees."""
-    given = [setting.text for setting in command if setting.key == "sweep.resume"]
-    return Path(given[-1]) if given and given[-1] != "null" else None
-
-
-def command_again(command: list[Setting], folder: Path) -> list[Setting]:
-    """The command that goes on with the sweep in `folder`, as it was begun. Raises ConfigError where there is none, and
-    where a setting contradicts it."""
-    if (what := _no_sweep(folder)) is not None:
-        raise_all([Problem(COMMAND, "sweep.resume", what)])
-    begun = [Setting(str(line), str(folder / SWEEP)) for line in OmegaConf.load(folder / SWEEP)]
-    free = [setting for setting in command if setting.key.startswith(study.FREE)]
-    raise_all(_contradictions(command, {setting.key: setting for setting in begun}, folder))
-    changed = (*OWN, *(setting.key for setting in free))
-    if any(setting.key in ("cluster", "hydra/launcher") for setting in free):
-        changed += ("cluster", "hydra/launcher", "hydra.launcher")  # another takes other settings
-    return [
-        *(setting for setting in begun if not setting.key.startswith(changed)),
-        *free,
-        Setting("hydra.mode=MULTIRUN"),
-        Setting(f"hydra.sweep.dir={quoted(folder.absolute())}"),
-    ]
-
-
-def _no_sweep(folder: Path) -> str | None:
-    if not folder.is_dir():
-        return f"there is no folder {folder}: give the folder of a sweep."
-    if (folder / STATUS).exists():
-        return f"{folder} is the folder of a run: {argument('resume', folder)} goes on with it."
-    return None if (folder / SWEEP).exists() else f"{folder} is no folder of a sweep: it has no {SWEEP}."
-
-
-def _contradictions(command: list[Setting], begun: dict[str, Setting], folder: Path) -> list[Problem]:
-    problems = []
-    for setting in command:
-        if setting.key == "hydra.sweep.dir" and Path(setting.text).absolute() != folder.absolute():
-            what = f"{setting.text} is not the folder of sweep.resume={folder}: leave it out."
-            problems.append(Problem(setting.where, setting.key, what))
-        same = setting.key in begun and begun[setting.key].line.lstrip("+") == setting.line.lstrip("+")
-        if same or setting.key in OWN or setting.key.startswith(study.FREE):
-            continue
-        was = f"with {begun[setting.key].line}" if setting.key in begun else "without it"
-        what = f"the sweep in {folder} was begun {was}: leave it out, or begin another sweep."
-        problems.append(Problem(setting.where, setting.key, what))
-    return problems
-
-
-def standing(folder: Path) -> str:
-    """How a sweep stands that is gone on with."""
-    jobs = [status for path in folder.rglob(STATUS) if (status := read(path.parent)) is not None]
-    return f"sweep: going on with {folder}: {counted(jobs) or 'no job was begun'}"
 
 
 def counted(runs: Iterable[Status]) -> str:
@@ -146,9 +92,9 @@ def done_before(folder: Path, config: DictConfig) -> Status | None:
     return status
 
 
-def conclude(folder: Path, jobs: int) -> list[int]:
-    """Prints the table of a sweep's jobs, writes it into its folder, and says how to go on where something is not done.
-    Of `jobs` in all some may not have begun. Returns the exit codes of those that are not done."""
+def write_table(folder: Path, jobs: int) -> "tuple[list[Run], int]":
+    """Prints the table of a sweep's jobs, writes it into its folder, and returns the jobs and how many of `jobs` have
+    not begun."""
     from serving.write import writing
     from trainer.compare import find_runs, frame, ranked, read_run, side_by_side
 
@@ -161,8 +107,12 @@ def conclude(folder: Path, jobs: int) -> list[int]:
             with writing(str(folder / name)) as write:
                 write(frame(runs))
         print(f"all metrics  {short(folder / TABLES[0])}, {TABLES[1]}")
-    if (folder / study.SAVED).exists():
-        return study.conclude(folder)
+    return runs, missing
+
+
+def conclude(folder: Path, runs: "list[Run]", missing: int) -> list[int]:
+    """Prints the best job, and how to resume the sweep where some jobs are not done. Returns the exit codes of those,
+    1 for each of the `missing` ones."""
     if runs and runs[0].status.state == "done":
         print(f"best         {short(runs[0].folder)}")
     unfinished = [run.status.exit_code or 1 for run in runs if run.status.state not in DONE] + [1] * missing

@@ -1,9 +1,8 @@
 """How the trials of a search are carried out at once: in processes of its own, or by a launcher of Hydra."""
 
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -16,9 +15,11 @@ from trainer import status
 
 class Worker:
     """A process that carries out one trial after another, so that it imports torch once; `share` are the variables by
-    which it takes its share of the machine, `output` is where it prints to."""
+    which it takes its share of the machine, `output` is where it prints to. `run` carries out the trial that a list of
+    arguments describes; it is pickled."""
 
-    def __init__(self, share: Mapping[str, str], output: Path) -> None:
+    def __init__(self, run: Callable[[list[str]], None], share: Mapping[str, str], output: Path) -> None:
+        self.run = run
         self.begun_with = dict(share), output
         self.pool = self._begin()
 
@@ -27,10 +28,10 @@ class Worker:
 
     def submit(self, folder: Path, arguments: list[str]) -> Future[None]:
         try:
-            return self.pool.submit(_run, folder, arguments)
+            return self.pool.submit(_run, self.run, folder, arguments)
         except BrokenExecutor:  # it was killed
             self.pool = self._begin()
-            return self.pool.submit(_run, folder, arguments)
+            return self.pool.submit(_run, self.run, folder, arguments)
 
 
 def launch(launcher: Launcher, folder: Path, overrides: list[str], number: int) -> Future[None]:
@@ -67,15 +68,10 @@ def _begin(share: Mapping[str, str], output: Path) -> None:
     Thread(target=end, daemon=True).start()
 
 
-def _run(folder: Path, arguments: list[str]) -> None:
-    """A trial in this process, as `python train.py` carries it out."""
-    if _ended(folder):
-        return
-    import train
-    from trainer.config import prepare
-
-    sys.argv[1:] = prepare(arguments)
-    train.main()
+def _run(run: Callable[[list[str]], None], folder: Path, arguments: list[str]) -> None:
+    """A trial in this process."""
+    if not _ended(folder):
+        run(arguments)
 
 
 def _ended(folder: Path) -> bool:

@@ -25,7 +25,8 @@ from datamodules.split import SPLITS
 from models.answers import Answer
 from scripts.benchmark.defaults import measure
 from scripts.benchmark.page import ROOT, markdown, publish
-from trainer.config import instantiate, prepare
+from trainer.config import instantiate
+from trainer.prepare import prepare
 
 TABLES: dict[str, list[str]] = {
     "adult": [],

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from datamodules.schema import TargetSpec
 from tests.conftest import ROOT, run_script
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 
 LOGGED = (

@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 
 from serving.artifact import ROW, Artifact
 from serving.errors import InputError
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 
 RunHere = Callable[..., Path]

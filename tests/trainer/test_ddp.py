@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.distributed import ProcessGroup
 from datamodules.loader import Batches
-from datamodules.ranks import Ranks
 from datamodules.schema import DataError
 from datamodules.store import DiskStore, MemoryStore, Rows, Store, save_part, size_of
 from tests.conftest import ROOT, run_script
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 
 # 363 training rows: the last of the batches of 32 has 11. Neither dropout nor batch norm: they differ by process. SGD,
@@ -44,8 +44,8 @@ DYING = (
 )
 
 
-def ranks(rank: int, world: int) -> Ranks:
-    found = Ranks()
+def ranks(rank: int, world: int) -> ProcessGroup:
+    found = ProcessGroup()
     found.rank, found.world = rank, world
     return found
 
@@ -118,7 +118,7 @@ def test_the_parts_of_a_batch_are_the_batch_of_one(tmp_path: Path, count: int, w
             assert all(max(each) - min(each) <= 1 and min(each) > 0 for each in sizes)
 
 
-def epoch(store: Store, ranks: Ranks, balanced: bool, start: int) -> list[torch.Tensor]:
+def epoch(store: Store, ranks: ProcessGroup, balanced: bool, start: int) -> list[torch.Tensor]:
     batches = Batches(store, 6, shuffle=True, balanced=balanced, seed=3, ranks=ranks)
     batches.set_epoch(2)
     batches.load_state_dict({"position": start})

@@ -12,7 +12,7 @@ import torch
 
 from serving.artifact import Artifact
 from tests.conftest import ROOT, run_script
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 
 RunHere = Callable[..., Path]

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT, run_script
 from trainer import status
 from trainer.cluster import Resources, resources
-from trainer.config import prepare
 from trainer.local import shares
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 
 SHORT = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")

@@ -21,9 +21,9 @@ from datamodules.store import MemoryStore
 from models.mlp import MLP
 from models.supervised import SupervisedModule
 from tests.models.problems import INPUTS, build, rows
-from trainer.config import prepare
 from trainer.loop import Trainer
 from trainer.lr_find import HIGH, LOW, STEPS, RangeTest, range_test, suggest
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 
 RunHere = Callable[..., Path]

@@ -20,8 +20,8 @@ from serving.artifact import Artifact
 from serving.errors import InputError
 from tests.conftest import ROOT, run_script
 from trainer import parallel
-from trainer.config import prepare
 from trainer.parallel import choose_processes
+from trainer.prepare import prepare
 from trainer.status import claim
 
 RunHere = Callable[..., Path]

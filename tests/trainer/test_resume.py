@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.conftest import run_script
-from trainer.compose import quoted
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
+from trainer.settings import quoted
 
 COMMAND = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none")
 

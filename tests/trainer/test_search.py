@@ -13,7 +13,7 @@ import pytest
 from optuna import Study
 
 from tests.conftest import ROOT, run_script
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
 from trainer.study import JOURNAL, open_study
 

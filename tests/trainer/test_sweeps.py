@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, run_script
-from trainer.compose import quoted
-from trainer.config import prepare
+from trainer.prepare import prepare
 from trainer.problems import ConfigError
+from trainer.settings import quoted
 from trainer.status import claim
 
 QUICK = ("data=iris", "logger=none", "baselines=false", "trainer=cpu")

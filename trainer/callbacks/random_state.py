@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from common.distributed import ProcessGroup
 from datamodules.loader import Batches
-from datamodules.ranks import Ranks
 from trainer.problems import ConfigError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class RandomState(Callback):
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
             "threads": torch.get_num_threads(),
         }
-        return {"processes": Ranks().gather(own), "batches": self.batches}
+        return {"processes": ProcessGroup().gather(own), "batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.saved, self.batches = state_dict["processes"], state_dict["batches"]

@@ -1,0 +1,185 @@
+"""A run from its settings to its result: for `train.py`, for the jobs of a sweep, and from Python.
+
+from trainer import compose, load, train
+
+result = train(compose("data=adult", "model=mlp"))
+answers = load(result.folder / "model.pt").predict(frame)
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from common.distributed import launched_rank
+from serving.errors import EXIT_CODE, InputError
+from trainer import rank_worker, study, sweep
+from trainer.compose import composer, parse_arguments
+from trainer.layout import LAST, checkpoints, save_overrides, what_next
+from trainer.lean import lean
+from trainer.prepare import prepare
+from trainer.problems import ConfigError
+from trainer.settings import Setting
+from trainer.signals import Interrupted, hand_over, watch
+from trainer.status import Pruned, recorded
+
+if TYPE_CHECKING:
+    from models.supervised import SupervisedModule
+    from serving.artifact import Artifact
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a run. `metrics` are those of metrics.json, `value` is the monitored one, `folder` is the run folder;
+    `module` has the best weights, and is None for a cross-validation or an ensemble."""
+
+    metrics: dict[str, float]
+    value: float
+    folder: Path
+    module: "SupervisedModule | None"
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The checked config of one run, as `python train.py OVERRIDES` composes it; its node `hydra` holds the run folder.
+
+    Raises ConfigError with all mistakes in the settings.
+    """
+    options = parse_arguments(prepare(overrides))
+    with composer(options) as composing:
+        base = composing.compose([Setting(line) for line in options.overrides])
+        if base.config.hydra.mode is RunMode.MULTIRUN:
+            raise ConfigError("compose: these settings are a sweep; compose one run, or use python train.py -m.")
+        folder = str(Path(base.folders()[0]).absolute())
+        config = base.config.copy()
+    with open_dict(config):
+        config.hydra.runtime.output_dir = folder
+        config.hydra.job.num, config.hydra.job.id = 0, "0"
+    return config
+
+
+def train(config: DictConfig) -> Result:
+    """Trains, measures and exports; or cross-validates, or trains an ensemble, as the config says.
+
+    `config` comes from `compose`, or from Hydra in a process that it has started. Raises InputError for data or
+    settings that cannot be used, and Interrupted where a signal ended the run.
+    """
+    with _hydra_context(config) as (own, folder), watch.owning(), recorded(folder, own.monitor, own.mode) as status:
+
+        def begun() -> None:
+            save_overrides(folder, HydraConfig.get().overrides.task)
+            status.before = None
+
+        if not checkpoints(folder):  # those that there are may not fit the settings
+            begun()
+        result = _dispatch(own, folder, begun)
+        status.value = result.value
+        return result
+
+
+def load(path: str | Path) -> "Artifact":
+    """A trained model from a model.pt; see `Artifact.predict`. Raises ArtifactError where the file cannot be used."""
+    from serving.artifact import Artifact  # here, because the check of the settings does not wait for torch
+
+    return Artifact.load(path)
+
+
+def run_job(config: DictConfig) -> tuple[float | None, int]:
+    """The monitored value and the exit code of one run that Hydra has started, or of one job of a sweep. Errors are
+    logged: the next job of the sweep still runs."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        if (before := sweep.done_before(folder, config)) is not None:
+            return before.value, 0
+        if launched_rank() > 0:  # of a job of a sweep that Slurm starts as several processes
+            return None, rank_worker.work()
+        return train(config).value, 0
+    except Pruned as ending:
+        log.info("%s", ending)
+        return None, 0
+    except Interrupted as interrupted:
+        of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN  # the sweep says how to resume all of it
+        log.warning("%s.%s", interrupted, "" if of_sweep else f" {what_next(folder)}")
+        hand_over(interrupted.number)
+        raise
+    except InputError as error:
+        log.error("%s", error)
+        return None, EXIT_CODE
+    except Exception:
+        log.exception("The run stopped at an error that is not a setting's.")
+        return None, 1
+
+
+def run_command(start: Callable[[], list[int]], arguments: Sequence[str]) -> int:
+    """Checks the command, runs it by `start`, which returns the exit codes of its jobs, and returns the exit code of
+    the process."""
+    try:
+        if launched_rank() > 0:
+            return rank_worker.work(arguments)
+        sys.argv[1:] = prepare(arguments)
+        codes = start()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CODE
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    except KeyboardInterrupt:  # before the run has begun
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    failed = [code for code in codes if code]
+    return (failed[0] if len(set(failed)) == 1 else 1) if failed else 0
+
+
+def conclude_sweep() -> list[int]:
+    """Prints and writes the table of the sweep that this process has started, if any; returns the exit codes of the
+    jobs that are not done."""
+    if (folder := sweep.Begun.folder) is None:
+        return []
+    runs, missing = sweep.write_table(folder, sweep.Begun.jobs)
+    return study.conclude(folder) if (folder / study.SAVED).exists() else sweep.conclude(folder, runs, missing)
+
+
+def _dispatch(config: DictConfig, folder: Path, begun: Callable[[], None]) -> Result:
+    if config.resume is None and (folder / LAST).exists():  # of a resumed sweep, or restarted by a cluster
+        log.info("resume: going on with %s", folder)
+        config.resume = str(folder / LAST)
+    with lean():  # these import torch and Lightning, which help and the check of the settings do without
+        from trainer.cross_validation import cross_validate
+        from trainer.ensemble import ensemble
+        from trainer.run import carry_out
+    if config.cross_validate is not None:
+        metrics, module = cross_validate(config, folder, begun), None
+    elif config.ensemble is not None:
+        metrics, module = ensemble(config, folder, begun), None
+    else:
+        outcome = carry_out(config, folder, begun)
+        metrics, module = outcome.metrics, outcome.module
+    return Result(metrics, metrics[config.monitor], folder, module)
+
+
+@contextmanager
+def _hydra_context(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
+    """The config without its node `hydra`, and the run folder; `${hydra:...}` refers to that node meanwhile."""
+    if "hydra" not in config:  # Hydra has started this process
+        yield config, Path(HydraConfig.get().runtime.output_dir)
+        return
+    instance = HydraConfig.instance()
+    before = instance.cfg
+    instance.set_config(config)
+    own = config.copy()
+    with open_dict(own):
+        del own["hydra"]
+    folder = Path(config.hydra.runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield own, folder
+    finally:
+        instance.cfg = before
