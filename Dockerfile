@@ -20,7 +20,8 @@ COPY datamodules datamodules
 COPY hydra_plugins hydra_plugins
 COPY models models
 COPY scripts scripts
-COPY serving serving
+COPY common common
+COPY inference inference
 COPY trainer trainer
 RUN python -m compileall -q .
 

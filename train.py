@@ -5,8 +5,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from trainer.config.settings import ROOT
 from trainer.main import conclude_sweep, run_command, run_job
-from trainer.settings import ROOT
 
 
 def start() -> list[int]:

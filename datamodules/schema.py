@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from serving.errors import InputError
+from common.errors import InputError
 
 Kind = Literal["number", "category", "text", "date", "identifier", "constant", "image", "drop"]
 Task = Literal["binary", "multiclass", "regression"]

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from datamodules.clean import count
+from common.cells import MISSING, as_date, as_number, as_text, clean_text, day_first
+from datamodules.preparation.clean import count
 from datamodules.schema import DataError, Task
-from serving.cells import MISSING, as_date, as_number, as_text, clean_text, day_first
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
-from trainer.local import LocalLauncher
-from trainer.slurm import SlurmLauncher
+from trainer.sweep.local_launcher import LocalLauncher
+from trainer.sweep.slurm_launcher import SlurmLauncher
 
 
 class Local(LocalLauncher):
@@ -21,22 +21,22 @@ class Slurm(SlurmLauncher):
 
 
 class Search(BasicSweeper):
-    """`trainer.search` as a plugin of Hydra."""
+    """`trainer.search.sweeper` as a plugin of Hydra."""
 
     def sweep(self, arguments: list[str]) -> None:
-        from trainer import search
+        from trainer.search import sweeper
 
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
         lines = [*self._parse_config(), *arguments]
-        search.Search(self.config, self.launcher, self.hydra_context.config_loader, lines, run_trial).run()
+        sweeper.Search(self.config, self.launcher, self.hydra_context.config_loader, lines, run_trial).run()
 
 
 def run_trial(arguments: list[str]) -> None:
     """Runs a trial of a search in this process, as `python train.py` does."""
     import train  # here, because train.py makes Hydra import this module
-    from trainer.prepare import prepare
+    from trainer.command.prepare import prepare
 
     sys.argv[1:] = prepare(arguments)
     train.start()

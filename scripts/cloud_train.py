@@ -33,9 +33,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serving.errors import EXIT_CODE, InputError
-from trainer import status
-from trainer.settings import ROOT, Setting, quoted
+from common.errors import EXIT_CODE, InputError
+from trainer.config.settings import ROOT, Setting, quoted
+from trainer.folders import status
 
 ARTIFACT = "model.pt"
 ADDED = ("sagemaker_", "_")

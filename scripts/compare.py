@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serving.errors import EXIT_CODE, InputError
-from serving.write import writing
-from trainer.compare import find_runs, frame, ranked, read_run, side_by_side
+from common.errors import EXIT_CODE, InputError
+from inference.writers import writing
+from trainer.sweep.compare_runs import find_runs, frame, ranked, read_run, side_by_side
 
 
 def main() -> None:

@@ -18,20 +18,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datamodules.read import read_chunks
+from common.cells import as_number, as_text, clean_text
+from common.errors import EXIT_CODE, InputError
+from datamodules.readers.read import read_chunks
 from datamodules.schema import TargetSpec
-from models import metrics
+from inference.artifact import ROW, Artifact
+from inference.writers import blame
+from models.training import metrics
 from scripts.predict import add_reading, reading, tell_columns
-from serving.artifact import ROW, Artifact
-from serving.cells import as_number, as_text, clean_text
-from serving.errors import EXIT_CODE, InputError
-from serving.write import blame
 
 
 def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, float]:
     """The metrics by name, and how many `rows` were measured, `rejected`, or were `without_target`.
 
-    `settings`: of `datamodules.read.read_chunks`.
+    `settings`: of `datamodules.readers.read.read_chunks`.
     """
     facts = artifact.spec["target"]
     target = TargetSpec(facts["name"], facts["task"], tuple(facts["classes"]))

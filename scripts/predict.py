@@ -21,16 +21,16 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datamodules.read import FILE, LINE, Raw, read_chunks
-from serving.artifact import ROW, Artifact
-from serving.errors import EXIT_CODE, InputError
-from serving.write import SINKS, STANDARD, Append, writing
+from common.errors import EXIT_CODE, InputError
+from datamodules.readers.read import FILE, LINE, Raw, read_chunks
+from inference.artifact import ROW, Artifact
+from inference.writers import SINKS, STANDARD, Append, writing
 
 
 def predict(artifact: Artifact, source: str, output: str, rejects: str | None, batch: int, **settings: Any) -> str:
     """Answers the rows of `source` in chunks of `batch`; returns the line that says how many, and where they are.
 
-    `settings`: of `datamodules.read.read_chunks`.
+    `settings`: of `datamodules.readers.read.read_chunks`.
     """
     rejects = rejects if output == STANDARD else rejects or beside(output)
     answered = flagged = rejected = 0
@@ -91,7 +91,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def reading(given: argparse.Namespace) -> dict[str, Any]:
-    """The settings of `datamodules.read.read_chunks`."""
+    """The settings of `datamodules.readers.read.read_chunks`."""
     if given.separator is not None and len(given.separator.encode()) != 1:
         raise InputError(f"--separator {given.separator!r}: must be one character; a tab is found without it")
     return {

@@ -19,16 +19,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datamodules.loader import Batches
+from common.errors import EXIT_CODE, InputError
+from datamodules.loading.batch_loader import Batches
 from datamodules.schema import Task
-from datamodules.table import SplitName, TableDataModule
-from models import metrics
-from models.answers import Answer, all_logits, labels, to_units
-from models.tree import HardTrees, Tree, harden, prune, refit
-from serving.errors import EXIT_CODE, InputError
-from serving.write import blame
-from trainer.config import instantiate
-from trainer.rules import Reader, Rules, in_units
+from datamodules.tabular import SplitName, TableDataModule
+from inference.writers import blame
+from models.architectures.tree import HardTrees, Tree, harden, prune, refit
+from models.training import metrics
+from models.training.prediction_head import Answer, all_logits, labels, to_units
+from trainer.config.instantiate import instantiate
+from trainer.export.tree_rules import Reader, Rules, in_units
 
 NEAREST_ROWS = 16_384
 """Training rows, drawn, on which the question nearest to a gate is looked for."""
@@ -56,7 +56,7 @@ def open_run(folder: Path) -> tuple[DictConfig, TableDataModule, Tree]:
             raise InputError(f"{folder}: no {path.relative_to(folder)} in it. Give the folder of a run of model=tree.")
     config = OmegaConf.load(described)
     assert isinstance(config, DictConfig)
-    if config.model._target_ != "models.tree.Tree":
+    if config.model._target_ != "models.architectures.tree.Tree":
         raise InputError(f"{folder} is a run of {config.model._target_}: rules can be made of model=tree alone.")
     datamodule: TableDataModule = instantiate(config.data)
     datamodule.setup()

@@ -12,8 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from models.texts import read_vectors
-from serving.errors import EXIT_CODE, InputError
+from common.errors import EXIT_CODE, InputError
+from models.layers.text_bag import read_vectors
 
 
 def nearest(run: str, given: list[str], count: int) -> str:

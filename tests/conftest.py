@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from serving.artifact import Artifact
+from inference.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 

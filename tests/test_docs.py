@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from trainer.prepare import prepare
+from trainer.command.prepare import prepare
 
 COMMANDS = sorted(
     {

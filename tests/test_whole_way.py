@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from datamodules.read import BAD, FILE, LINE
+from datamodules.readers.read import BAD, FILE, LINE
 from datamodules.schema import TargetSpec
-from datamodules.table import TableDataModule
-from models.answers import Answer
+from datamodules.tabular import TableDataModule
+from inference.artifact import Artifact
+from models.training.prediction_head import Answer
 from scripts.predict import predict
-from serving.artifact import Artifact
 from tests.conftest import run_script
-from trainer.config import instantiate
+from trainer.config.instantiate import instantiate
 
 KINDS = {"amount": "number", "count": "number", "day": "date", "level": "category", "words": "text", "photo": "image"}
 LEVELS = ["red", "green", "blue", "12", "Ünïcode", "none at all"]

@@ -19,20 +19,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from common.distributed import launched_rank
-from serving.errors import EXIT_CODE, InputError
-from trainer import rank_worker, study, sweep
-from trainer.compose import composer, parse_arguments
-from trainer.layout import LAST, checkpoints, save_overrides, what_next
-from trainer.lean import lean
-from trainer.prepare import prepare
-from trainer.problems import ConfigError
-from trainer.settings import Setting
-from trainer.signals import Interrupted, hand_over, watch
-from trainer.status import Pruned, recorded
+from common.errors import EXIT_CODE, InputError
+from trainer.command.prepare import prepare
+from trainer.config.composer import composer, parse_arguments
+from trainer.config.errors import ConfigError
+from trainer.config.settings import Setting
+from trainer.folders.fast_imports import lean
+from trainer.folders.layout import LAST, checkpoints, save_overrides, what_next
+from trainer.folders.signals import Interrupted, hand_over, watch
+from trainer.folders.status import Pruned, recorded
+from trainer.run import rank_worker
+from trainer.search import study
+from trainer.sweep import sweep
 
 if TYPE_CHECKING:
-    from models.supervised import SupervisedModule
-    from serving.artifact import Artifact
+    from inference.artifact import Artifact
+    from models.training.lightning_module import SupervisedModule
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def train(config: DictConfig) -> Result:
 
 def load(path: str | Path) -> "Artifact":
     """A trained model from a model.pt; see `Artifact.predict`. Raises ArtifactError where the file cannot be used."""
-    from serving.artifact import Artifact  # here, because the check of the settings does not wait for torch
+    from inference.artifact import Artifact  # here, because the check of the settings does not wait for torch
 
     return Artifact.load(path)
 
@@ -152,9 +154,9 @@ def _dispatch(config: DictConfig, folder: Path, begun: Callable[[], None]) -> Re
         log.info("resume: going on with %s", folder)
         config.resume = str(folder / LAST)
     with lean():  # these import torch and Lightning, which help and the check of the settings do without
-        from trainer.cross_validation import cross_validate
-        from trainer.ensemble import ensemble
-        from trainer.run import carry_out
+        from trainer.multirun.cross_validation import cross_validate
+        from trainer.multirun.ensemble import ensemble
+        from trainer.run.run import carry_out
     if config.cross_validate is not None:
         metrics, module = cross_validate(config, folder, begun), None
     elif config.ensemble is not None:

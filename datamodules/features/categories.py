@@ -6,8 +6,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from serving.cells import BLANKS, distinct
-from serving.torchscript import is_scripting
+from common.cells import BLANKS, distinct
+from common.torchscript import is_scripting
 
 
 class Categories(nn.Module):
@@ -106,7 +106,7 @@ def fnv1a(text: str) -> int:
 def clean(cell: str, blanks: str) -> str:
     """A cell without outer blanks, and a whole number without its ".0": "12.0" and "12" are one level.
 
-    The rules of `serving.cells.clean_text`. TorchScript strings are bytes, hence ASCII blanks and digits, spelt out: a
+    The rules of `common.cells.clean_text`. TorchScript strings are bytes, hence ASCII blanks and digits, spelt out: a
     no-break space counts as a blank, other Unicode spaces do not.
     """
     text = cell.replace("\u00a0", " ").strip(blanks)

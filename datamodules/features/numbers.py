@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.torchscript import is_scripting
+from common.torchscript import is_scripting
 
 Scaling = Literal["standard", "robust", "quantile"]
 

@@ -25,7 +25,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from serving.torchscript import is_scripting
+from common.torchscript import is_scripting
 
 _SYMBOLS = (
     range(0x0080, 0x0100),  # Latin-1

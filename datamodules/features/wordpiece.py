@@ -23,9 +23,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from common.torchscript import is_scripting
 from datamodules.features.texts import Texts, split_words
 from datamodules.schema import DataError
-from serving.torchscript import is_scripting
 
 VOCABULARY, TOKENIZER, CONFIG = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
 FITTING = ("Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "SqueezeBert")

@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from models.mlp import perceptron
+from models.architectures.mlp import perceptron
 from scripts.benchmark.defaults import measure
 from scripts.benchmark.page import markdown, publish
 

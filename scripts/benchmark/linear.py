@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from datamodules.schema import TargetSpec
 from datamodules.split import SPLITS
-from models.answers import Answer
+from models.training.prediction_head import Answer
 from scripts.benchmark.defaults import measure
 from scripts.benchmark.page import ROOT, markdown, publish
-from trainer.config import instantiate
-from trainer.prepare import prepare
+from trainer.command.prepare import prepare
+from trainer.config.instantiate import instantiate
 
 TABLES: dict[str, list[str]] = {
     "adult": [],

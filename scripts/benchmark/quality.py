@@ -79,7 +79,7 @@ def milliseconds(artifact: Path) -> float:
     """The median time of the artefact for one raw row in this process."""
     import torch
 
-    from serving.torchscript import quiet
+    from common.torchscript import quiet
 
     extra = {"selftest.json": ""}
     with quiet():

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datamodules.prepare import Preparation
+from datamodules.preparation.pipeline import Preparation
 from scripts.benchmark.page import ROOT, markdown, publish
-from trainer.config import instantiate
+from trainer.config.instantiate import instantiate
 
 COMMAND = "python scripts/benchmark/reading.py --data DIR"
 WALKS = {

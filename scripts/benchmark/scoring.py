@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datamodules.table import TableDataModule
+from datamodules.tabular import TableDataModule
+from inference.artifact import Artifact
 from scripts.benchmark.page import markdown, publish
-from serving.artifact import Artifact
-from trainer.config import instantiate
+from trainer.config.instantiate import instantiate
 
 COMMAND = "python scripts/benchmark/scoring.py --run outputs/RUN"
 TURN, WARM = 50, 5

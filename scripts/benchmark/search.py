@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from optuna.trial import FrozenTrial
 
 from scripts.benchmark.page import ROOT, markdown, publish
-from trainer.study import JOURNAL, best_trials, open_study
+from trainer.search.study import JOURNAL, best_trials, open_study
 
 COMMAND = "python scripts/benchmark/search.py --data DIR"
 

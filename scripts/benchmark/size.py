@@ -41,8 +41,8 @@ def epochs(rows: Path) -> dict[str, list[float]]:
     """Training rows a second through a small network, from each store, in turns."""
     import torch
 
-    from datamodules.table import TableDataModule
-    from models.mlp import MLP
+    from datamodules.tabular import TableDataModule
+    from models.architectures.mlp import MLP
 
     loaders = {}
     for store in ("memory", "disk"):

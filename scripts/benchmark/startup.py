@@ -34,7 +34,9 @@ FLOORS = {
     "Hydra imported, the config composed": COMPOSE.format(conf=str(ROOT / "conf")),
     "`import torch`": "import torch",
     "`import pytorch_lightning`": "import pytorch_lightning",
-    "the same as `train.py` imports it": "from trainer.lean import lean\nwith lean(): import pytorch_lightning",
+    "the same as `train.py` imports it": (
+        "from trainer.folders.fast_imports import lean\nwith lean(): import pytorch_lightning"
+    ),
 }
 FIRST_STEP = ["+callbacks.clock._target_=scripts.benchmark.clock.Clock", "allowed_targets=[scripts]"]
 FIRST_STEP += ["trainer.max_epochs=1", "baselines=false", "export=none", "test=false"]

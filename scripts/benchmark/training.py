@@ -37,18 +37,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datamodules.loader import Batches
+from datamodules.loading.batch_loader import Batches
+from datamodules.loading.store import MemoryStore, Rows
 from datamodules.schema import TargetSpec
-from datamodules.store import MemoryStore, Rows
-from models import losses
-from models.layers import Norm
-from models.mlp import perceptron
-from models.supervised import SupervisedModule
+from models.architectures.mlp import perceptron
+from models.layers.common import Norm
+from models.training import losses
+from models.training.lightning_module import SupervisedModule
 from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.callbacks.progress import Progress
 from trainer.callbacks.random_state import RandomState
-from trainer.loop import Trainer
-from trainer.run import quiet_lightning
+from trainer.loop.trainer import Trainer
+from trainer.run.run import quiet_lightning
 
 EPOCHS = 4
 """Of a round: its figure is of all but the first."""

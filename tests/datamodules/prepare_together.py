@@ -7,8 +7,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datamodules import read
-from datamodules.table import TableDataModule
+from datamodules.readers import read
+from datamodules.tabular import TableDataModule
 
 if __name__ == "__main__":
     path, target, cache = sys.argv[1:]

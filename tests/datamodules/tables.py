@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from datamodules.read import BAD, FILE, LINE, Raw, concat, read_chunks
+from datamodules.readers.read import BAD, FILE, LINE, Raw, concat, read_chunks
 from datamodules.schema import DataError
-from datamodules.table import TableDataModule
+from datamodules.tabular import TableDataModule
 
 
 def read(path: str | Path | Sequence[str], **settings: Any) -> Raw:

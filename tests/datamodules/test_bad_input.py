@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from datamodules import read
-from datamodules.images import ImageFolderDataModule
-from datamodules.read import FILE, LINE
+from datamodules.image_folder import ImageFolderDataModule
+from datamodules.readers import read
+from datamodules.readers.read import FILE, LINE
 from datamodules.schema import DataError
 from datamodules.split import SPLITS, Split
-from datamodules.table import TableDataModule
-from serving.artifact import Artifact
+from datamodules.tabular import TableDataModule
+from inference.artifact import Artifact
 
 ROWS = 60
 PARTS = ["train"] * 36 + ["val"] * 12 + ["test"] * 12

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 
-from datamodules import prepare
-from datamodules.images import TorchvisionDataModule
+from common.cells import clean_text
+from datamodules.image_folder import TorchvisionDataModule
+from datamodules.preparation import pipeline
 from datamodules.schema import DataError
 from datamodules.split import SPLITS
-from datamodules.table import TableDataModule
-from serving.cells import clean_text
-from trainer.config import instantiate
+from datamodules.tabular import TableDataModule
+from trainer.config.instantiate import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -42,7 +42,7 @@ READY: dict[str, tuple[str, tuple[int, int, int], list[str]]] = {
 @pytest.fixture(scope="module", autouse=True)
 def _all_rows_are_kept() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "HEAD", 10**6)
+        patch.setattr(pipeline, "HEAD", 10**6)
         yield
 
 

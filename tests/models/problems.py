@@ -11,13 +11,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from datamodules.loader import Batches
+from datamodules.loading.batch_loader import Batches
+from datamodules.loading.store import MemoryStore
 from datamodules.schema import ImageSpec, InputSpec, TargetSpec, Task, TextSpec
-from datamodules.store import MemoryStore
-from models import losses
-from models.mlp import MLP
-from models.supervised import SupervisedModule
-from trainer.loop import Trainer
+from models.architectures.mlp import MLP
+from models.training import losses
+from models.training.lightning_module import SupervisedModule
+from trainer.loop.trainer import Trainer
 
 INPUTS = InputSpec(
     numbers=("a", "b", "c"), indicators=("b",), categories=(("yes", 3), ("narrow", 5), ("wide", 21), ("wider", 13))

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from sklearn.datasets import load_iris
 
+from common.errors import InputError
+from inference.artifact import Artifact
 from scripts.cloud_train import Machines, bare, cluster, files, mounted, sagemaker, vertex
-from serving.artifact import Artifact
-from serving.errors import InputError
 from tests.conftest import ROOT
 
 SHORT = {"data.target": "target", "trainer.max_epochs": "2", "logger": "none", "baselines": "false"}

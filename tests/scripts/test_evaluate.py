@@ -6,10 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from common.errors import InputError
+from inference.artifact import Artifact
 from scripts.evaluate import evaluate
 from scripts.evaluate import heading as evaluate_heading
-from serving.artifact import Artifact
-from serving.errors import InputError
 from tests.conftest import run_script
 
 
@@ -21,8 +21,8 @@ def test_the_test_rows_get_the_test_metrics_of_the_run(
 ) -> None:
     from omegaconf import OmegaConf
 
-    from datamodules.read import LINE
-    from trainer.config import instantiate
+    from datamodules.readers.read import LINE
+    from trainer.config.instantiate import instantiate
 
     folder: Path = request.getfixturevalue(run)
     datamodule = instantiate(OmegaConf.load(folder / "config.yaml").data)

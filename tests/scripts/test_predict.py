@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from polars.selectors import starts_with
 from polars.testing import assert_frame_equal
 
+from common.errors import InputError
+from inference.artifact import Artifact
+from inference.writers import writing
 from scripts.predict import predict
-from serving.artifact import Artifact
-from serving.errors import InputError
-from serving.write import writing
 from tests.conftest import ROOT, run_script
 
 NUMBERS = ["age", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
@@ -136,10 +136,10 @@ def test_a_table_of_something_else(adult: Artifact, tmp_path: Path) -> None:
 def test_the_artefact_answers_what_the_live_model_answers(
     adult: Artifact, adult_run: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    from datamodules.read import LINE
+    from datamodules.readers.read import LINE
     from datamodules.schema import TargetSpec
-    from models.answers import Answer
-    from trainer.config import instantiate
+    from models.training.prediction_head import Answer
+    from trainer.config.instantiate import instantiate
 
     config = OmegaConf.load(adult_run / "config.yaml")
     datamodule = instantiate(config.data)
@@ -273,7 +273,8 @@ numbers = {{name: torch.tensor([39.0, nan, 1e9]) for name in {NUMBERS[1:]!r}}}
 strings = {{"workclass": [" Private", "Robot", "?"], "sex": ["Male", "", "Female"], "unknown": ["a", "b", "c"]}}
 answers = model({{**numbers, "other": torch.ones(3)}}, strings, {{}})
 assert answers["probabilities"].isfinite().all() and answers["label"].shape == (3,)
-ours = [name for name in sys.modules if name.split(".")[0] in ("datamodules", "models", "serving", "trainer", "polars")]
+packages = ("datamodules", "models", "inference", "common", "trainer", "polars")
+ours = [name for name in sys.modules if name.split(".")[0] in packages]
 print(ours, answers["probabilities"][:, 1].tolist())
 """
     done = subprocess.run(

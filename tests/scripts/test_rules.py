@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 import torch
 
+from common.errors import InputError
 from datamodules.features.dates import calendar
-from datamodules.read import LINE
+from datamodules.readers.read import LINE
 from scripts.rules import make_rules, open_run
-from serving.errors import InputError
 from tests.conftest import run_script
-from trainer.rules import Condition, last_number, shortest
+from trainer.export.tree_rules import Condition, last_number, shortest
 
 Cells = dict[str, str]
 COLOURS = ("red", "blue", "green", "brown")
@@ -271,7 +271,7 @@ def test_runs_without_rules_are_refused(run_here: Callable[..., Path], tmp_path:
         return str(error.value), folder
 
     message, folder = refusal("model=mlp", "model.hidden=[4]", name="mlp")
-    assert message == f"{folder} is a run of models.mlp.MLP: rules can be made of model=tree alone."
+    assert message == f"{folder} is a run of models.architectures.mlp.MLP: rules can be made of model=tree alone."
     message, folder = refusal("model=tree", "model.trees=2", "model.inputs.number_size=4", name="vectors")
     assert message == (
         f"{folder}: its numbers became vectors, of which there are no rules: train with model.inputs.number_size=0."

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, run_script
-from trainer import status
-from trainer.study import JOURNAL, open_study
+from trainer.folders import status
+from trainer.search.study import JOURNAL, open_study
 
 Variables = dict[str, str]
 RUN = ("data=iris", "model.dropout=0.2", "logger=none", "export=none", "baselines=false", "allowed_targets=[tests]")
@@ -61,7 +61,7 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 def test_a_job_that_fails_or_is_killed_leaves_the_others_to_end(tmp_path: Path, slurm: Variables) -> None:
-    models = "model._target_=models.linear.Linear,tests.parts.Broken,tests.parts.Killed"
+    models = "model._target_=models.architectures.linear.Linear,tests.parts.Broken,tests.parts.Killed"
     settings = (*SLURM, "model=linear", models, *RUN[2:], "data=iris", "trainer.max_epochs=2")
     done = run_script("train.py", *settings, f"hydra.sweep.dir={tmp_path}", env=slurm)
     folders = [tmp_path / f"{number}_iris_linear" for number in range(3)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from serving.errors import InputError
+from common.errors import InputError
 
 
 class Dying(Callback):

@@ -6,9 +6,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from models.schedules import flat_cos
-from models.supervised import SupervisedModule
-from serving.errors import InputError
+from common.errors import InputError
+from models.training.lightning_module import SupervisedModule
+from models.training.lr_schedules import flat_cos
 
 
 class Anneal(Callback):

@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from models.supervised import SupervisedModule
-from serving.errors import InputError
+from common.errors import InputError
+from models.training.lightning_module import SupervisedModule
 
 
 class WeightAverage(Callback):

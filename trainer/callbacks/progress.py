@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from models.supervised import SupervisedModule
+from models.training.lightning_module import SupervisedModule
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from models.supervised import SupervisedModule
-from trainer.status import Pruned
-from trainer.study import open_study
+from models.training.lightning_module import SupervisedModule
+from trainer.folders.status import Pruned
+from trainer.search.study import open_study
 
 
 class Pruning(Callback):

@@ -9,8 +9,8 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from common.distributed import ProcessGroup
-from datamodules.loader import Batches
-from trainer.problems import ConfigError
+from datamodules.loading.batch_loader import Batches
+from trainer.config.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class RandomState(Callback):
 
     They are put back when training starts, after all that draws on the way there, so that dropout goes on where it was.
     A process that the run had not before draws anew.
-    The order of the rows needs no state, for it is counted (datamodules/loader.py); where in it an epoch goes on is
+    The order of the rows needs no state, for it is counted (batch_loader.py); where in it an epoch goes on is
     said to the loader here, because Lightning forgets to when a schedule has asked for the length of the run; and that
     the run had stopped early, because it forgets that always.
     """

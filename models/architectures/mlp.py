@@ -1,0 +1,60 @@
+"""Multilayer perceptron on encoded columns."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from datamodules.schema import InputSpec
+from models.layers.common import Dropout, Init, Norm, initialise, make_activation, make_norm, unit_variance
+from models.layers.tabular_embedding import Inputs
+
+
+class MLP(nn.Module):
+    """Blocks of linear, normalisation, activation and dropout, one for each size in `hidden`, then a linear head.
+
+    `inputs` makes the first layer. `init` draws the hidden weights, and "data" scales them in `start`; the head keeps
+    torch's small start, so that the first answers are near to even.
+    Gives (rows, outputs) logits or standardised values.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        outputs: int,
+        *,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        norm: Norm = "none",
+        dropout: float = 0.1,
+        init: Init = "he",
+        inputs: Callable[[InputSpec], Inputs] = Inputs,
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs(spec)
+        self.layers = perceptron(self.inputs.width, hidden, outputs, activation, norm, dropout, init)
+        self.init = init
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        output: Tensor = self.layers(self.inputs(batch))
+        return output
+
+    def start(self, batch: dict[str, Tensor]) -> None:
+        """Looks at training rows before the first step."""
+        if self.init == "data":
+            unit_variance(self, self.layers, batch)
+
+
+def perceptron(
+    width: int, hidden: Sequence[int], outputs: int, activation: str, norm: Norm, dropout: float, init: Init
+) -> nn.Sequential:
+    """The layers of an MLP from `width` values to `outputs`."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers.append(initialise(nn.Linear(width, size), init))
+        if norm != "none":
+            layers.append(make_norm(norm, size))
+        layers.append(make_activation(activation))
+        if dropout > 0:
+            layers.append(Dropout(dropout))
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, outputs))

@@ -1,0 +1,62 @@
+"""Residual perceptron for tables."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from datamodules.schema import InputSpec
+from models.layers.common import BatchNorm, Dropout
+from models.layers.tabular_embedding import Inputs
+
+
+class Block(nn.Module):
+    """Two linear layers, the first to `hidden` values, whose result is added to what comes in. Keeps (rows, size)."""
+
+    def __init__(self, size: int, hidden: int, dropout: float, residual_dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            BatchNorm(size),
+            nn.Linear(size, hidden),
+            nn.ReLU(),
+            Dropout(dropout),
+            nn.Linear(hidden, size),
+            Dropout(residual_dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.layers(x)
+        return x + added
+
+
+class ResNet(nn.Module):
+    """A linear layer to `size` values, `blocks` residual blocks on them, batch norm, ReLU and a linear head.
+
+    ResNet of arXiv 2106.11959. A block has `hidden` values inside, with `dropout`; `residual_dropout` is that of what
+    it adds. `inputs` makes the first layer. Gives (rows, outputs) logits or standardised values.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        outputs: int,
+        *,
+        size: int = 192,
+        blocks: int = 2,
+        hidden: int = 384,
+        dropout: float = 0.25,
+        residual_dropout: float = 0.0,
+        inputs: Callable[[InputSpec], Inputs] = Inputs,
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs(spec)
+        self.layers = nn.Sequential(
+            nn.Linear(self.inputs.width, size),
+            *(Block(size, hidden, dropout, residual_dropout) for _ in range(blocks)),
+            BatchNorm(size),
+            nn.ReLU(),
+            nn.Linear(size, outputs),
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        output: Tensor = self.layers(self.inputs(batch))
+        return output

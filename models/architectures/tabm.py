@@ -1,0 +1,135 @@
+"""TabM: one perceptron that imitates many, whose answers are averaged (arXiv 2410.24210)."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.schema import InputSpec
+from models.layers.common import Dropout, make_activation
+from models.layers.tabular_embedding import Inputs
+from models.training.prediction_head import combine
+
+
+class MemberScale(nn.Module):
+    """Each member's own view of a row: (rows, members or 1, width) times (members, width)."""
+
+    spared = True
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(members, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    @torch.no_grad()
+    def differ(self, sizes: Sequence[int], signs: bool) -> "MemberScale":
+        """One random factor a member and column, for all of the column's values: a sign, or a normal number."""
+        factors = torch.randn(len(self.scale), len(sizes))
+        factors = factors.sign() if signs else factors
+        self.scale.copy_(factors.repeat_interleave(torch.tensor(sizes), 1))
+        return self
+
+
+class SharedLinear(nn.Module):
+    """A linear layer that all members share, between scales of their own: ((x * r) W) * s + b.
+
+    Takes and gives (rows, members, width). Only the first layer's r is random at the start, see `MemberScale.differ`.
+    """
+
+    def __init__(self, members: int, width: int, outer: int) -> None:
+        super().__init__()
+        self.before = MemberScale(members, width)
+        self.linear = nn.Linear(width, outer, bias=False)
+        self.after = MemberScale(members, outer)
+        bound = width**-0.5
+        self.bias = nn.Parameter(torch.empty(outer).uniform_(-bound, bound).repeat(members, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.after(self.linear(self.before(x))) + self.bias
+        return output
+
+
+class Heads(nn.Module):
+    """A linear layer of its own for each member: (rows, members, width) -> (rows, members, outputs)."""
+
+    def __init__(self, members: int, width: int, outputs: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(members, width, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("rmw,mwo->rmo", x, self.weight) + self.bias
+
+
+class TabM(nn.Module):
+    """`members` perceptrons of the sizes `hidden` that share their weights: weak alone, strong on average.
+
+    `variant`: "mini" gives the members only different views of the row and heads of their own; "full" also scales and
+    biases of their own in each layer. `keep`: members that remain once training has ended, chosen on the validation
+    rows, for speed; None keeps all.
+
+    Gives (rows, members, outputs) logits or standardised values.
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        outputs: int,
+        *,
+        members: int = 32,
+        variant: Literal["mini", "full"] = "mini",
+        hidden: Sequence[int] = (512, 512),
+        activation: str = "relu",
+        dropout: float = 0.1,
+        keep: int | None = None,
+        inputs: Callable[[InputSpec], Inputs] = Inputs,
+    ) -> None:
+        super().__init__()
+        if keep is not None and not 1 <= keep <= members:
+            raise ValueError(f"model.keep={keep}: must be from 1 to the {members} of model.members, or null.")
+        self.keep = keep
+        self.inputs = inputs(spec)
+        width = self.inputs.width
+        signs = self.inputs.bent is None  # bent numbers are vectors, of which a sign would change too little
+        self.views: nn.Module = nn.Identity()
+        if variant == "mini":
+            self.views = MemberScale(members, width).differ(self.inputs.sizes, signs)
+        layers: list[nn.Module] = []
+        for index, size in enumerate(hidden):
+            if variant == "mini":
+                layers.append(nn.Linear(width, size))
+            else:
+                layers.append(shared := SharedLinear(members, width, size))
+                if index == 0:
+                    shared.before.differ(self.inputs.sizes, signs)
+            layers += [make_activation(activation), Dropout(dropout)]
+            width = size
+        self.layers = nn.Sequential(*layers)
+        self.heads = Heads(members, width, outputs)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        output: Tensor = self.heads(self.layers(self.views(self.inputs(batch).unsqueeze(1))))
+        return output
+
+    @torch.no_grad()
+    def select(self, members: Sequence[int]) -> None:
+        """Keeps these members alone."""
+        for module in self.modules():
+            if isinstance(module, MemberScale | SharedLinear | Heads):
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(parameter[list(members)]))
+
+
+@torch.no_grad()
+def choose_members(output: Tensor, truth: Tensor, loss: nn.Module, task: str, keep: int) -> list[int]:
+    """The `keep` members of `output` (rows, members, k) whose mean has the smallest loss, found one after another."""
+    chosen: list[int] = []
+    while len(chosen) < keep:
+        others = [member for member in range(output.shape[1]) if member not in chosen]
+        losses = [float(loss(combine(output[:, [*chosen, member]], task), truth)) for member in others]
+        chosen.append(others[losses.index(min(losses))])
+    return sorted(chosen)

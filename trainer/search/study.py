@@ -1,0 +1,181 @@
+"""A study of Optuna: where it is kept, its best trial as a command, and what is said of it at its end."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from common.errors import InputError
+from trainer.config.errors import Problem
+from trainer.config.settings import Setting, argument
+from trainer.folders import status
+from trainer.folders.tables import short
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+SAVED = "search.yaml"
+"""In the folder of a search: all its settings."""
+JOURNAL = "study.journal"
+TRIAL = "trial_"
+"""Of a trial's folder, before its number: hydra.sweep.subdir of a search."""
+FREE = (
+    "search.n_trials",
+    "search.n_jobs",
+    "hydra.sweep.dir",
+    "hydra.mode",
+    "hydra.launcher",
+    "hydra/launcher",
+    "cluster",
+)
+"""Beginnings of keys that may be others when a search goes on."""
+OF_SEARCH = ("search", "callbacks.pruning", "study", "cluster", "hydra")
+"""Settings that a trial is not retrained with."""
+STARTUP, WARMUP = 5, 5
+"""Trials that the median pruner lets end before it compares, and epochs of each that it leaves alone."""
+
+
+def open_study(
+    storage: str,
+    name: str,
+    *,
+    pruner: str = "none",
+    epochs: int | None = None,
+    better: Sequence[str] | None = None,
+    new: bool = False,
+) -> "Study":
+    """The study of this name in a file or a database; a new one where there is none and `better`, min or max for each
+    objective, is given.
+
+    `epochs` are the most that a trial may have. Raises InputError where the storage cannot be used or has no such
+    study, or has it though it is to be `new`.
+    """
+    import optuna
+    from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.study import StudyDirection
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    chosen: BasePruner = NopPruner()
+    if pruner == "median":
+        chosen = MedianPruner(STARTUP, WARMUP)
+    elif pruner == "hyperband":
+        chosen = HyperbandPruner(max_resource="auto" if epochs in (None, -1) else epochs)
+    try:
+        place = storage if "://" in storage else JournalStorage(JournalFileBackend(storage))
+        if better is None:
+            return optuna.load_study(study_name=name, storage=place, pruner=chosen)
+        directions = [StudyDirection.MINIMIZE if each == "min" else StudyDirection.MAXIMIZE for each in better]
+        return optuna.create_study(
+            study_name=name, storage=place, pruner=chosen, directions=directions, load_if_exists=not new
+        )
+    except optuna.exceptions.DuplicatedStudyError as error:
+        raise InputError(
+            f"{storage} has a study {name} already, of another search: choose another hydra.sweep.dir, whose last part"
+            " is the name of the study."
+        ) from error
+    except KeyError as error:
+        raise InputError(f"{storage} has no study {name}.") from error
+    except ImportError as error:
+        raise InputError(f"search.storage={storage} needs a driver: {error.__cause__ or error}.") from error
+    except (SQLAlchemyError, ValueError, OSError) as error:
+        raise InputError(f"search.storage={storage} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def sampler(name: str, seed: int, trials: int) -> "BaseSampler":
+    """The sampler of this name for a study that has so many `trials`: it does not draw the same again."""
+    from optuna.samplers import CmaEsSampler, RandomSampler, TPESampler
+
+    kind: Any = {"tpe": TPESampler, "cmaes": CmaEsSampler}.get(name, RandomSampler)
+    chosen: BaseSampler = kind(seed=(seed + trials) % 2**32)
+    return chosen
+
+
+def storage_of(config: DictConfig, folder: Path) -> str:
+    """Where the study of a search in `folder` is kept: a file, or the URL of a database."""
+    storage = config.search.storage
+    return str((folder / JOURNAL).absolute()) if storage is None else str(storage)
+
+
+def best_trials(study: "Study") -> list["FrozenTrial"]:
+    """The best trial, or all of which none is better in every objective; empty where no trial was completed."""
+    best = sorted(study.best_trials, key=lambda trial: trial.number)
+    return best[:1] if len(study.directions) == 1 else best
+
+
+def objectives(config: DictConfig) -> list[str]:
+    """What a search compares its trials by, the monitor first."""
+    return [config.monitor, *config.search.objectives]
+
+
+def counts(study: "Study") -> str:
+    """How many trials ended how, in words."""
+    words = {
+        "COMPLETE": "completed",
+        "PRUNED": "pruned",
+        "FAIL": "failed",
+        "RUNNING": "broken off",
+        "WAITING": "to come",
+    }
+    states = Counter(trial.state.name for trial in study.trials)
+    return ", ".join(f"{states[name]} {word}" for name, word in words.items() if states[name])
+
+
+def shown_values(trial: "FrozenTrial", names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values or (), strict=False))
+
+
+def problem(key: str, what: str) -> Problem:
+    return Problem("command line", key, what)
+
+
+def conclude(folder: Path) -> list[int]:
+    """Draws the study of the search in `folder`, and says its best trial, or all of which none is better in every
+    objective; or how to go on where it was broken off. Returns what the search exits with, if not with 0."""
+    from trainer.search.plots import draw
+
+    config: Any = OmegaConf.load(folder / SAVED)
+    study, names, where = open_study(storage_of(config, folder), config.search.study), objectives(config), short(folder)
+    best = best_trials(study)
+    print(f"trials       {counts(study) or 'none'}")
+    if sum(trial.state.is_finished() for trial in study.trials) < config.search.n_trials:
+        print(f"go on with   python train.py {argument('sweep.resume', where)}")
+        return [1]
+    if not best:
+        print("no trial was completed: what is above, or train.log of each, says why")
+        runs = [status.read(folder / f"{TRIAL}{trial.number}") for trial in study.trials]
+        return [1 if run is None else run.exit_code or 1 for run in runs]
+    for trial in best:
+        settings = ", ".join(f"{key}={_shown(value)}" for key, value in trial.params.items())
+        print(f"best         trial {trial.number}: {shown_values(trial, names)}, with {settings}")
+    print(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
+    one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
+    print(f"retrain it   python train.py experiment=best {argument('study', one)}")
+    return []
+
+
+def other_command(command: list[Setting], begun: Path) -> str | None:
+    """What is not as in the command that a search was begun by, if anything."""
+    then, now = (
+        {setting.line.lstrip("+") for setting in settings if not setting.key.startswith(FREE)}
+        for settings in ([Setting(str(line)) for line in OmegaConf.load(begun)], command)
+    )
+    if then == now:
+        return None
+    differing = [f"it had {line}" for line in sorted(then - now)] + [f"not {line}" for line in sorted(now - then)]
+    return (
+        f"{begun.parent} holds a search that was begun by another command: {', '.join(differing)}. Give it as it was,"
+        " or choose another folder."
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

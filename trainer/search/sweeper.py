@@ -1,0 +1,204 @@
+"""`search=...`: a sweeper for Hydra that lets Optuna choose the settings of each trial.
+
+A trial is a run in a folder of its own below the search's. How it ended is read from its status.json, so that a search
+that was killed goes on with what it left, and what went on without it counts.
+"""
+
+import json
+import logging
+import math
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from common.atomic_write import write_whole
+from common.errors import EXIT_CODE, InputError
+from trainer.config.settings import quoted
+from trainer.folders import status
+from trainer.folders.layout import LAST
+from trainer.search.search_space import distribution, grid
+from trainer.search.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of
+from trainer.search.trial_workers import Worker, launch
+from trainer.sweep.local_launcher import LocalLauncher, config_flags, shares
+from trainer.sweep.resources import ended_by_sigterm, resources
+from trainer.sweep.slurm_launcher import SlurmLauncher
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+log = logging.getLogger(__name__)
+
+OUTPUT = "workers.log"
+"""What the trials print, in the folder of the search."""
+
+
+class Search:
+    """Carries out trials until the study has `search.n_trials` of them, `search.n_jobs` at once.
+
+    With Hydra's basic launcher in processes that each carry out one trial after another, else each by a launch of its
+    own; so the next trial begins as soon as one ends. `lines` are the overrides of all trials, as the sweeper got them;
+    `run` carries out a trial in a worker.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        launcher: Launcher,
+        loader: ConfigLoader,
+        lines: list[str],
+        run: Callable[[list[str]], None],
+    ) -> None:
+        self.config, self.launcher, self.loader, self.lines = config.copy(), launcher, loader, lines
+        self.run_trial = run
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.running: dict[Future[None], tuple[Trial | FrozenTrial, Worker | None]] = {}
+
+    def run(self) -> None:
+        try:
+            with ended_by_sigterm():
+                self._begin()
+                try:
+                    self._carry_out()
+                except BaseException:
+                    self._end_trials()
+                    raise
+        except InputError as error:  # of which Hydra would print a traceback
+            log.error("%s", error)
+            sys.exit(EXIT_CODE)
+
+    def _begin(self) -> None:
+        """Opens the study, a new one where there is none, and settles what all trials share."""
+        config, lines = self.config, self.lines
+        parsed = OverridesParser.create(self.loader).parse_overrides(lines)
+        command = {override.key_or_group: override for override in parsed}  # the last of each key
+        space = {each.get_key_element(): each for each in command.values() if each.is_sweep_override()}
+        self.space = {key: distribution(override) for key, override in space.items()}
+        self.objectives = objectives(config)
+        one_run = config.cross_validate is None and config.ensemble is None
+        self.resumes = one_run and config.callbacks
+        search, storage = config.search, storage_of(config, self.folder)
+        saved = self.folder / SAVED
+        with open_dict(config):
+            search.study = OmegaConf.load(saved).search.study if saved.exists() else self.folder.name
+            if search.pruner != "none" and (len(self.objectives) > 1 or not one_run):
+                log.info("search.pruner=none: only one run with one objective can be pruned")
+                search.pruner = "none"
+        better = [config.mode, *search.objectives.values()]
+        epochs = config.trainer.max_epochs
+        new = search.storage is not None and not saved.exists()  # where other searches may have theirs too
+        self.study = open_study(storage, search.study, pruner=search.pruner, epochs=epochs, better=better, new=new)
+        self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
+        points = grid(space)[: search.n_trials] if search.sampler == "grid" else []
+        search.n_trials = len(points) or search.n_trials
+        write_whole(saved, OmegaConf.to_yaml(config).encode())
+        for point in points:
+            self.study.enqueue_trial(point, skip_if_exists=True)
+
+        filled = {"study": search.study, "storage": storage, "pruner": search.pruner}
+        trial_only = [line for line in search.overrides if line.partition("=")[0] not in command]
+        given = [str(each.input_line) for each in command.values() if not each.is_sweep_override()]
+        self.settings = [*trial_only, *given, *(f"search.{key}={quoted(value)}" for key, value in filled.items())]
+        self.n_trials, self.n_jobs = search.n_trials, search.n_jobs
+        done = counts(self.study) or "none"
+        log.info("study %s in %s: %s of %d trials", search.study, storage, done, self.n_trials)
+
+    def _trials(self) -> Iterator["Trial | FrozenTrial"]:
+        """Those that a search left, then new ones."""
+        from optuna.trial import TrialState
+
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
+            if trial.params.keys() == self.space.keys():
+                yield trial
+            else:  # the search was killed while it asked for its settings
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        while sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False)) < self.n_trials:
+            yield self.study.ask(self.space)
+
+    def _carry_out(self) -> None:
+        trials = self._trials()
+        free = list(self._workers())
+        while True:
+            while free and (trial := next(trials, None)) is not None:
+                worker = free.pop()
+                self.running[self._launch(trial, worker)] = trial, worker
+            if not self.running:
+                break
+            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+                trial, worker = self.running.pop(future)
+                error = future.exception()
+                if error is not None and worker is None and status.read(self._folder(trial)) is None:
+                    raise error  # of the launcher; the trial did not begin, and does in the search that goes on
+                self._tell(trial, error)
+                free.append(worker)
+
+    def _end_trials(self) -> None:
+        """Those at work leave their checkpoints. A worker that Ctrl-C has reached too ends as it was about to."""
+        log.info("ending the trials: each leaves a checkpoint")
+        if isinstance(self.launcher, SlurmLauncher):
+            self.launcher.cancel()
+        for process in multiprocessing.active_children():
+            process.terminate()
+        wait(future for future, (_, worker) in self.running.items() if worker is not None)
+
+    def _workers(self) -> Sequence[Worker | None]:
+        """None where the launcher has its own."""
+        if not isinstance(self.launcher, BasicLauncher | LocalLauncher):
+            return [None] * self.n_jobs
+        trainer = self.config.trainer
+        each = shares(resources(trainer).devices, trainer.accelerator, self.n_jobs)
+        return [Worker(self.run_trial, share, self.folder / OUTPUT) for share in each]
+
+    def _launch(self, trial: "Trial | FrozenTrial", worker: Worker | None) -> Future[None]:
+        folder = self._folder(trial)
+        overrides = [*self.settings, *(f"{key}={value}" for key, value in trial.params.items())]
+        overrides.append(f"search.trial={trial.number}")
+        if self.resumes and (folder / LAST).exists():
+            overrides.append(f"resume={quoted(folder / LAST)}")
+        if worker is None:
+            return launch(self.launcher, folder, overrides, trial.number)
+        of_hydra = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+        return worker.submit(folder, [*config_flags(), *overrides, *of_hydra])
+
+    def _folder(self, trial: "Trial | FrozenTrial") -> Path:
+        return self.folder / f"{TRIAL}{trial.number}"
+
+    def _tell(self, trial: "Trial | FrozenTrial", error: BaseException | None) -> None:
+        """Records how a trial ended, and says it."""
+        from optuna.trial import TrialState
+
+        folder = self._folder(trial)
+        ended, values, state = status.read(folder), None, TrialState.FAIL
+        if error is not None:
+            what = f"failed: {error}"
+        elif ended is None or ended.state in ("running", "interrupted"):
+            what = "failed: its process was ended"
+        elif ended.state == "pruned":
+            what, state = str(ended.error), TrialState.PRUNED
+        elif ended.state == "failed":
+            what = f"failed: {ended.error} ({folder / 'train.log'})"
+        else:
+            values = self._values(folder, ended.value)
+            finite = all(math.isfinite(value) for value in values)
+            state, values = (TrialState.COMPLETE, values) if finite else (TrialState.FAIL, None)
+            what = ", ".join(f"{name} {value:.5g}" for name, value in zip(self.objectives, values or [], strict=False))
+            what = what or "failed: what it was to measure is not finite"
+        self.study.tell(trial.number, values, state)
+        log.info("trial %d of %d: %s", trial.number, self.n_trials, what)
+
+    def _values(self, folder: Path, monitored: float | None) -> list[float]:
+        """Of each objective. Raises InputError where a run does not measure one."""
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for name in self.objectives[1:]:
+            if name not in metrics:
+                raise InputError(f"search.objectives: no run measures {name}. It may be {', '.join(metrics)}.")
+        values = [monitored, *(metrics[name] for name in self.objectives[1:])]
+        return [math.nan if value is None else float(value) for value in values]

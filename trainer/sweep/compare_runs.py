@@ -1,0 +1,216 @@
+"""Runs side by side: how they stand, which of their settings differ, their metrics; all of it read from their folders,
+so that other processes and machines may have run them. Neither torch nor Lightning is imported."""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.errors import InputError
+from trainer.config.settings import leaves
+from trainer.config.signatures import show
+from trainer.folders.status import STATES, STATUS, Status, read
+from trainer.folders.tables import render, short, table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+OWN = ("resume", "search.trial", "search.n_trials", "search.n_jobs")
+"""Settings of one start of a run, not of the run."""
+HEADLINE = ("accuracy", "auroc", "log_loss", "rmse", "r2")
+"""Metrics that a table shows, measured on test rows where they were."""
+MOST = 6
+"""Settings that a table shows; files have all that differ."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time, where it was built
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read. `number`: of the job in its sweep; `settings`: by full key, as they were given, with
+    references to others; `choices`: the option of each group, such as model; `overrides`: of the command."""
+
+    folder: Path
+    number: int | None
+    status: Status
+    settings: dict[str, Any]
+    choices: dict[str, Any]
+    overrides: list[str]
+    metrics: dict[str, float | None]
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run folder itself, or those below it. Raises InputError where there are none."""
+    if not path.is_dir():
+        raise InputError(f"there is no folder {path}: give run folders, or folders of runs such as a sweep's.")
+    if (path / STATUS).exists():
+        return [path]
+    found = sorted(each.parent for each in path.rglob(STATUS))
+    if not found:
+        raise InputError(f"{path} holds no run: neither it nor a folder below it has a {STATUS}.")
+    return found
+
+
+def read_run(folder: Path) -> Run:
+    """Raises InputError where the folder has no readable status."""
+    status = read(folder)
+    if status is None:
+        raise InputError(f"{folder} is no run folder: it has no {STATUS}.")
+    hydra = _load(folder / ".hydra" / "hydra.yaml").get("hydra", {})
+    number = hydra.get("job", {}).get("num")
+    path = folder / "metrics.json"
+    return Run(
+        folder=folder,
+        number=number if isinstance(number, int) else None,  # "???" of a run that is no job
+        status=status,
+        settings=dict(leaves(_load(folder / ".hydra" / "config.yaml"))),
+        choices={name: value for name, value in hydra.get("runtime", {}).get("choices", {}).items() if "/" not in name},
+        overrides=[line for line in hydra.get("overrides", {}).get("task", []) if _key(line) not in OWN],
+        metrics=json.loads(path.read_text()) if path.exists() else {},
+    )
+
+
+def ranked(runs: Sequence[Run]) -> list[Run]:
+    """Those with a value first, the best of them foremost; then by state. Runs of several monitors stay in their order
+    inside a state."""
+    same = len({(run.status.monitor, run.status.mode) for run in runs}) == 1
+
+    def rank(run: Run) -> tuple[int, bool, float]:
+        value = run.status.value
+        if not same or value is None:
+            return STATES.index(run.status.state), True, 0.0
+        return STATES.index(run.status.state), False, value if run.status.mode == "min" else -value
+
+    return sorted(runs, key=rank)
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs: by key the value of each run, None where it has none.
+
+    Of a group whose option differs, such as model, the option stands for all in it that no command has set.
+    """
+    groups = {
+        name: values
+        for name in dict.fromkeys(name for run in runs for name in run.choices)
+        if _differ(values := [run.choices.get(name) for run in runs])
+    }
+    given = {_key(line) for run in runs for line in run.overrides}
+    found = dict(groups)
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        values = [run.settings.get(key) for run in runs]
+        follows = key.partition(".")[0] in groups and key not in given
+        if _differ(values) and not follows and key not in OWN:
+            found[key] = values
+    return found
+
+
+def frame(runs: Sequence[Run]) -> "pl.DataFrame":
+    """A row for each run: how it stands, its command, the settings that differ, all metrics."""
+    import polars as pl
+
+    columns: dict[str, list[Any]] = {
+        "job": [run.number for run in runs],
+        "state": [run.status.state for run in runs],
+        "monitor": [run.status.monitor for run in runs],
+        "value": [run.status.value for run in runs],
+        "seconds": [run.status.seconds for run in runs],
+        "error": [run.status.error for run in runs],
+        "started": [run.status.started for run in runs],
+        "folder": [str(run.folder) for run in runs],
+        "overrides": [shlex.join(run.overrides) for run in runs],
+        **differing(runs),
+    }
+    for name in sorted({name for run in runs for name in run.metrics}):
+        columns[name] = [run.metrics.get(name) for run in runs]
+    return pl.DataFrame([_series(name, values) for name, values in columns.items()])
+
+
+def side_by_side(runs: Sequence[Run], title: str) -> str:
+    """The table of ranked runs, and below it why some have failed."""
+    settings = differing(runs)
+    shown = dict(list(settings.items())[:MOST])
+    monitors = {run.status.monitor for run in runs}
+    value = monitors.pop() if len(monitors) == 1 else "value"
+    metrics = [name for name in headline(runs) if name != value]
+    first, names = _names(runs)
+    numeric = ("job", value, *metrics, "seconds")
+    made = table(title, first, *shown, value, *metrics, "seconds", "state", numeric=numeric)
+    for column in made.columns:
+        column.header = re.sub("[./]", r"\g<0>\n", str(column.header))
+    for row, run in enumerate(runs):
+        status = run.status
+        measured = [_number(each) for each in (status.value, *map(run.metrics.get, metrics))]
+        seconds = "" if status.seconds is None else f"{status.seconds:,.1f}"
+        made.add_row(names[row], *(_brief(values[row]) for values in shown.values()), *measured, seconds, status.state)
+    lines = [render(made)]
+    if len(settings) > MOST:
+        lines.append(f"and {len(settings) - MOST} more settings differ: {', '.join(list(settings)[MOST:])}")
+    lines += [
+        f"{first} {name} {run.status.state}: {run.status.error} ({short(run.folder)})"
+        for name, run in zip(names, runs, strict=True)
+        if run.status.state in ("failed", "interrupted")
+    ]
+    return "\n".join(lines)
+
+
+def headline(runs: Sequence[Run]) -> list[str]:
+    """The names of a few metrics that the runs have."""
+    measured = {name for run in runs for name in run.metrics}
+    split = "test" if any(name.startswith("test/") for name in measured) else "val"
+    return [f"{split}/{name}" for name in HEADLINE if f"{split}/{name}" in measured]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _names(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """What a table calls the runs, and the name of each: jobs of one sweep have numbers."""
+    numbers = [str(run.number) for run in runs]
+    if None not in [run.number for run in runs] and len(set(numbers)) == len(numbers):
+        return "job", numbers
+    names = [run.folder.name for run in runs]
+    return "run", names if len(set(names)) == len(names) else [str(short(run.folder)) for run in runs]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Empty where it is absent, or where the run was killed while Hydra wrote it."""
+    try:
+        tree = yaml.load(path.read_text(), LOADER)
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _differ(values: list[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def _series(name: str, values: list[Any]) -> "pl.Series":
+    """Numbers where all are numbers, else text."""
+    import polars as pl
+
+    given = [value for value in values if value is not None]
+    if all(type(value) is int for value in given) and given:
+        return pl.Series(name, values, pl.Int64)
+    if all(type(value) in (int, float) for value in given) and given:
+        return pl.Series(name, values, pl.Float64)
+    return pl.Series(name, [None if value is None else _cell(value) for value in values], pl.String)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else show(value)
+
+
+def _brief(value: Any) -> str:
+    """For a table: of a number that a search drew, the digits that tell."""
+    text = _cell(value)
+    return f"{value:.5g}" if isinstance(value, float) and len(text) > 7 else text
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.5g}"
