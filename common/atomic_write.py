@@ -7,7 +7,7 @@ UNFINISHED = ".unfinished"
 """Ending of what is being written: of no use once nobody writes in the folder."""
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Writes under a temporary name, waits for the disk, and renames: whenever the process is killed, a reader finds
     the old file or the new one. Raises OSError, and leaves the old file as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")

@@ -38,7 +38,7 @@ def as_text(series: pl.Series) -> pl.Series:
     return text.str.replace(_WHOLE, "${1}") if series.dtype.is_float() else text
 
 
-def distinct(series: pl.Series) -> tuple[pl.Series, pl.Series]:
+def factorize(series: pl.Series) -> tuple[pl.Series, pl.Series]:
     """The different cells of a column of text, and the place of each cell among them, null of null.
 
     A Categorical has them at hand, and perhaps some more that other series of its `pl.Categories` have.
@@ -54,8 +54,8 @@ def clean_text(series: pl.Series, missing: Sequence[str]) -> pl.Series:
 
     The rules of `datamodules.features.categories.clean`, which the artefact carries.
     """
-    if few(series):
-        different, places = distinct(series)
+    if is_low_cardinality(series):
+        different, places = factorize(series)
         return clean_text(different, missing).gather(places).alias(series.name)
     text = as_text(series).str.replace_all("\u00a0", " ", literal=True).str.strip_chars(BLANKS)
     if text.str.contains(_WHOLE).any():  # few columns have such cells, and to look is four times as fast
@@ -71,8 +71,8 @@ def as_number(series: pl.Series, missing: Sequence[str]) -> tuple[pl.Series, pl.
     if series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null):
         values = series.cast(pl.Float64)
         return _finite(values), pl.repeat(False, len(series), eager=True).alias(series.name)
-    if few(series):
-        different, places = distinct(series)
+    if is_low_cardinality(series):
+        different, places = factorize(series)
         values, bad = as_number(different, missing)
         return values.gather(places).alias(series.name), bad.gather(places).fill_null(False).alias(series.name)
     text = as_text(series)
@@ -110,8 +110,8 @@ def as_date(series: pl.Series, missing: Sequence[str], day_first: bool) -> tuple
         moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
         unit = {"ms": 1e3, "us": 1e6, "ns": 1e9}[getattr(moments.dtype, "time_unit", "ns")]
         return moments.to_physical() / unit, pl.repeat(False, len(series), eager=True).alias(series.name)
-    if few(series):
-        different, places = distinct(series)
+    if is_low_cardinality(series):
+        different, places = factorize(series)
         seconds, bad = as_date(different, missing, day_first)
         return seconds.gather(places).alias(series.name), bad.gather(places).fill_null(False).alias(series.name)
     text = clean_text(series, missing)
@@ -179,7 +179,7 @@ def between(values: pl.Series, low: float | None, high: float | None) -> pl.Seri
     return inside.fill_null(True)
 
 
-def few(series: pl.Series) -> bool:
+def is_low_cardinality(series: pl.Series) -> bool:
     """Whether this is a column of text with few different cells: to look each up takes a fifth of reading it anew."""
     if isinstance(series.dtype, pl.Categorical):
         return True

@@ -118,3 +118,20 @@ def as_key(name: str) -> str:
 
 class DataError(InputError):
     """Data that cannot be used as it is; the message says what is wrong, where, and what to do."""
+
+
+SEPARATING = r"[\s.,;:!?'\"`_-]+"
+"""Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
+
+
+OWN = "lathe."
+"""Begins the names of columns that are Lathe's own, not the table's."""
+
+
+COPY = OWN + "copy"
+"""Equal for rows that are exact copies of each other."""
+
+
+def count(number: int, what: str) -> str:
+    """ "1 row", "2,000 rows"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 
 from common.cells import MISSING, as_date, as_number, as_text, clean_text, day_first
-from datamodules.preparation.clean import count
-from datamodules.schema import DataError, Task
+from datamodules.schema import DataError, Task, count
 
 log = logging.getLogger(__name__)
 

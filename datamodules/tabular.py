@@ -16,16 +16,17 @@ from torch import Tensor
 
 from common import cells
 from common.distributed import ProcessGroup
+from common.hardware import free_memory
 from common.torchscript import quiet
 from datamodules.audit.audit import Finding, refuse
 from datamodules.features import as_tensor
 from datamodules.features.numbers import Scaling
 from datamodules.features.wordpiece import read_vocabulary
 from datamodules.loading.batch_loader import Batches
-from datamodules.loading.store import CPU, DiskStore, Rows, Store, as_bytes, choose, draw, free_memory, take
+from datamodules.loading.store import CPU, DiskStore, Rows, Store, as_bytes, choose, draw, take
 from datamodules.preparation.cache import find_or_make, key
 from datamodules.preparation.clean import as_range, as_rules
-from datamodules.preparation.pipeline import FACTS, FEATURES, PARTS, PLACES, QUARANTINE, Preparation
+from datamodules.preparation.pipeline import FEATURES, METADATA, PARTS, PLACES, QUARANTINE, Preparation
 from datamodules.preparation.settings import Settings
 from datamodules.readers.read import LINE, STANDARD_INPUT, Raw, find, read_share
 from datamodules.schema import Column, DataError, InputSpec, Kind, TargetSpec, input_spec, target_spec
@@ -217,11 +218,11 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
 
     def _open(self, limit: int) -> None:
         folder = self._folder
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / METADATA).read_text())
         self.columns = [Column(**column) for column in facts["columns"]]
         self.inputs = input_spec(facts["inputs"])
         self.target = target_spec(facts["target"])
-        self.described: dict[str, Any] = facts["described"]
+        self.serving_schema: dict[str, Any] = facts["described"]
         self.splits = facts["splits"]
         self.prepared = _digest([facts[name] for name in FITTED], folder, facts["parts"])
         self.findings = [Finding(**finding) for finding in facts["findings"]]
@@ -281,7 +282,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         """The first cleaned rows of a split, `datamodules.preparation.pipeline.HEAD` at most."""
         return pl.read_parquet(self._folder / f"{split}.parquet")
 
-    def places(self, split: SplitName) -> pl.DataFrame:
+    def row_locations(self, split: SplitName) -> pl.DataFrame:
         """File and line (FILE, LINE) of each row of a split, in the order of its store."""
         return pl.concat([pl.read_parquet(file.with_suffix(PLACES)) for file in self._parts[split]])
 
@@ -290,7 +291,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         `datamodules.preparation.pipeline.HEAD`.
         """
         frame = self.frame(split).head(rows)
-        kinds = {column["name"]: column["kind"] for column in self.described["columns"]}
+        kinds = {column["name"]: column["kind"] for column in self.serving_schema["columns"]}
         pixels = self.head(split, rows) if self.inputs.images else {}
         return (
             {name: as_tensor(frame[name]) for name, kind in kinds.items() if kind in ("number", "date")},
@@ -302,7 +303,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
         """What serving must know: "columns", in order, for checks and flags; the names of "unused" ones; "target"; and
         "reference", for drift.
         """
-        return self.described
+        return self.serving_schema
 
 
 def _digest(facts: Sequence[Any], folder: Path, parts: Mapping[str, Sequence[Any]]) -> str:

@@ -35,18 +35,18 @@ def writing(path: str) -> Iterator[Append]:
     target = Path(path)
     if target.suffix not in SINKS:
         raise InputError(f"{path}: rows cannot be written as '{target.suffix}'. End the name with {', '.join(SINKS)}.")
-    with blame(path):
+    with as_input_error(path):
         folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
     with folder as name:
         parts: list[Path] = []
 
         def append(frame: pl.DataFrame) -> None:
             parts.append(Path(name) / f"{len(parts)}.part")
-            with blame(path):
+            with as_input_error(path):
                 frame.write_parquet(parts[-1])
 
         yield append
-        with blame(path):
+        with as_input_error(path):
             whole = Path(name) / target.name
             SINKS[target.suffix](pl.scan_parquet(parts), whole)
             whole.replace(target)
@@ -65,7 +65,7 @@ def _to_standard_output() -> Append:
 
 
 @contextmanager
-def blame(path: str) -> Iterator[None]:
+def as_input_error(path: str) -> Iterator[None]:
     """What the system refuses of a file to be written, as an InputError that names it."""
     try:
         yield

@@ -23,7 +23,7 @@ from common.errors import EXIT_CODE, InputError
 from datamodules.readers.read import read_chunks
 from datamodules.schema import TargetSpec
 from inference.artifact import ROW, Artifact
-from inference.writers import blame
+from inference.writers import as_input_error
 from models.training import metrics
 from scripts.predict import add_reading, reading, tell_columns
 
@@ -94,7 +94,7 @@ def main() -> None:
         values = evaluate(artifact, given.input, **reading(given))
         if given.output is not None:
             plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            with blame(str(given.output)):
+            with as_input_error(str(given.output)):
                 given.output.write_text(json.dumps(plain, indent=2))
     except InputError as error:
         print(error, file=sys.stderr)

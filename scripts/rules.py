@@ -23,10 +23,10 @@ from common.errors import EXIT_CODE, InputError
 from datamodules.loading.batch_loader import Batches
 from datamodules.schema import Task
 from datamodules.tabular import SplitName, TableDataModule
-from inference.writers import blame
+from inference.writers import as_input_error
 from models.architectures.tree import HardTrees, Tree, harden, prune, refit
 from models.training import metrics
-from models.training.prediction_head import Answer, all_logits, labels, to_units
+from models.training.prediction_head import PredictionHead, all_logits, labels, to_units
 from trainer.config.instantiate import instantiate
 from trainer.export.tree_rules import Reader, Rules, in_units
 
@@ -153,7 +153,7 @@ def make_rules(folder: Path) -> str:
     rules, unfitted, distance = make(config, datamodule, network, threshold)
 
     target = datamodule.target
-    soft = Answer(target)
+    soft = PredictionHead(target)
     soft.temperature = settled.get("fit/temperature", 1.0)
 
     def hard(trees: HardTrees) -> Callable[[Batch], Tensor]:
@@ -184,7 +184,7 @@ def make_rules(folder: Path) -> str:
     text = "\n".join(lines) + "\n"
     plain = rules.plain() | {"measured": measured, "near": near, "gates_off_by": distance}
     for name, content in {"rules.txt": text, "rules.json": json.dumps(plain, indent=1)}.items():
-        with blame(str(folder / name)):
+        with as_input_error(str(folder / name)):
             (folder / name).write_text(content)
     return text
 

@@ -20,7 +20,7 @@ from datamodules.readers.read import BAD, FILE, LINE
 from datamodules.schema import TargetSpec
 from datamodules.tabular import TableDataModule
 from inference.artifact import Artifact
-from models.training.prediction_head import Answer
+from models.training.prediction_head import PredictionHead
 from scripts.predict import predict
 from tests.conftest import run_script
 from trainer.config.instantiate import instantiate
@@ -208,10 +208,10 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
 
 def live_answers(datamodule: TableDataModule, network: nn.Module, file: Path) -> pl.DataFrame:
     """`line` and `probability` of the rows of a file, as the network answers what training made of them."""
-    places = datamodule.places("test")
+    places = datamodule.row_locations("test")
     batch = datamodule.head("test", len(places))
     with torch.inference_mode():
-        answers = Answer(TargetSpec("y", "binary", ("no", "yes")))(network(batch))[:, 1]
+        answers = PredictionHead(TargetSpec("y", "binary", ("no", "yes")))(network(batch))[:, 1]
     found = places.select(line=LINE, file=FILE).with_columns(probability=pl.Series(answers.numpy()))
     return found.filter(pl.col("file") == str(file)).select("line", "probability")
 

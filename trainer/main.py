@@ -23,11 +23,11 @@ from common.errors import EXIT_CODE, InputError
 from trainer.command.prepare import prepare
 from trainer.config.composer import composer, parse_arguments
 from trainer.config.errors import ConfigError
+from trainer.config.fast_imports import fast_imports
 from trainer.config.settings import Setting
-from trainer.folders.fast_imports import lean
 from trainer.folders.layout import LAST, checkpoints, save_overrides, what_next
-from trainer.folders.signals import Interrupted, hand_over, watch
-from trainer.folders.status import Pruned, recorded
+from trainer.folders.signals import Interrupted, forward_signal, watch
+from trainer.folders.status import Pruned, track_status
 from trainer.run import rank_worker
 from trainer.search import study
 from trainer.sweep import sweep
@@ -74,7 +74,11 @@ def train(config: DictConfig) -> Result:
     `config` comes from `compose`, or from Hydra in a process that it has started. Raises InputError for data or
     settings that cannot be used, and Interrupted where a signal ended the run.
     """
-    with _hydra_context(config) as (own, folder), watch.owning(), recorded(folder, own.monitor, own.mode) as status:
+    with (
+        _hydra_context(config) as (own, folder),
+        watch.installed(),
+        track_status(folder, own.monitor, own.mode) as status,
+    ):
 
         def begun() -> None:
             save_overrides(folder, HydraConfig.get().overrides.task)
@@ -110,7 +114,7 @@ def run_job(config: DictConfig) -> tuple[float | None, int]:
     except Interrupted as interrupted:
         of_sweep = HydraConfig.get().mode is RunMode.MULTIRUN  # the sweep says how to resume all of it
         log.warning("%s.%s", interrupted, "" if of_sweep else f" {what_next(folder)}")
-        hand_over(interrupted.number)
+        forward_signal(interrupted.number)
         raise
     except InputError as error:
         log.error("%s", error)
@@ -143,9 +147,9 @@ def run_command(start: Callable[[], list[int]], arguments: Sequence[str]) -> int
 def conclude_sweep() -> list[int]:
     """Prints and writes the table of the sweep that this process has started, if any; returns the exit codes of the
     jobs that are not done."""
-    if (folder := sweep.Begun.folder) is None:
+    if (folder := sweep.SweepFolder.folder) is None:
         return []
-    runs, missing = sweep.write_table(folder, sweep.Begun.jobs)
+    runs, missing = sweep.write_table(folder, sweep.SweepFolder.jobs)
     return study.conclude(folder) if (folder / study.SAVED).exists() else sweep.conclude(folder, runs, missing)
 
 
@@ -153,16 +157,16 @@ def _dispatch(config: DictConfig, folder: Path, begun: Callable[[], None]) -> Re
     if config.resume is None and (folder / LAST).exists():  # of a resumed sweep, or restarted by a cluster
         log.info("resume: going on with %s", folder)
         config.resume = str(folder / LAST)
-    with lean():  # these import torch and Lightning, which help and the check of the settings do without
+    with fast_imports():  # these import torch and Lightning, which help and the check of the settings do without
         from trainer.multirun.cross_validation import cross_validate
         from trainer.multirun.ensemble import ensemble
-        from trainer.run.run import carry_out
+        from trainer.run.run import run_once
     if config.cross_validate is not None:
         metrics, module = cross_validate(config, folder, begun), None
     elif config.ensemble is not None:
         metrics, module = ensemble(config, folder, begun), None
     else:
-        outcome = carry_out(config, folder, begun)
+        outcome = run_once(config, folder, begun)
         metrics, module = outcome.metrics, outcome.module
     return Result(metrics, metrics[config.monitor], folder, module)
 

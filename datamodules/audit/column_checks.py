@@ -8,8 +8,7 @@ import polars as pl
 
 from datamodules.audit.contingency import SPLITS, linear_parts
 from datamodules.audit.row_checks import Finding, Rows
-from datamodules.preparation.clean import OWN, SEPARATING
-from datamodules.schema import as_key, drop_setting
+from datamodules.schema import OWN, SEPARATING, as_key, drop_setting
 
 LEAK, NEAR_LEAK = 0.99, 0.95
 """R2 of a single column from which on it gives a number away, or nearly."""

@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 
 from datamodules.audit.contingency import Outcome, Table, level_codes, number_codes
-from datamodules.preparation.clean import COPY
-from datamodules.schema import FEATURE_KINDS, Column, Kind, Task
+from datamodules.schema import COPY, FEATURE_KINDS, Column, Kind, Task
 
 FEW, FEW_SHARE = 10, 0.001
 """Copies, or rows that contradict others, that are worth a line; and the share of the rows that copies must be."""

@@ -6,7 +6,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from common.cells import BLANKS, distinct
+from common.cells import BLANKS, factorize
 from common.torchscript import is_scripting
 
 
@@ -85,7 +85,7 @@ class Categories(nn.Module):
 
     def encode(self, name: str, cells: pl.Series) -> Tensor:
         """int32 (cells,): the codes that `forward` gives these, looked up once for each spelling; null is missing."""
-        different, places = distinct(cells)
+        different, places = factorize(cells)
         codes = self.look_up(self.names.index(name), [*different.to_list(), ""])
         places = places.cast(pl.Int32).fill_null(len(different))
         return codes.index_select(0, torch.from_numpy(places.to_numpy(writable=True)))

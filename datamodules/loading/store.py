@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
+from common.hardware import readable
 from datamodules.schema import DataError
 
 Rows = dict[str, Tensor]
@@ -19,8 +19,6 @@ CPU = torch.device("cpu")
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 TOKENS, OFFSETS = "tokens.", "offsets."
-sharing = 1
-"""Processes at work at once, of which this is one: each may take its share of the free memory."""
 
 
 class MemoryStore:
@@ -147,20 +145,6 @@ def as_bytes(setting: str, value: str | int) -> int:
     if found is None or float(found[1]) <= 0:
         raise DataError(f"{setting}={value}: give a size such as 2GB or 500MB")
     return int(float(found[1]) * UNITS[(found[2] or "B").upper()])
-
-
-def readable(size: int) -> str:
-    """ "2.4 GB", "350 MB", "0.1 MB"."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.{0 if size >= 1e7 else 1}f} MB"
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: its share of the machine's, or of its container's where that has less."""
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free // sharing
 
 
 def choose(

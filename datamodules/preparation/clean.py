@@ -9,18 +9,12 @@ from functools import lru_cache
 import polars as pl
 from torch import Tensor
 
-from common.cells import as_date, as_number, as_text, between, clean_text, distinct, few
+from common.cells import as_date, as_number, as_text, between, clean_text, factorize, is_low_cardinality
 from datamodules.readers.read import BAD, FILE, LINE
-from datamodules.schema import Column, DataError, Task
+from datamodules.schema import COPY, SEPARATING, Column, DataError, Task
 
-SEPARATING = r"[\s.,;:!?'\"`_-]+"
-"""Blanks and punctuation that tell no classes apart, unlike the signs of "<=50K" and ">50K"."""
-OWN = "lathe."
-"""Begins the names of columns that are Lathe's own, not the table's."""
 MAX_SPELLINGS = 1000
 """A target of more values is no set of classes."""
-COPY = OWN + "copy"
-"""Equal for rows that are exact copies of each other."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +152,8 @@ def number_rules(column: str, rules: Rules) -> dict[float, float | None]:
 
 def clean_target(series: pl.Series, missing: Sequence[str], rules: Rules) -> pl.Series:
     """The target as clean text, values replaced, null where missing."""
-    if few(series):
-        different, places = distinct(series)
+    if is_low_cardinality(series):
+        different, places = factorize(series)
         return clean_target(different, missing, rules).gather(places).alias(series.name)
     return clean_text(series, missing).replace(text_rules(rules))
 
@@ -200,11 +194,6 @@ def refuse_if_too_many(quarantine: pl.DataFrame, kept: int, rows: int, most: flo
             f" {_commonest(quarantine)}. All are in quarantine.parquet; mend the rows, or change data.columns,"
             " data.missing, data.ranges or data.max_bad_fraction."
         )
-
-
-def count(number: int, what: str) -> str:
-    """ "1 row", "2,000 rows"."""
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 @lru_cache(typed=True)

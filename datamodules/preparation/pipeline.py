@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from common.cells import MANY, clean_text, few
+from common.cells import MANY, clean_text, is_low_cardinality
 from common.distributed import ProcessGroup
 from common.torchscript import quiet
 from datamodules.audit.audit import audit
@@ -24,16 +24,7 @@ from datamodules.features import Features
 from datamodules.loading.store import Rows, save_part, size_of, take
 from datamodules.preparation import statistics
 from datamodules.preparation.chunks import Chunk, Chunks, as_strings, in_parallel
-from datamodules.preparation.clean import (
-    COPY,
-    Cleaned,
-    Images,
-    check_target,
-    clean,
-    clean_target,
-    count,
-    refuse_if_too_many,
-)
+from datamodules.preparation.clean import Cleaned, Images, check_target, clean, clean_target, refuse_if_too_many
 from datamodules.preparation.fit_features import Fit
 from datamodules.preparation.image_columns import Pixels
 from datamodules.preparation.infer_schema import check_names, infer_columns, infer_task
@@ -42,7 +33,7 @@ from datamodules.preparation.settings import Settings
 from datamodules.preparation.statistics import ROW, Sample, Statistics
 from datamodules.preparation.target import describe_splits, describe_target, encode_target
 from datamodules.readers.read import BAD, FILE, LINE, Raw, concat
-from datamodules.schema import FEATURE_KINDS, Column, DataError, Kind, TargetSpec, Task
+from datamodules.schema import COPY, FEATURE_KINDS, Column, DataError, Kind, TargetSpec, Task, count
 from datamodules.split import SPLITS
 
 log = logging.getLogger(__name__)
@@ -56,7 +47,7 @@ SHIFT = 17
 SPLIT = "lathe.split"
 PLACES = ".parquet"
 """Ending of the file beside a part that has file and line of its rows."""
-FACTS, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
+METADATA, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
 
 Reader = Callable[[Any, int, int], Iterator[tuple[int, Raw]]]
 """A path, a process and the number of processes -> the chunks of raw rows that are its share, each with its number
@@ -130,7 +121,7 @@ class Preparation:
                 "notes": self.notes,
                 "findings": [asdict(finding) for finding in findings],
             }
-            (self.folder / FACTS).write_text(json.dumps(facts))
+            (self.folder / METADATA).write_text(json.dumps(facts))
             with quiet():
                 torch.jit.save(torch.jit.script(features.eval()), self.folder / FEATURES)
             self.quarantine.write_parquet(self.folder / QUARANTINE)
@@ -155,7 +146,7 @@ class Preparation:
                     break
             pixels: dict[str, Kind] = dict.fromkeys(looked[0][2].images, "image") if looked else {}
             frame = concat([raw.frame for _, _, raw in looked])
-            coded = [name for name in frame.columns if few(frame[name]) and name not in (FILE, LINE)]
+            coded = [name for name in frame.columns if is_low_cardinality(frame[name]) and name not in (FILE, LINE)]
             found = *self._infer(frame, pixels), coded
         found = self.ranks.gather(found)[0]
         assert found is not None

@@ -37,7 +37,7 @@ class Tokens(nn.Module):
     unseen level has a trained meaning. Takes a batch of `spec`, gives float (rows, columns, `size`).
     """
 
-    spared = True
+    no_weight_decay = True
     offset: Tensor
 
     def __init__(

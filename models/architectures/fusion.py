@@ -10,7 +10,7 @@ from datamodules.schema import InputSpec
 from models.architectures.cnn import ImageEncoder
 from models.architectures.mlp import perceptron
 from models.layers.common import Init, Norm, unit_variance
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 
 
 class Fusion(nn.Module):
@@ -32,7 +32,7 @@ class Fusion(nn.Module):
         init: Init = "he",
         channels: int = 32,
         depth: int = 1,
-        inputs: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], TabularEmbedding] = TabularEmbedding,
     ) -> None:
         super().__init__()
         table = replace(spec, images=())

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec, TextSpec
 from models.layers.linear_solver import solve
-from models.layers.tabular_embedding import FLAT, Inputs
+from models.layers.tabular_embedding import FLAT, TabularEmbedding
 from models.layers.text_bag import rows_of, tfidf
 
-PACE = 300.0
+TOKEN_LR_SCALE = 300.0
 """So many times the weight of a word counts that is in every row; one in a share of the rows less by its fourth root.
 Adam moves each weight that a step has by about the learning rate, however rare the word: common words would take
 hundreds of epochs, and rare ones be learnt by heart. Chosen on sms_spam and ag_news."""
@@ -32,7 +32,7 @@ class WordWeights(nn.Module):
         idf = torch.tensor((0.0, *spec.idf))
         share = (1 - idf).exp()
         # What tells two classes apart is the difference of two outputs.
-        pace = PACE / min(outputs, 2) * share**0.25 if paced else torch.ones_like(idf)
+        pace = TOKEN_LR_SCALE / min(outputs, 2) * share**0.25 if paced else torch.ones_like(idf)
         self.register_buffer("idf", idf, persistent=False)
         self.register_buffer("pace", pace, persistent=False)
         self.weights = nn.EmbeddingBag(len(idf), outputs, mode="sum", include_last_offset=True)
@@ -60,10 +60,12 @@ class Linear(nn.Module):
     Gives (rows, outputs) logits or standardised values.
     """
 
-    def __init__(self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], Inputs] = FLAT) -> None:
+    def __init__(
+        self, spec: InputSpec, outputs: int, *, inputs: Callable[[InputSpec], TabularEmbedding] = FLAT
+    ) -> None:
         super().__init__()
         table = replace(spec, texts=())
-        self.inputs: Inputs | None = None
+        self.inputs: TabularEmbedding | None = None
         self.layer: nn.Linear | None = None
         self.bias: nn.Parameter | None = None
         width = sum(1 + len(text.tokens) for text in spec.texts)  # unknown words are one

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.layers.common import Dropout, Init, Norm, initialise, make_activation, make_norm, unit_variance
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 
 
 class MLP(nn.Module):
@@ -27,7 +27,7 @@ class MLP(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.1,
         init: Init = "he",
-        inputs: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], TabularEmbedding] = TabularEmbedding,
     ) -> None:
         super().__init__()
         self.inputs = inputs(spec)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.layers.common import Dropout, make_activation
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 
 
 class InputScale(nn.Module):
@@ -19,7 +19,7 @@ class InputScale(nn.Module):
     Takes (1, rows, width), gives (members, rows, width).
     """
 
-    spared = True
+    no_weight_decay = True
 
     def __init__(self, members: int, width: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class PartActivation(nn.Module):
     Takes and gives (members, rows, size).
     """
 
-    spared = True
+    no_weight_decay = True
 
     def __init__(self, activation: str, members: int, size: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class RealMLP(nn.Module):
         hidden: Sequence[int] = (256, 256, 256),
         activation: str = "mish",
         dropout: float = 0.15,
-        inputs: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], TabularEmbedding] = TabularEmbedding,
     ) -> None:
         super().__init__()
         if members < 1:

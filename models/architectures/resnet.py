@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.layers.common import BatchNorm, Dropout
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 
 
 class Block(nn.Module):
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         hidden: int = 384,
         dropout: float = 0.25,
         residual_dropout: float = 0.0,
-        inputs: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], TabularEmbedding] = TabularEmbedding,
     ) -> None:
         super().__init__()
         self.inputs = inputs(spec)

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
 from models.layers.common import Dropout, make_activation
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 from models.training.prediction_head import combine
 
 
 class MemberScale(nn.Module):
     """Each member's own view of a row: (rows, members or 1, width) times (members, width)."""
 
-    spared = True
+    no_weight_decay = True
 
     def __init__(self, members: int, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class TabM(nn.Module):
         activation: str = "relu",
         dropout: float = 0.1,
         keep: int | None = None,
-        inputs: Callable[[InputSpec], Inputs] = Inputs,
+        inputs: Callable[[InputSpec], TabularEmbedding] = TabularEmbedding,
     ) -> None:
         super().__init__()
         if keep is not None and not 1 <= keep <= members:

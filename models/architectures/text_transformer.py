@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules.schema import InputSpec
 from models.layers.column_support import refuse_columns
-from models.layers.tabular_embedding import Inputs, mask
+from models.layers.tabular_embedding import TabularEmbedding, mask
 from models.layers.text_bag import shared_words
 
 PART = 256
@@ -86,7 +86,7 @@ class TextTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(size, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(size)
         others = replace(spec, texts=())
-        self.inputs = Inputs(others) if others != InputSpec() else None
+        self.inputs = TabularEmbedding(others) if others != InputSpec() else None
         self.head = nn.Linear(size + (self.inputs.width if self.inputs is not None else 0), outputs)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

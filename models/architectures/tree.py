@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datamodules.schema import InputSpec
 from models.layers.column_support import refuse_columns
 from models.layers.entmax import entmax15, entmoid15
-from models.layers.tabular_embedding import FLAT, Inputs
+from models.layers.tabular_embedding import FLAT, TabularEmbedding
 
 LEAVES = 4096
 """So many of all trees are looked at together: 2,048 trees of 64 leaves would need gigabytes for a batch."""
@@ -22,7 +22,7 @@ class Gates(nn.Module):
     Takes (rows, width), gives (rows, trees, depth) in 0..1.
     """
 
-    spared = True
+    no_weight_decay = True
 
     def __init__(self, width: int, trees: int, depth: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Tree(nn.Module):
         *,
         trees: int = 64,
         depth: int = 6,
-        inputs: Callable[[InputSpec], Inputs] = FLAT,
+        inputs: Callable[[InputSpec], TabularEmbedding] = FLAT,
     ) -> None:
         super().__init__()
         refuse_columns(spec, "tree", ["number", "category"])

@@ -123,12 +123,12 @@ class Word2VecModule(SupervisedModule):
 
     def _measure(self, batch: Batch) -> None:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.measured.rows)
-            self.measured.add(self.network(batch), len(batch["target"]))
+            torch.manual_seed(self.eval_loss_mean.rows)
+            self.eval_loss_mean.add(self.network(batch), len(batch["target"]))
 
     def _log_measured(self, split: str) -> None:
-        self._check(split, self.measured)
-        self._log({f"{split}/loss": self.measured.total / self.measured.rows})
+        self._check(split, self.eval_loss_mean)
+        self._log({f"{split}/loss": self.eval_loss_mean.total / self.eval_loss_mean.rows})
 
     def write(self, folder: Path) -> Path:
         """Writes the vectors, the most frequent word first; TensorBoard's projector shows the first PROJECTED.

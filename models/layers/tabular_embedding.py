@@ -28,7 +28,7 @@ class PiecewiseLinear(nn.Module):
     Takes (rows, columns), gives (rows, columns, `size`). `edges`: of the bins of each column, ascending.
     """
 
-    spared = True
+    no_weight_decay = True
     slope: Tensor
     start: Tensor
     low: Tensor
@@ -98,7 +98,7 @@ class Pixels(nn.Module):
         return (batch[self.name].float() - self.mean) / self.deviation
 
 
-class Inputs(nn.Module):
+class TabularEmbedding(nn.Module):
     """Numbers as vectors, then what is 0/1, narrow categories, wide ones as learned vectors, texts, and pixels.
 
     A number of three values and more becomes a vector of `number_size` values, by `number_embedding`; with
@@ -215,5 +215,5 @@ class Inputs(nn.Module):
         return torch.cat(blocks, dim=1)
 
 
-FLAT = functools.partial(Inputs, number_size=0, one_hot_max=256)
+FLAT = functools.partial(TabularEmbedding, number_size=0, one_hot_max=256)
 """One value a number and one a level."""

@@ -11,7 +11,7 @@ BLOCK = 1_000_000
 """Weights from which on a member of a list of modules is gathered by itself: smaller ones are not worth a message."""
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of what all of them call it with; of one it is the value itself."""
     if world_size() == 1:
         return value
@@ -20,7 +20,7 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def shared(loss: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+def scale_loss_for_ddp(loss: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     """The loss of this process's rows, a mean, so scaled that the mean of the processes' gradients is the gradient of
     the mean over the rows of all: their numbers of rows differ, and so do the weights of classes.
 
@@ -29,10 +29,10 @@ def shared(loss: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     if world_size() == 1:
         return loss
     own = target.new_tensor(len(target), dtype=torch.float32) if weights is None else weights[target].sum()
-    return loss * own * world_size() / total(own)
+    return loss * own * world_size() / all_reduce_sum(own)
 
 
-def take_buffers_of_first(network: nn.Module) -> None:
+def broadcast_buffers(network: nn.Module) -> None:
     """Running statistics are of each process's own rows; those of rank 0 are kept."""
     if world_size() > 1:
         for buffer in network.buffers():

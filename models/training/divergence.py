@@ -61,7 +61,7 @@ class RunningMean:
 
     def gather(self, device: torch.device) -> tuple[float, int]:
         """Total and rows of all processes, which meet on their `device`; rank 0 holds them from then on."""
-        total, rows = distributed.total(
+        total, rows = distributed.all_reduce_sum(
             torch.tensor([self.total, self.rows], dtype=torch.float64, device=device)
         ).tolist()
         self.total, self.rows = (total, int(rows)) if rank() == 0 else (0.0, 0)

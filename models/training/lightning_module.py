@@ -23,7 +23,7 @@ from models.training import distributed, metrics
 from models.training.augmentation import mixed_loss
 from models.training.divergence import DivergedError, RunningMean, about_checkpoint, all_finite, diagnose
 from models.training.parameter_groups import Factors, parameter_groups, split_parameters
-from models.training.prediction_head import Answer, combine, to_units
+from models.training.prediction_head import PredictionHead, combine, to_units
 from models.training.thresholds import check_threshold
 
 Batch = dict[str, Tensor]
@@ -77,12 +77,12 @@ class SupervisedModule(pl.LightningModule):
         self.groups = dict(groups or {})
         # Else they would be held whole where `trainer=fsdp` shares them out.
         self.weights = split_parameters(network)[0] if l1 else []
-        self.answer = Answer(target)
+        self.answer = PredictionHead(target)
         self.metrics = metrics.build(target)
         self.chosen_for = threshold if isinstance(threshold, str) else None
         self.threshold = 0.5 if isinstance(threshold, str) else threshold
-        self.fitted = RunningMean()
-        self.measured = RunningMean()
+        self.train_loss_mean = RunningMean()
+        self.eval_loss_mean = RunningMean()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it some twenty times a step: no module, so not by torch's way
@@ -112,13 +112,13 @@ class SupervisedModule(pl.LightningModule):
     @property
     def samples(self) -> int:
         """Rows that training steps of this process have seen."""
-        return self.fitted.all_rows
+        return self.train_loss_mean.all_rows
 
     @property
     def train_loss(self) -> float:
         """Mean over the rows of the epoch so far, as of the last look at it."""
-        looked = self.fitted.rows - sum(rows for _, rows in self.fitted.waiting)
-        return self.fitted.total / looked if looked > 0 else math.nan
+        looked = self.train_loss_mean.rows - sum(rows for _, rows in self.train_loss_mean.waiting)
+        return self.train_loss_mean.total / looked if looked > 0 else math.nan
 
     @property
     def look_every(self) -> int:
@@ -126,12 +126,12 @@ class SupervisedModule(pl.LightningModule):
         return 1 if self.device.type == "cpu" else 100
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        batch = self.change(batch)
+        batch = self.augment_batch(batch)
         loss, objective = self.objective(batch)
-        self.record(loss, batch, batch_idx)
-        return distributed.shared(objective, batch["target"], getattr(self.loss, "weight", None))
+        self.track_loss(loss, batch, batch_idx)
+        return distributed.scale_loss_for_ddp(objective, batch["target"], getattr(self.loss, "weight", None))
 
-    def change(self, batch: Batch) -> Batch:
+    def augment_batch(self, batch: Batch) -> Batch:
         """The batch as training sees it."""
         return batch if self.augment is None else cast(Batch, self.augment(batch))
 
@@ -142,27 +142,27 @@ class SupervisedModule(pl.LightningModule):
             return loss, loss
         return loss, loss + self.l1 * torch.stack([weight.abs().sum() for weight in self.weights]).sum()
 
-    def record(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
+    def track_loss(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
         """Counts a step, and looks now and then whether its loss is finite."""
         if batch_idx == 0:  # not in on_train_epoch_start, which Lightning leaves out after some resumes
-            self.fitted.reset()
-        self.fitted.add(loss, len(batch["target"]))
+            self.train_loss_mean.reset()
+        self.train_loss_mean.add(loss, len(batch["target"]))
         if (batch_idx + 1) % self.look_every == 0:
-            self._check("train", self.fitted, batch)
+            self._check("train", self.train_loss_mean, batch)
 
     def on_fit_start(self) -> None:
         if self.global_rank > 0:  # else dropout would be the same in all processes
             torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def on_train_epoch_end(self) -> None:
-        self._check("train", self.fitted)
-        total, rows = self.fitted.gather(self.device)
+        self._check("train", self.train_loss_mean)
+        total, rows = self.train_loss_mean.gather(self.device)
         self._log({"train/loss": total / rows})
 
     def on_validation_epoch_start(self) -> None:
-        if self.fitted.waiting:  # weights that training has spoilt would spoil the validation
-            self._check("train", self.fitted)
-        distributed.take_buffers_of_first(self.network)
+        if self.train_loss_mean.waiting:  # weights that training has spoilt would spoil the validation
+            self._check("train", self.train_loss_mean)
+        distributed.broadcast_buffers(self.network)
         self._start_measuring()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -183,15 +183,15 @@ class SupervisedModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(map(all_finite, self.network.parameters())):
             raise self._diverged("a weight is not finite", "train", self.trainer.fit_loop.batch_idx, ago=1)
-        self._check("train", self.fitted)
-        total, rows = self.fitted.gather(self.device)
+        self._check("train", self.train_loss_mean)
+        total, rows = self.train_loss_mean.gather(self.device)
         checkpoint["train_loss"] = {"total": total, "rows": rows}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # An epoch resumed in its midst is not started again: its mean goes on from here.
         if rank() == 0:  # which holds the sums of all
-            self.fitted.total = checkpoint["train_loss"]["total"]
-            self.fitted.rows = checkpoint["train_loss"]["rows"]
+            self.train_loss_mean.total = checkpoint["train_loss"]["total"]
+            self.train_loss_mean.rows = checkpoint["train_loss"]["rows"]
 
     @property
     def shared_out(self) -> bool:
@@ -244,19 +244,19 @@ class SupervisedModule(pl.LightningModule):
         return self.optimizer(parameter_groups(self.network, self.optimizer, self.groups), **filled)
 
     def _start_measuring(self) -> None:
-        self.measured.reset()
+        self.eval_loss_mean.reset()
         self.metrics.reset()
 
     def _measure(self, batch: Batch) -> None:
         output, truth = combine(self.network(batch), self.target.task), batch["target"]
-        self.measured.add(self.loss(output, truth), len(truth))
+        self.eval_loss_mean.add(self.loss(output, truth), len(truth))
         if self.target.task == "regression":
             truth = to_units(truth, self.target)
         self.metrics.update(self.predict(output), truth)
 
     def _log_measured(self, split: str) -> None:
-        self._check(split, self.measured)
-        total, rows = self.measured.gather(self.device)
+        self._check(split, self.eval_loss_mean)
+        total, rows = self.eval_loss_mean.gather(self.device)
         values = {f"{split}/{name}": value.float() for name, value in self.metrics.compute().items()}
         self._log({f"{split}/loss": total / rows, **values})
         self.metrics.reset()

@@ -15,11 +15,11 @@ Factors = Mapping[str, float]
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The weights, which are to be kept small; and all others that are trained: biases (by name), scales of norms,
-    embeddings, and those of modules with the attribute `spared`."""
+    embeddings, and those of modules with the attribute `no_weight_decay`."""
     spared = {
         id(parameter)
         for module in network.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or getattr(module, "spared", False)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) or getattr(module, "no_weight_decay", False)
         for parameter in module.parameters()
     }
     weights: list[nn.Parameter] = []

@@ -9,7 +9,7 @@ MARGIN = 0.1
 """Of the range of the training targets, by which a value may lie outside of it."""
 
 
-class Answer(nn.Module):
+class PredictionHead(nn.Module):
     """Output (rows, k) or (rows, members, k) -> probabilities (rows, classes), or values (rows,) in the target's units.
 
     A binary network gives one logit, that of class 1; class 0 has logit 0. Logits are divided by `temperature` (Guo et

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from datamodules.schema import TargetSpec
 from datamodules.split import SPLITS
-from models.training.prediction_head import Answer
+from models.training.prediction_head import PredictionHead
 from scripts.benchmark.defaults import measure
 from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.command.prepare import prepare
@@ -65,7 +65,7 @@ def reference(overrides: list[str]) -> dict[str, float]:
     def scores(model: Any, split: str) -> dict[str, float]:
         if target.task == "regression":
             output = model.predict(features[split])
-            held = Answer(target)(torch.from_numpy(output).unsqueeze(1)).numpy()
+            held = PredictionHead(target)(torch.from_numpy(output).unsqueeze(1)).numpy()
             known = truth[split] * target.scale + target.mean
             return {"raw": rmse(output * target.scale + target.mean, known), "rmse": rmse(held, known)}
         probabilities = model.predict_proba(features[split])

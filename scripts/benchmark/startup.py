@@ -35,7 +35,7 @@ FLOORS = {
     "`import torch`": "import torch",
     "`import pytorch_lightning`": "import pytorch_lightning",
     "the same as `train.py` imports it": (
-        "from trainer.folders.fast_imports import lean\nwith lean(): import pytorch_lightning"
+        "from trainer.config.fast_imports import fast_imports\nwith fast_imports(): import pytorch_lightning"
     ),
 }
 FIRST_STEP = ["+callbacks.clock._target_=scripts.benchmark.clock.Clock", "allowed_targets=[scripts]"]

@@ -62,7 +62,7 @@ def kept(datamodule: TableDataModule) -> pl.DataFrame:
 
 def place_of(datamodule: TableDataModule, line: int) -> tuple[Any, int]:
     """The split of a line, and its row there."""
-    lines = {split: datamodule.places(split)[LINE].to_list() for split in SPLITS}
+    lines = {split: datamodule.row_locations(split)[LINE].to_list() for split in SPLITS}
     split = next(split for split in SPLITS if line in lines[split])
     return split, lines[split].index(line)
 
@@ -245,7 +245,7 @@ def test_numbers_of_other_files_may_be_text(tmp_path: Path) -> None:
         assert datamodule.target.classes == ("0", "1")
         assert set_aside(datamodule) == [(5, "x", "not a number", "lots")]
         for split in SPLITS:  # "3" and 3 are one group
-            groups = {(line - 1) % 9 for line in datamodule.places(split)[LINE]}
+            groups = {(line - 1) % 9 for line in datamodule.row_locations(split)[LINE]}
             assert datamodule.splits[split]["rows"] == sum(
                 2 if row != 4 else 1 for row in range(ROWS) if row % 9 in groups
             )
@@ -290,7 +290,7 @@ def test_a_file_that_is_given_twice_stays_on_one_side(tmp_path: Path, caplog: py
     datamodule = set_up([path, path])
     assert "60 rows with an exact copy before: kept, on one side of the split" in caplog.messages
     for split in SPLITS:
-        assert datamodule.places(split)[LINE].value_counts()["count"].unique().to_list() == [2]
+        assert datamodule.row_locations(split)[LINE].value_counts()["count"].unique().to_list() == [2]
 
 
 TYPES = {
@@ -340,7 +340,9 @@ def test_any_type_can_be_a_target_a_group_and_text(tmp_path: Path, name: str) ->
     assert len(datamodule.target.classes) == values[:3].drop_nulls().n_unique()
     if values.n_unique() > 3:
         grouped = set_up(path, task="multiclass", split=Split("group", "z"))
-        sides = [set(grouped.places(split)[LINE].map_elements(lambda line: values[line - 1])) for split in SPLITS]
+        sides = [
+            set(grouped.row_locations(split)[LINE].map_elements(lambda line: values[line - 1])) for split in SPLITS
+        ]
         assert sum(map(len, sides)) == values.n_unique()
 
 

@@ -236,7 +236,7 @@ def test_a_wide_table_is_measured_in_smaller_batches(tmp_path: Path) -> None:
 def test_time_and_given_splits_use_their_column(tmp_path: Path) -> None:
     dates = [f"2024-{month:02d}-{day:02d}" for month in range(12, 0, -1) for day in range(10, 0, -1)][:100]
     datamodule = set_up(tmp_path, plain(when=dates), split=Split("time", "when"))
-    last_lines = {split: sorted(datamodule.places(split)[LINE]) for split in SPLITS}
+    last_lines = {split: sorted(datamodule.row_locations(split)[LINE]) for split in SPLITS}
     assert last_lines["test"] == list(range(2, 22))  # the first lines are the latest days
     assert last_lines["train"] == list(range(38, 102))
 

@@ -28,7 +28,7 @@ def test_the_test_rows_get_the_test_metrics_of_the_run(
     datamodule = instantiate(OmegaConf.load(folder / "config.yaml").data)
     datamodule.setup()
     raw = pl.read_csv(data_dir / file, infer_schema=False)
-    raw[datamodule.places("test")[LINE] - 2].write_csv(tmp_path / "test.csv")
+    raw[datamodule.row_locations("test")[LINE] - 2].write_csv(tmp_path / "test.csv")
     done = run_script(
         "scripts/evaluate.py", "--artifact", str(folder / "model.pt"), "--input", "test.csv", "--output", "out.json",
         cwd=tmp_path,

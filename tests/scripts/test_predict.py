@@ -138,7 +138,7 @@ def test_the_artefact_answers_what_the_live_model_answers(
 ) -> None:
     from datamodules.readers.read import LINE
     from datamodules.schema import TargetSpec
-    from models.training.prediction_head import Answer
+    from models.training.prediction_head import PredictionHead
     from trainer.config.instantiate import instantiate
 
     config = OmegaConf.load(adult_run / "config.yaml")
@@ -150,7 +150,7 @@ def test_the_artefact_answers_what_the_live_model_answers(
         {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
     )
     batch = datamodule.head("val", datamodule.splits["val"]["rows"])
-    answer = Answer(TargetSpec("y", "binary", ("no", "yes")))
+    answer = PredictionHead(TargetSpec("y", "binary", ("no", "yes")))
     answer.temperature = adult.spec["temperature"]
     with torch.inference_mode():
         live = answer(network.eval()(batch))[:, 1]
@@ -158,7 +158,9 @@ def test_the_artefact_answers_what_the_live_model_answers(
     output = tmp_path / "out.parquet"
     predict(adult, str(data_dir / "adult" / "adult.csv.gz"), str(output), None, 65_536)
     validation = (
-        datamodule.places("val").select(line=LINE).join(pl.read_parquet(output), on="line", maintain_order="left")
+        datamodule.row_locations("val")
+        .select(line=LINE)
+        .join(pl.read_parquet(output), on="line", maintain_order="left")
     )
     torch.testing.assert_close(torch.tensor(validation["probability_>50K"].to_numpy()), live, atol=1e-5, rtol=0)
 

@@ -118,7 +118,7 @@ def compare(folder: Path, raw: dict[str, list[Cells]], truths: dict[str, list[An
 def split_rows(folder: Path, table: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """The raw rows of val and test; the table has a header in its first line."""
     datamodule = open_run(folder)[1]
-    return {split: table[datamodule.places(split)[LINE] - 2] for split in ("val", "test")}
+    return {split: table[datamodule.row_locations(split)[LINE] - 2] for split in ("val", "test")}
 
 
 def made_up(rows: int = 600) -> pl.DataFrame:

@@ -16,10 +16,10 @@ from trainer.search.study import (
     TRIAL,
     best_trials,
     counts,
+    format_values,
     objectives,
     open_study,
     problem,
-    shown_values,
     storage_of,
 )
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-def expanded(command: list[Setting], composing: Composer) -> list[Setting]:
+def expand_best_trial(command: list[Setting], composing: Composer) -> list[Setting]:
     """The command with the settings of a study's best trial in place of `experiment=best`; what else it says wins.
 
     `study` is the folder of a search, or of the trial in it that is to be taken. It is left out too: the jobs of a
@@ -95,7 +95,7 @@ def _chosen(study: "Study", folder: Path, number: str | None, names: Sequence[st
         raise_all([problem("study", f"{folder} has no completed trial ({counts(study) or 'none was begun'}).")])
     if len(best) > 1:
         lines = [
-            f"{argument('study', folder / f'{TRIAL}{trial.number}')}  {shown_values(trial, names)}" for trial in best
+            f"{argument('study', folder / f'{TRIAL}{trial.number}')}  {format_values(trial, names)}" for trial in best
         ]
         what = f"{len(best)} trials are best, none of them better in all of {', '.join(names)}. Choose one:"
         raise_all([problem("study", "\n    ".join([what, *lines]))])

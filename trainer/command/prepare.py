@@ -6,7 +6,7 @@ from hydra.types import RunMode
 
 from common.distributed import launch
 from trainer.command import resume, resume_sweep
-from trainer.command.best_trial import expanded
+from trainer.command.best_trial import expand_best_trial
 from trainer.config.composer import Composition, composer, parse_arguments
 from trainer.config.errors import Problem, raise_all
 from trainer.config.settings import COMMAND, Setting
@@ -21,7 +21,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
         return list(arguments)
     with composer(options) as composing:
-        command = expanded([Setting(line) for line in options.overrides], composing)
+        command = expand_best_trial([Setting(line) for line in options.overrides], composing)
         runs = not (options.cfg or options.info)
         of_sweep = resume_sweep.named(command) if runs else None
         if of_sweep is not None:

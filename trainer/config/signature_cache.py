@@ -27,7 +27,7 @@ READ = {*sys.stdlib_module_names, "trainer"}
 """Packages whose classes are themselves again; another's is a class of its name."""
 
 
-class Remembered:
+class SignatureCache:
     """Arguments by the full name of what takes them; all are forgotten when a file of Lathe or a version changes."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from models.training.metric_names import HIGHER_IS_BETTER, NAMES, THRESHOLD_FOR
 from trainer.config import validate_processes
 from trainer.config.errors import did_you_mean
-from trainer.config.signature_cache import Remembered
+from trainer.config.signature_cache import SignatureCache
 from trainer.config.signatures import (
     MISSING,
     Arguments,
@@ -124,7 +124,7 @@ class Checker:
         self.allowed = [*ALLOWED, *(str(name).rstrip(".") for name in (extra if isinstance(extra, list) else ()))]
         self.problems: list[tuple[str, str]] = []
         self.takes: dict[str, Arguments] = {}
-        self.remembered = Remembered()
+        self.remembered = SignatureCache()
 
     def fields(self, given: dict[str, Any], takes: Arguments, key: str, filled: frozenset[str] = frozenset()) -> None:
         for name, value in given.items():
@@ -212,11 +212,11 @@ class Checker:
 
 def locate(path: str) -> Any:
     """The class or function of this name. Raises ImportError with the cause in its own words."""
-    from trainer.folders.fast_imports import lean  # what is remembered need not wait for it
+    from trainer.config.fast_imports import fast_imports  # what is remembered need not wait for it
 
     module, _, name = path.rpartition(".")
     try:
-        with lean():
+        with fast_imports():
             found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # Whatever the module raises.
         raise ImportError(f"cannot import {module}: {type(error).__name__}: {error}") from error

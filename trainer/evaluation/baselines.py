@@ -20,7 +20,7 @@ from models.layers.text_bag import rows_of, tfidf
 from models.training import metrics
 from models.training.calibration import best_temperature
 from models.training.lightning_module import SupervisedModule
-from models.training.prediction_head import Answer, all_logits, to_units
+from models.training.prediction_head import PredictionHead, all_logits, to_units
 from models.training.thresholds import best_threshold
 from trainer.evaluation.bootstrap import advantage, measure
 from trainer.evaluation.verdict import verdict
@@ -79,7 +79,7 @@ def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataMod
     if target.task == "regression":
         truth = to_units(truth, target)
     found: dict[str, float] = {}
-    answer = Answer(target)
+    answer = PredictionHead(target)
     for name, model in models.items():
         output, on_val, known = model(inputs["test"]), model(inputs["val"]), rows["val"]["target"]
         if module.answer.temperature != 1.0:

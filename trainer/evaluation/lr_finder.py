@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from datamodules.tabular import TableDataModule
 from models.training.divergence import DivergedError
 from models.training.lightning_module import SupervisedModule
@@ -124,7 +124,7 @@ def find_rate(
     else:
         test = range_test(module, datamodule, build)
         rate = suggest(test.rates, test.losses)
-        write_whole(path, json.dumps({"lr": rate, "rates": test.rates, "losses": test.losses}).encode())
+        atomic_write(path, json.dumps({"lr": rate, "rates": test.rates, "losses": test.losses}).encode())
         show(rate_figure(test.rates, test.losses, rate), folder / "lr_find.png", trainer)
     before = inspect.signature(module.optimizer).parameters["lr"].default
     log.info("learning rate: %.2g, where the loss falls most steeply (optimizer.lr was %.2g)", rate, before)

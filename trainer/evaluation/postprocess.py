@@ -14,7 +14,7 @@ from trainer.loop.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def settle(
+def postprocess(
     trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, calibrate: bool = True
 ) -> dict[str, float]:
     """Chooses the members that stay, the temperature and the threshold, where they are asked for, and says so.

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datamodules.audit import audit
-from datamodules.preparation.clean import count
-from datamodules.schema import FEATURE_KINDS
+from datamodules.schema import FEATURE_KINDS, count
 from datamodules.split import SPLITS
 from datamodules.tabular import TableDataModule
 from trainer.folders.tables import render, short, table

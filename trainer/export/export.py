@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from common.errors import InputError
 from common.torchscript import quiet
 from datamodules.preparation.pipeline import HEAD
 from datamodules.tabular import TableDataModule
 from inference.artifact import FORMAT, TOLERANCE, pattern
 from models.training.lightning_module import SupervisedModule
-from models.training.prediction_head import Answer, labels
+from models.training.prediction_head import PredictionHead, labels
 from trainer.export.model_card import model_card
 from trainer.folders.layout import go_on
 
@@ -43,7 +43,7 @@ class ExportError(InputError):
 class Pipeline(nn.Module):
     """Raw columns -> answers: the whole way of a row, scripted into the artefact."""
 
-    def __init__(self, features: nn.Module, network: nn.Module, answer: Answer, threshold: float) -> None:
+    def __init__(self, features: nn.Module, network: nn.Module, answer: PredictionHead, threshold: float) -> None:
         super().__init__()
         self.features = features
         self.network = network
@@ -126,7 +126,7 @@ def save(
     with quiet():
         torch.jit.save(pipeline, buffer, _extra_files=extra)
     try:
-        write_whole(path, buffer.getbuffer())
+        atomic_write(path, buffer.getbuffer())
     except OSError as error:
         raise ExportError(
             f"{path}: the artefact ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. Nothing was left"

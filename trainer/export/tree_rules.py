@@ -140,7 +140,7 @@ class Rules:
             yield from self._branch(tree, conditions, 2 * leaf + answer, open_to | {key: left}, inner, depth + 1)
 
     def values(self, values: Sequence[float], signed: bool = True) -> str:
-        form = f"{'+' if signed else ''}.{max(places(self.target), 0)}f"
+        form = f"{'+' if signed else ''}.{max(decimal_places(self.target), 0)}f"
         shown = [format(value, form) for value in values]
         if len(shown) == 1:
             return shown[0]
@@ -251,7 +251,7 @@ def shortest(low: float, high: float) -> float:
     return next((value for value in rounded if low <= value <= high), low)
 
 
-def places(target: TargetSpec) -> int:
+def decimal_places(target: TargetSpec) -> int:
     """Decimals that a value is rounded to: a thousandth of the target's scale."""
     return 3 - math.floor(math.log10(target.scale))
 
@@ -259,9 +259,9 @@ def places(target: TargetSpec) -> int:
 def in_units(trees: HardTrees, target: TargetSpec) -> HardTrees:
     """With scores in the target's units, rounded to a thousandth of its scale."""
     rounded = [
-        torch.tensor([round(value, places(target)) for value in values.flatten().tolist()], dtype=torch.float64).view(
-            values.shape
-        )
+        torch.tensor(
+            [round(value, decimal_places(target)) for value in values.flatten().tolist()], dtype=torch.float64
+        ).view(values.shape)
         for values in (trees.responses * target.scale, trees.bias * target.scale + target.mean)
     ]
     return replace(trees, responses=rounded[0], bias=rounded[1])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from trainer.config.settings import argument
 
 LAST = Path("checkpoints", "last.ckpt")
@@ -26,7 +26,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def save_overrides(folder: Path, lines: Sequence[str]) -> None:
     """Keeps the settings of the command, for those who go on with the run."""
-    write_whole(folder / SAVED, OmegaConf.to_yaml(list(lines)).encode())
+    atomic_write(folder / SAVED, OmegaConf.to_yaml(list(lines)).encode())
 
 
 def go_on(folder: Path) -> str:

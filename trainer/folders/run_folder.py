@@ -13,9 +13,9 @@ import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from datamodules.audit.audit import Finding, to_json
-from inference.writers import blame, writing
+from inference.writers import as_input_error, writing
 
 PACKAGES = (
     "torch",
@@ -73,8 +73,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 
 def _write(path: Path, text: str) -> None:
-    with blame(str(path)):
-        write_whole(path, text.encode())
+    with as_input_error(str(path)):
+        atomic_write(path, text.encode())
 
 
 def _git(*arguments: str) -> str:

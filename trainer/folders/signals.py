@@ -32,10 +32,10 @@ class Watch:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.waits = False
+        self.is_deferred = False
 
     @contextmanager
-    def owning(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Takes the signals over; whoever had them before has them again afterwards. Signals that the process was
         started to ignore stay ignored, and a thread that is not the main one is not told of any."""
         before = {}
@@ -52,31 +52,31 @@ class Watch:
                 signal.signal(number, handler)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """A signal is kept for the training loop, which looks at `received` between two steps; one that came too late
         for it raises Interrupted at the end."""
-        self.waits = True
+        self.is_deferred = True
         try:
             yield
         finally:
-            self.waits = False
+            self.is_deferred = False
         if self.received is not None:
             raise Interrupted(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if self.waits:
+            if self.is_deferred:
                 os.write(2, AGAIN)  # print is not safe here: it may have been interrupted itself
         self.received = self.received or signal.Signals(number)
-        if not self.waits:
+        if not self.is_deferred:
             raise Interrupted(self.received)
 
 
 watch = Watch()
 
 
-def hand_over(number: signal.Signals) -> None:
+def forward_signal(number: signal.Signals) -> None:
     """Calls the handler that the signal had before the run, such as submitit's, which requeues the job and exits."""
     handler = signal.getsignal(number)
     if callable(handler) and handler is not signal.default_int_handler:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from common.atomic_write import UNFINISHED, write_whole
+from common.atomic_write import UNFINISHED, atomic_write
 from common.errors import EXIT_CODE, InputError
 from trainer.folders.signals import Interrupted
 
@@ -58,11 +58,11 @@ class Status:
 
 
 @contextmanager
-def recorded(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterator[Status]:
+def track_status(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterator[Status]:
     """Claims the folder while the run lasts, and writes its status at the start and at the end. What ends the run says
     its state, unless `end` was called before; after an InputError the file is as it was, where `before` still holds it.
     Raises InputError where another run is at work in the folder."""
-    with claim(folder):
+    with lock_folder(folder):
         path, began = folder / STATUS, time.perf_counter()
         status = Status(monitor, mode, before=path.read_bytes() if path.exists() else None)
         write(folder, status)
@@ -74,7 +74,7 @@ def recorded(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterato
             status.seconds = time.perf_counter() - began
             try:
                 if isinstance(error, InputError) and status.before is not None:
-                    write_whole(path, status.before)
+                    atomic_write(path, status.before)
                 else:
                     write(folder, status)
             except OSError as another:  # such as a full disk, which may be what `error` says
@@ -99,7 +99,7 @@ def _ending(error: BaseException) -> tuple[Ending, int, str]:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Holds the folder while the run lasts; the system lets go of it when the process ends, however it ends."""
     with (folder / LOCK).open("w") as lock:
         try:
@@ -131,7 +131,7 @@ def write(folder: Path, status: Status) -> None:
     facts = asdict(status)
     del facts["before"]
     facts["value"] = status.value if status.value is not None and math.isfinite(status.value) else None
-    write_whole(folder / STATUS, json.dumps(facts, indent=2).encode())
+    atomic_write(folder / STATUS, json.dumps(facts, indent=2).encode())
 
 
 def read(folder: Path) -> Status | None:

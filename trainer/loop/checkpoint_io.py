@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from common.errors import InputError
 from trainer.folders.layout import LAST, go_on
 from trainer.folders.signals import Interrupted, watch
@@ -20,7 +20,7 @@ class CheckpointError(InputError):
     """A checkpoint was not written; the one before it stays."""
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each of Lightning's checkpoints under a temporary name, and renames it once it is on the disk.
 
     Raises CheckpointError where the disk does not take it.
@@ -35,7 +35,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_whole(target, buffer.getbuffer())
+            atomic_write(target, buffer.getbuffer())
         except OSError as error:
             before = "The one before it is whole. " if target.exists() else ""
             raise CheckpointError(
@@ -66,5 +66,5 @@ class LeaveValidation(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         loop: Any = trainer.fit_loop.epoch_loop
-        if watch.waits and trainer.world_size == 1:
+        if watch.is_deferred and trainer.world_size == 1:
             loop.leave_if_asked()

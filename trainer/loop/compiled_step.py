@@ -29,7 +29,7 @@ class StepGraph:
         self.step = step
         self.shapes: dict[str, Any] = {}
         self.facts = facts(trainer, step)
-        self.told, self.untold = 0.0, 0
+        self.synced, self.pending = 0.0, 0
         """Steps by the optimizer's own counts, and those that they lack: to add to a tensor for each parameter would
         take too long, and to read one waits for a GPU."""
         self.everything = _graph(module.objective, trainer.precision_plugin, step, trainer.gradient_clip_val)
@@ -71,19 +71,19 @@ class StepGraph:
         return losses[0], losses[-1]  # one tensor where they are the same
 
     def _next_settings(self) -> Tensor:
-        if self.untold == 0:  # steps may have been taken without the graph
-            self.told = float(self.step.state[0][2][0])
-        self.untold += 1
-        rows = [_settings(group, self.told + self.untold) for group in self.step.groups]
+        if self.pending == 0:  # steps may have been taken without the graph
+            self.synced = float(self.step.state[0][2][0])
+        self.pending += 1
+        rows = [_settings(group, self.synced + self.pending) for group in self.step.groups]
         device = self.step.parameters[0].device
         # To a GPU from pinned memory, which torch does not use anew before the copy is done: so nothing waits for it.
         return torch.tensor(rows, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
-    def tell(self) -> None:
+    def sync_step_counts(self) -> None:
         """Brings the optimizer's counts up to date; before anyone but the graph reads them."""
         for _, _, steps in self.step.state:
-            torch._foreach_add_(steps, self.untold)
-        self.untold = 0
+            torch._foreach_add_(steps, self.pending)
+        self.pending = 0
 
 
 def facts(trainer: pl.Trainer, step: Step) -> list[Any]:
@@ -96,7 +96,7 @@ def facts(trainer: pl.Trainer, step: Step) -> list[Any]:
     ]
 
 
-def hindrance(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:
+def unsupported_reason(trainer: pl.Trainer, step: Step, batch: Batch) -> str | None:
     """What cannot be part of the graph; None where there is nothing."""
     if step.foreign is not None:
         return step.foreign

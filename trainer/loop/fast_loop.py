@@ -76,7 +76,7 @@ class FastEpochLoop(_TrainingEpochLoop):
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.graph is not None:  # Lightning asks the loops before the optimizer
-            self.graph.tell()
+            self.graph.sync_step_counts()
         so_far = {"decided": self.decided, "batches": self.batches, "seconds": self.seconds}
         return {**super().on_save_checkpoint(), **so_far, "left": self.left}
 
@@ -93,14 +93,14 @@ class FastEpochLoop(_TrainingEpochLoop):
             return
         callbacks = self.trainer.callbacks
         self.at_start = [each for each in callbacks if overrides(each, "on_train_batch_start")]
-        self.at_end = [each for each in callbacks if overrides(each, "on_train_batch_end") and not idle(each)]
+        self.at_end = [each for each in callbacks if overrides(each, "on_train_batch_end") and not is_noop(each)]
         if self.optimizer not in (None, self.trainer.optimizers[0]):  # another fit
             self.tried, self.graph, self.decided, self.batches, self.seconds = False, None, None, 0, 0.0
         self.optimizer = self.trainer.optimizers[0]
         self.step = Step(self.optimizer)  # anew for each epoch: a callback may have added parameters
         if self.graph is not None and self.graph.facts != compiled_step.facts(self.trainer, self.step):
             log.info("compile: no longer, for a callback has changed what is trained")
-            self.graph.tell()
+            self.graph.sync_step_counts()
             self.graph = None
         undecided = self.compile == "auto" and self.decided is None
         if undecided and self.batches > 0 and self.batch_progress.current.ready == 0:
@@ -130,7 +130,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             self.val_loop.increment_progress_to_evaluation_end()
         self.val_loop.restarting = False
         trainer, started = self.trainer, time.perf_counter()
-        for quiet in range(self._quiet(), -1, -1):
+        for quiet in range(self._batches_until_event(), -1, -1):
             self._batch(data_fetcher)
             self.batches += 1
             if quiet == 0 or trainer.should_stop or watch.received is not None:
@@ -160,7 +160,7 @@ class FastEpochLoop(_TrainingEpochLoop):
     def _broadcast_sigterm_tensor(self) -> None:
         """Lightning's way to agree on leaving; `leave_if_asked` does it."""
 
-    def _quiet(self) -> int:
+    def _batches_until_event(self) -> int:
         """Batches to come after which nothing is due."""
         trainer, ready = self.trainer, self.batch_progress.current.ready
         if trainer._val_check_time_interval is not None:
@@ -219,13 +219,13 @@ class FastEpochLoop(_TrainingEpochLoop):
             counted.step.increment_ready()
         if module.augment is not None:
             with self.trainer.precision_plugin.train_step_context():
-                batch = module.change(batch)
+                batch = module.augment_batch(batch)
         done = self._in_one_graph(module, batch)
         if done is None:
             objective = self._one_by_one(module, batch, index, steps)
         else:
             loss, objective = done
-            module.record(loss, batch, index)
+            module.track_loss(loss, batch, index)
         if steps:
             counted.step.increment_completed()
         return objective
@@ -234,7 +234,7 @@ class FastEpochLoop(_TrainingEpochLoop):
         trainer = self.trainer
         with trainer.precision_plugin.train_step_context():
             loss, objective = module.objective(batch)
-        module.record(loss, batch, index)  # which tells of the last gradients where the loss is not finite
+        module.track_loss(loss, batch, index)  # which tells of the last gradients where the loss is not finite
         if index % trainer.accumulate_grad_batches == 0:
             self.step.zero_grad()
         if trainer.accumulate_grad_batches > 1:
@@ -257,14 +257,14 @@ class FastEpochLoop(_TrainingEpochLoop):
         if self.graph is not None:
             if self.graph.fits(batch):
                 return self.graph(batch)
-            self.graph.tell()
+            self.graph.sync_step_counts()
             return None
         wanted = self.decided if self.compile == "auto" else self.compile
         first = not self.step.state and self.batches == 0  # it makes the optimizer's state
         if not wanted or self.tried or first or not self._full(batch):
             return None
         self.tried = True
-        why = compiled_step.hindrance(self.trainer, self.step, batch)
+        why = compiled_step.unsupported_reason(self.trainer, self.step, batch)
         for callback in self.at_start:
             if type(callback) not in READERS:
                 why = f"{type(callback).__name__} may change the network before a step"
@@ -301,7 +301,7 @@ class NoSignals(_SignalConnector):
         pass
 
 
-def idle(callback: Callback) -> bool:
+def is_noop(callback: Callback) -> bool:
     """Whether it is a checkpoint callback that has nothing to do after a batch."""
     return type(callback) is ModelCheckpoint and not callback._every_n_train_steps and not callback._train_time_interval
 
@@ -310,7 +310,7 @@ def overrides(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
-def hindrance(
+def unsupported_reason(
     trainer: Any, module: SupervisedModule | None = None, datamodule: LightningDataModule | None = None
 ) -> str | None:
     """What this training has that the fast loop leaves out, without `module` of the trainer alone; None where there is

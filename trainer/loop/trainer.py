@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.distributed import ProcessGroup
+from common.hardware import available_cores
 from datamodules.loading.batch_loader import Batches
 from models.training.lightning_module import Batch, SupervisedModule
 from trainer.config.errors import ConfigError
 from trainer.config.validate_processes import devices
 from trainer.folders.signals import watch
-from trainer.loop.checkpoint_io import LeaveValidation, WholeCheckpoints
-from trainer.loop.fast_loop import FastEpochLoop, NoSignals, hindrance
-from trainer.run.ranks import available_cores
+from trainer.loop.checkpoint_io import AtomicCheckpointIO, LeaveValidation
+from trainer.loop.fast_loop import FastEpochLoop, NoSignals, unsupported_reason
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Trainer(pytorch_lightning.Trainer):
         plugins = settings.pop("plugins", None) or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(each, CheckpointIO) for each in plugins):
-            plugins.append(WholeCheckpoints())
+            plugins.append(AtomicCheckpointIO())
         if settings.get("strategy") == "fsdp":
             from trainer.loop.fsdp import Sharded  # which takes long to import
 
@@ -106,13 +106,13 @@ class Trainer(pytorch_lightning.Trainer):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.loop = FastEpochLoop(self, self.fit_loop.min_steps, self.fit_loop.max_steps)
         self.fit_loop.epoch_loop = self.loop
-        self._refuse(hindrance(self))  # before the data are read
+        self._refuse(unsupported_reason(self))  # before the data are read
 
     def fit(self, model: pytorch_lightning.LightningModule, *arguments: Any, **settings: Any) -> None:
         """As Lightning's; all weights are in the module of rank 0 at the end. Raises Interrupted where a signal ends
         it."""
         whole = copy.deepcopy(model.network) if isinstance(self.strategy, ModelParallelStrategy) else None
-        with watch.waiting():
+        with watch.deferred():
             super().fit(model, *arguments, **settings)
         if whole is not None:
             state = self.strategy.lightning_module_state_dict()  # of rank 0 alone, but all must send their parts
@@ -153,7 +153,7 @@ class Trainer(pytorch_lightning.Trainer):
         )
 
     def _choose_loop(self, module: SupervisedModule, datamodule: pytorch_lightning.LightningDataModule | None) -> str:
-        why = hindrance(self, module, datamodule)
+        why = unsupported_reason(self, module, datamodule)
         self._refuse(why)
         self.loop.fast = self.fast != "off" and why is None
         self.loop.compile = self.compile
@@ -215,7 +215,7 @@ def seconds(module: SupervisedModule, batch: Batch, threads: int) -> float:
     with torch.random.fork_rng([]):
         for _ in range(1 + TRIALS):
             started = time.perf_counter()
-            torch.autograd.backward(rehearsal.objective(rehearsal.change(batch))[1])
+            torch.autograd.backward(rehearsal.objective(rehearsal.augment_batch(batch))[1])
             took.append(time.perf_counter() - started)
             if len(took) > 1 and sum(took) > PATIENCE:
                 break

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainer.config.errors import ConfigError
 from trainer.folders.layout import LAST, checkpoints
-from trainer.folders.status import claim
+from trainer.folders.status import lock_folder
 
 
-def own_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -> DictConfig:
+def child_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -> DictConfig:
     """The config of the run in `folder`, which goes on where it was broken off.
 
     Raises ConfigError where it was begun with other settings.
@@ -46,7 +46,7 @@ def summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
 
 
 @contextmanager
-def inside(folder: Path) -> Iterator[None]:
+def child_run_context(folder: Path) -> Iterator[None]:
     """`${hydra:runtime.output_dir}`, where callbacks and loggers write, is this folder, which no other run may use."""
     folder.mkdir(exist_ok=True)
     instance = HydraConfig.instance()
@@ -56,7 +56,7 @@ def inside(folder: Path) -> Iterator[None]:
         changed.hydra.runtime.output_dir = str(folder)
     instance.set_config(changed)
     try:
-        with claim(folder):
+        with lock_folder(folder):
             yield
     finally:
         instance.cfg = before

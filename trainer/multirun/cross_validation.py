@@ -20,9 +20,9 @@ from models.training.prediction_head import labels, to_units
 from trainer.evaluation import report
 from trainer.export.average_artifacts import average
 from trainer.folders import run_folder
-from trainer.multirun.child_runs import check_begun, inside, own_config, summary
+from trainer.multirun.child_runs import check_begun, child_config, child_run_context, summary
 from trainer.multirun.process_pool import run_all
-from trainer.run.run import Outcome, carry_out
+from trainer.run.run import Outcome, run_once
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,11 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
     module, datamodule, target = outcome.module, outcome.datamodule, outcome.datamodule.target
     output, target_values = outcome.trainer.outputs(module, datamodule.test_dataloader())
     answers, truth = module.predict(output).cpu(), target_values.cpu()
-    rows = datamodule.places("test").head(len(answers)).select(pl.col(FILE).alias("file"), pl.col(LINE).alias("line"))
+    rows = (
+        datamodule.row_locations("test")
+        .head(len(answers))
+        .select(pl.col(FILE).alias("file"), pl.col(LINE).alias("line"))
+    )
     if target.task == "regression":
         return rows.with_columns(
             target=pl.Series(to_units(truth.double(), target).numpy()), prediction=pl.Series(answers.numpy())
@@ -86,16 +90,16 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
 
 def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
     log.info("fold %d of %d, %s", fold, config.cross_validate, folder.name)
-    with inside(folder):
+    with child_run_context(folder):
         changes = {"cross_validate": None, "data.split.folds": config.cross_validate, "data.split.fold": fold}
         vectors = OmegaConf.select(config, START)
         if vectors is not None and (Path(vectors) / folder.name).is_dir():
             changes[START] = str(Path(vectors) / folder.name)
-        own = own_config(config, folder, changes)
+        own = child_config(config, folder, changes)
         if (folder / PREDICTIONS).exists() or (folder / VECTORS).exists():
             log.info("%s was done before", folder.name)
             return
-        outcome = carry_out(own, folder, describe=fold == 0)
+        outcome = run_once(own, folder, describe=fold == 0)
         log.info("%s: %s", folder.name, report.reached(outcome.metrics, config.monitor))
         if isinstance(outcome.module, Word2VecModule):
             return

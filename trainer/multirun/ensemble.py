@@ -13,11 +13,20 @@ from torch import nn
 
 from models.architectures.ensemble import Ensemble
 from trainer.evaluation import report
-from trainer.evaluation.postprocess import settle
+from trainer.evaluation.postprocess import postprocess
 from trainer.folders import run_folder
-from trainer.multirun.child_runs import check_begun, inside, own_config, summary
+from trainer.multirun.child_runs import check_begun, child_config, child_run_context, summary
 from trainer.multirun.process_pool import run_all
-from trainer.run.run import Outcome, build_trainer, carry_out, conclude, measure, quiet_lightning, set_up, supervise
+from trainer.run.run import (
+    Outcome,
+    build_module,
+    build_trainer,
+    finalize,
+    measure,
+    quiet_lightning,
+    run_once,
+    setup_data,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +48,25 @@ def ensemble(config: DictConfig, folder: Path, begun: Callable[[], None]) -> dic
     run_folder.write_begun(folder, config)
     begun()
     quiet_lightning()
-    datamodule = set_up(config, folder)
+    datamodule = setup_data(config, folder)
     folders = [folder / f"member_{index}" for index in range(config.ensemble)]
     runs = {each: partial(_carry_out_member, config, index, each) for index, each in enumerate(folders)}
     members = run_all(runs, config)
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     trainer = build_trainer(config, folder)
-    module = supervise(config, Ensemble([network for _, network in members]), datamodule)
+    module = build_module(config, Ensemble([network for _, network in members]), datamodule)
     trainer.prepare(module, datamodule.head("train", datamodule.batch_size))
     metrics = {f"member/{name}": value for name, value in summary([metrics for metrics, _ in members]).items()}
-    metrics |= settle(trainer, module, datamodule, calibrate=config.calibrate)
+    metrics |= postprocess(trainer, module, datamodule, calibrate=config.calibrate)
     metrics |= measure(trainer, module, datamodule, test=config.test)
-    return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started).metrics
+    return finalize(config, folder, Outcome(metrics, trainer, module, datamodule), started).metrics
 
 
 def _carry_out_member(config: DictConfig, index: int, folder: Path) -> tuple[dict[str, float], nn.Module]:
     """Its metrics, and its network with the best weights."""
-    with inside(folder), quiet_console():
+    with child_run_context(folder), quiet_console():
         changes = {"ensemble": None, "seed": config.seed + index, **NOT_OF_MEMBERS}
-        outcome = carry_out(own_config(config, folder, changes), folder, describe=False)
+        outcome = run_once(child_config(config, folder, changes), folder, describe=False)
     log.info("%s: %s", folder.name, report.reached(outcome.metrics, config.monitor))
     return outcome.metrics, outcome.module.network
 

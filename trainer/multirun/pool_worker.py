@@ -19,20 +19,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 
 from common.errors import InputError
-from trainer.folders.fast_imports import lean
+from trainer.config.fast_imports import fast_imports
 from trainer.folders.signals import Interrupted, watch
 
 logging.basicConfig()  # Lightning, which would find no handlers, would add its own
-with lean():
+with fast_imports():
     import pytorch_lightning  # noqa: F401
     import torch
 
 LOG = "train.log"
-TOLD = ("trainer.multirun.cross_validation", "trainer.multirun.ensemble", "trainer.evaluation.report")
+FORWARDED_LOGGERS = ("trainer.multirun.cross_validation", "trainer.multirun.ensemble", "trainer.evaluation.report")
 """Loggers whose messages the other process logs too, beside all warnings; the rest is in the log of the run."""
 
 
-class Telling(logging.Handler):
+class LogForwarder(logging.Handler):
     """Sends logger, level and message to the process that started this one."""
 
     def __init__(self, pipe: Connection) -> None:
@@ -40,14 +40,14 @@ class Telling(logging.Handler):
         self.pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING or record.name in TOLD:
+        if record.levelno >= logging.WARNING or record.name in FORWARDED_LOGGERS:
             self.pipe.send((record.name, record.levelno, record.getMessage()))
 
 
 def work(run: bytes, folder: Path, hydra: Any, level: int, share: int, pipe: Connection) -> None:
     """Calls the pickled `run` with one of `share` parts of the cores and of the memory, and sends what it returns.
 
-    Sends what is to be logged before (`Telling`), or an error instead: an InputError, or a RuntimeError with the
+    Sends what is to be logged before (`LogForwarder`), or an error instead: an InputError, or a RuntimeError with the
     traceback.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends all
@@ -58,11 +58,11 @@ def work(run: bytes, folder: Path, hydra: Any, level: int, share: int, pipe: Con
     # Before the run is unpickled: what it imports counts the threads.
     torch.set_num_threads(max(1, torch.get_num_threads() // share))
     os.environ.setdefault("POLARS_MAX_THREADS", str(torch.get_num_threads()))
-    from datamodules.loading import store
+    from common import hardware
 
-    store.sharing = share
+    hardware.sharing = share
     try:
-        with watch.owning():
+        with watch.installed():
             result = pickle.loads(run)()
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
@@ -85,7 +85,7 @@ def _log_to(folder: Path, level: int, pipe: Connection) -> None:
     with (folder / LOG).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    handlers = [logging.FileHandler(folder / LOG), Telling(pipe)]
+    handlers = [logging.FileHandler(folder / LOG), LogForwarder(pipe)]
     logging.basicConfig(handlers=handlers, level=level, force=True, format="%(asctime)s %(levelname)s %(message)s")
 
 

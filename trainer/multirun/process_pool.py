@@ -14,10 +14,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from datamodules.loading.store import free_memory, readable
+from common.hardware import available_cores, free_memory, readable
 from trainer.loop.trainer import THREADS
 from trainer.multirun.pool_worker import work
-from trainer.run.ranks import available_cores
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

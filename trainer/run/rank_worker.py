@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from common.distributed import launched_rank
 from common.errors import EXIT_CODE, InputError
 from trainer.folders.signals import Interrupted, watch
-from trainer.run.ranks import from_rank_zero, join, log_file
+from trainer.run.ranks import from_rank_zero, join, rank_log
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def work(command: Sequence[str] = ()) -> int:
     """All that a process does that is not rank 0; the exit code. `command`: whether rank 0 will take it is looked up
     first, so that nobody waits for it in vain."""
-    from trainer.folders.fast_imports import lean
+    from trainer.config.fast_imports import fast_imports
 
     if command:
         from trainer.command.prepare import prepare
@@ -27,20 +27,20 @@ def work(command: Sequence[str] = ()) -> int:
                 prepare(list(command))
             except InputError:
                 return EXIT_CODE  # rank 0 says why
-    with lean():
-        from trainer.run.run import assist
+    with fast_imports():
+        from trainer.run.run import run_rank
     join()
     config, folder = from_rank_zero(None)
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
-        filename=log_file(folder, launched_rank()),
+        filename=rank_log(folder, launched_rank()),
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )
     try:
-        with watch.owning():
-            assist(OmegaConf.create(config), folder)
+        with watch.installed():
+            run_rank(OmegaConf.create(config), folder)
     except Interrupted as interrupted:
         return interrupted.exit_code
     except InputError as error:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.distributed import launch
 from common.errors import EXIT_CODE, InputError
+from common.hardware import available_cores
 from trainer.config.errors import ConfigError
 from trainer.config.validate_processes import devices, missing, problems
 
@@ -32,8 +33,8 @@ GRACE = 30.0
 
 
 @contextmanager
-def together(config: DictConfig, folder: Path) -> Iterator[None]:
-    """The other processes of a run, if it has several, take part meanwhile (`trainer.run.run.assist`).
+def launch_ranks(config: DictConfig, folder: Path) -> Iterator[None]:
+    """The other processes of a run, if it has several, take part meanwhile (`trainer.run.run.run_rank`).
 
     Raises ConfigError where their number is not what was started, and InputError or RuntimeError where one of them
     ended.
@@ -66,7 +67,7 @@ def together(config: DictConfig, folder: Path) -> Iterator[None]:
         os.environ.update(before)  # the next job of a sweep begins as this one did
 
 
-def log_file(folder: Path, rank: int) -> Path:
+def rank_log(folder: Path, rank: int) -> Path:
     return folder / f"train_rank_{rank}.log"
 
 
@@ -121,11 +122,6 @@ def _threads(local: int) -> str:
     return str(max(available_cores() // local, 1))
 
 
-def available_cores() -> int:
-    """Those that the process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Children:
     """Processes that this one starts on its machine, as torchrun would, and watches."""
 
@@ -153,7 +149,7 @@ class Children:
         self.done = threading.Event()
         for number in range(1, world):
             environment = os.environ | {"RANK": str(number), "LOCAL_RANK": str(number)}
-            with log_file(folder, number).open("a") as said:
+            with rank_log(folder, number).open("a") as said:
                 self.processes[number] = subprocess.Popen(
                     [sys.executable, str(ROOT / "train.py")],
                     env=environment,
@@ -186,7 +182,7 @@ class Children:
             process.wait()
 
     def _error(self, number: int, code: int) -> Exception:
-        path = log_file(self.folder, number)
+        path = rank_log(self.folder, number)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         what = f"process {number} of {len(self.processes) + 1} {how}; its log is {path}"
         if code != EXIT_CODE:

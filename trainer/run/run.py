@@ -29,7 +29,7 @@ from trainer.evaluation import plots, report
 from trainer.evaluation.baselines import Comparison, compare
 from trainer.evaluation.latency import LATENCY, latency
 from trainer.evaluation.lr_finder import find_rate
-from trainer.evaluation.postprocess import settle
+from trainer.evaluation.postprocess import postprocess
 from trainer.folders import run_folder
 from trainer.loop.trainer import Trainer
 from trainer.run import ranks
@@ -59,47 +59,47 @@ class Outcome:
     datamodule: TableDataModule
 
 
-def carry_out(
+def run_once(
     config: DictConfig, folder: Path, begun: Callable[[], None] = lambda: None, *, describe: bool = True
 ) -> Outcome:
     """One run, from the data to the artefact, in a folder that is Hydra's run folder; `describe` says what the data
     are."""
 
-    def begin(*_: object) -> None:
+    def write_start(*_: object) -> None:
         run_folder.write_begun(folder, config)
         begun()
 
     started = time.perf_counter()
     before = run_folder.read_metrics(folder)
     if config.resume is None:
-        begin()
+        write_start()
     find = None
     if config.lr_find:
         resumed = config.resume is not None
         find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
-    with ranks.together(config, folder):
-        trainer, module, datamodule = assemble(config, folder, describe=describe)
+    with ranks.launch_ranks(config, folder):
+        trainer, module, datamodule = build(config, folder, describe=describe)
         if config.resume is not None:
             # Until it trains, the checkpoint may not go with the settings. Where no epoch is left, it never does.
-            trainer.callbacks.append(LambdaCallback(on_train_start=begin, on_fit_end=begin))
+            trainer.callbacks.append(LambdaCallback(on_train_start=write_start, on_fit_end=write_start))
         metrics = train(trainer, module, datamodule, checkpoint=config.resume, find=find)
         # The strategy of several processes knows no device once they have gone.
         trainer = datamodule.trainer = trainer.alone()
     calibrate = config.calibrate and not isinstance(module, Word2VecModule)
-    metrics |= settle(trainer, module, datamodule, calibrate=calibrate)
+    metrics |= postprocess(trainer, module, datamodule, calibrate=calibrate)
     metrics |= measure(trainer, module, datamodule, test=config.test)
     if metrics["fit/samples_per_second"] == 0:
         log.info("nothing was left to train: the run had ended after %.0f epochs", metrics["fit/epochs"])
         metrics |= {name: value for name, value in before.items() if name.startswith(KEPT)}
-    return conclude(config, folder, Outcome(metrics, trainer, module, datamodule), started)
+    return finalize(config, folder, Outcome(metrics, trainer, module, datamodule), started)
 
 
-def assist(config: DictConfig, folder: Path) -> None:
+def run_rank(config: DictConfig, folder: Path) -> None:
     """What another process than rank 0 does in a run: all of it up to the end of training."""
-    train(*assemble(config, folder), checkpoint=config.resume)
+    train(*build(config, folder), checkpoint=config.resume)
 
 
-def assemble(
+def build(
     config: DictConfig, folder: Path, *, describe: bool = True
 ) -> tuple[Trainer, SupervisedModule, TableDataModule]:
     """All that training takes; rank 0 writes down what is found out about the data."""
@@ -107,15 +107,15 @@ def assemble(
     pytorch_lightning.seed_everything(config.seed, workers=True, verbose=False)
     # Before the data are read: what Lightning refuses, such as a GPU that is not there, is said at once.
     trainer = build_trainer(config, folder)
-    datamodule = set_up(config, folder, trainer, describe=describe)
+    datamodule = setup_data(config, folder, trainer, describe=describe)
     check_monitor(config.monitor, datamodule.target)
     warn_of_other_rows(config)
 
     network = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
-    return trainer, supervise(config, network, datamodule), datamodule
+    return trainer, build_module(config, network, datamodule), datamodule
 
 
-def set_up(
+def setup_data(
     config: DictConfig, folder: Path, trainer: Trainer | None = None, *, describe: bool = True
 ) -> TableDataModule:
     """The data, ready, and what was found in them written down; `trainer` says which device rows may lie on."""
@@ -143,7 +143,7 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
     return trainer
 
 
-def supervise(config: DictConfig, network: nn.Module, datamodule: TableDataModule) -> SupervisedModule:
+def build_module(config: DictConfig, network: nn.Module, datamodule: TableDataModule) -> SupervisedModule:
     """The network with what the config says of its training."""
     kind: type[SupervisedModule] = Word2VecModule if isinstance(network, Word2Vec) else SupervisedModule
     return kind(
@@ -161,7 +161,7 @@ def supervise(config: DictConfig, network: nn.Module, datamodule: TableDataModul
     )
 
 
-def conclude(config: DictConfig, folder: Path, outcome: Outcome, started: float) -> Outcome:
+def finalize(config: DictConfig, folder: Path, outcome: Outcome, started: float) -> Outcome:
     """What follows the measurement: baselines, pictures, metrics, the artefact, the last lines. `started`: seconds of
     `time.perf_counter`."""
     trainer: Any = outcome.trainer

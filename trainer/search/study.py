@@ -129,7 +129,7 @@ def counts(study: "Study") -> str:
     return ", ".join(f"{states[name]} {word}" for name, word in words.items() if states[name])
 
 
-def shown_values(trial: "FrozenTrial", names: Sequence[str]) -> str:
+def format_values(trial: "FrozenTrial", names: Sequence[str]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values or (), strict=False))
 
 
@@ -155,7 +155,7 @@ def conclude(folder: Path) -> list[int]:
         return [1 if run is None else run.exit_code or 1 for run in runs]
     for trial in best:
         settings = ", ".join(f"{key}={_shown(value)}" for key, value in trial.params.items())
-        print(f"best         trial {trial.number}: {shown_values(trial, names)}, with {settings}")
+        print(f"best         trial {trial.number}: {format_values(trial, names)}, with {settings}")
     print(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
     one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
     print(f"retrain it   python train.py experiment=best {argument('study', one)}")

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from common.errors import EXIT_CODE, InputError
 from trainer.config.settings import quoted
 from trainer.folders import status
@@ -99,7 +99,7 @@ class Search:
         self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
         points = grid(space)[: search.n_trials] if search.sampler == "grid" else []
         search.n_trials = len(points) or search.n_trials
-        write_whole(saved, OmegaConf.to_yaml(config).encode())
+        atomic_write(saved, OmegaConf.to_yaml(config).encode())
         for point in points:
             self.study.enqueue_trial(point, skip_if_exists=True)
 

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
 from common.errors import EXIT_CODE, InputError
-from trainer.run.ranks import available_cores
+from common.hardware import available_cores
 
 if TYPE_CHECKING:
     from trainer.folders.status import Status

@@ -17,12 +17,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from common.atomic_write import write_whole
+from common.atomic_write import atomic_write
 from common.errors import EXIT_CODE, InputError
 from trainer.config.settings import Setting, argument
 from trainer.folders.changed_settings import changes, fixed
 from trainer.folders.layout import LAST, SWEEP
-from trainer.folders.status import DONE, STATES, STATUS, Status, claim, read
+from trainer.folders.status import DONE, STATES, STATUS, Status, lock_folder, read
 from trainer.folders.tables import short
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 TABLES = ("sweep.csv", "sweep.parquet")
 
 
-class Begun(Callback):
+class SweepFolder(Callback):
     """Hydra calls it in the process that sweeps, whatever launches the jobs."""
 
     folder: ClassVar[Path | None] = None
@@ -47,18 +47,18 @@ class Begun(Callback):
         folder = Path(config.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            Begun.held.enter_context(claim(folder))
+            SweepFolder.held.enter_context(lock_folder(folder))
         except InputError as error:  # of which Hydra would make a warning
             log.error("%s", error)
             sys.exit(EXIT_CODE)
-        Begun.folder = folder
+        SweepFolder.folder = folder
         given = config.hydra.overrides
-        write_whole(Begun.folder / SWEEP, OmegaConf.to_yaml([*given.task, *given.hydra]).encode())
+        atomic_write(SweepFolder.folder / SWEEP, OmegaConf.to_yaml([*given.task, *given.hydra]).encode())
         if config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
             params = config.hydra.sweeper.params or {}
             lines = [*(f"{key}={value}" for key, value in params.items()), *given.task]
             parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
-            Begun.jobs = len(BasicSweeper.split_arguments(parsed, None)[0])
+            SweepFolder.jobs = len(BasicSweeper.split_arguments(parsed, None)[0])
 
 
 def counted(runs: Iterable[Status]) -> str:

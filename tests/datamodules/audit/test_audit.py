@@ -11,10 +11,10 @@ import pytest
 
 from common.cells import MISSING
 from datamodules.audit.audit import Finding, audit, refuse, report, to_json
-from datamodules.preparation.clean import COPY, Rules, clean, clean_target
+from datamodules.preparation.clean import Rules, clean, clean_target
 from datamodules.preparation.infer_schema import infer_columns, infer_task
 from datamodules.readers.read import BAD, FILE, LINE
-from datamodules.schema import DataError, Kind
+from datamodules.schema import COPY, DataError, Kind
 
 INCOME: dict[str, Rules] = {"income": {"<=50K.": "<=50K", ">50K.": ">50K"}}
 BUILTIN = ("breast_cancer", "diabetes", "digits", "iris", "wine")

@@ -15,7 +15,7 @@ import torch
 from common.cells import MANY, as_number
 from datamodules.features import as_tensor
 from datamodules.preparation import cache, pipeline
-from datamodules.preparation.pipeline import FACTS
+from datamodules.preparation.pipeline import METADATA
 from datamodules.readers import read
 from datamodules.readers.read import LINE
 from datamodules.tabular import TableDataModule
@@ -40,7 +40,7 @@ def rows(tmp_path: Path, data_dir: Path) -> Path:
 
 
 def facts(datamodule: TableDataModule) -> dict[str, object]:
-    loaded: dict[str, object] = json.loads((datamodule._folder / FACTS).read_text())
+    loaded: dict[str, object] = json.loads((datamodule._folder / METADATA).read_text())
     return loaded
 
 
@@ -91,14 +91,14 @@ def test_two_processes_prepare_what_one_does(rows: Path, tmp_path: Path, monkeyp
     alone = TableDataModule(str(rows), "price")
     alone.setup()
     (made,) = (folder for folder in together.iterdir() if folder.is_dir())
-    assert json.loads((made / FACTS).read_text()) == facts(alone)
+    assert json.loads((made / METADATA).read_text()) == facts(alone)
     theirs = TableDataModule(str(rows), "price", cache=str(together))
     theirs.setup()
     assert theirs._folder == made
     for split in ("train", "val", "test"):
         ours, other = (each.head(split, 4000) for each in (alone, theirs))
         assert all(torch.equal(ours[name], other[name]) for name in ours)
-        assert alone.places(split).equals(theirs.places(split))
+        assert alone.row_locations(split).equals(theirs.row_locations(split))
         assert alone.frame(split).equals(theirs.frame(split))
 
 
@@ -114,7 +114,7 @@ def test_a_column_whose_spellings_become_many_is_encoded_as_the_artefact_does(
     table = pl.DataFrame([level, number, y])
     datamodule = set_up(tmp_path, table, columns={"level": "category", "number": "number"}, max_levels=9999)
     for split in ("train", "val", "test"):
-        raw = table[datamodule.places(split)[LINE] - 2]
+        raw = table[datamodule.row_locations(split)[LINE] - 2]
         numbers = {"number": as_tensor(as_number(raw["number"], datamodule.missing)[0])}
         expected = datamodule.features(numbers, {"level": raw["level"].to_list()}, {})
         found = datamodule.head(split, rows)

@@ -15,13 +15,13 @@ from models.architectures.fusion import Fusion
 from models.architectures.linear import Linear
 from models.architectures.mlp import MLP
 from models.layers.common import ACTIVATIONS, BatchNorm, initialise, make_activation
-from models.layers.tabular_embedding import Inputs
-from models.training.prediction_head import Answer
+from models.layers.tabular_embedding import TabularEmbedding
+from models.training.prediction_head import PredictionHead
 from tests.conftest import ROOT
 from tests.models.problems import ADAMW, INPUTS, MIXED, mixed_rows, rows, script, target
 from trainer.config.instantiate import instantiate
 
-PERIODIC = functools.partial(Inputs, number_embedding="pbld", number_size=4)
+PERIODIC = functools.partial(TabularEmbedding, number_embedding="pbld", number_size=4)
 EDGES = ((-2.0, 0.0, 2.0), (0.0, 1.0), (-1.0, -0.5, 0.0, 1.5))
 NETWORKS: dict[str, Callable[[InputSpec, int], nn.Module]] = {
     "linear": Linear,
@@ -39,7 +39,7 @@ class Answering(nn.Module):
     def __init__(self, network: nn.Module, target: TargetSpec) -> None:
         super().__init__()
         self.network = network
-        self.answer = Answer(target)
+        self.answer = PredictionHead(target)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.answer(self.network(batch))
@@ -75,8 +75,8 @@ def test_the_shipped_settings_are_the_defaults_of_the_code(name: str) -> None:
 
 def test_a_binary_answer_is_the_sigmoid_of_its_logit_and_a_number_has_the_targets_unit() -> None:
     output = torch.tensor([[-1.5], [0.0], [3.0]])
-    torch.testing.assert_close(Answer(target("binary"))(output)[:, 1], torch.sigmoid(output[:, 0]))
-    assert Answer(TargetSpec("y", "regression", mean=50.0, scale=8.0))(output).tolist() == [38.0, 50.0, 74.0]
+    torch.testing.assert_close(PredictionHead(target("binary"))(output)[:, 1], torch.sigmoid(output[:, 0]))
+    assert PredictionHead(TargetSpec("y", "regression", mean=50.0, scale=8.0))(output).tolist() == [38.0, 50.0, 74.0]
 
 
 @pytest.mark.parametrize(

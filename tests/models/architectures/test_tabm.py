@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from datamodules.schema import Task
 from models.architectures.tabm import TabM, choose_members
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 from models.training import losses
-from models.training.prediction_head import Answer, combine
+from models.training.prediction_head import PredictionHead, combine
 from tests.conftest import ROOT
 from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
 from trainer.config.instantiate import instantiate
@@ -30,7 +30,7 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(
     spec, batch = target(task), rows(task, 40)
     network = small(outputs=spec.outputs, variant=variant)
     check_trains_and_scripts(network, batch, (40, 4, spec.outputs))
-    output, answers = network(batch), Answer(spec)
+    output, answers = network(batch), PredictionHead(spec)
     torch.testing.assert_close(script(answers)(output), answers(output), rtol=0, atol=1e-5)
 
 
@@ -50,17 +50,18 @@ def test_members_differ_from_the_start_and_columns_are_scaled_whole(variant: Lit
 
 def test_the_answer_is_the_mean_of_the_members_probabilities() -> None:
     output = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0)) * 4
-    answers = Answer(target("multiclass"))(output)
+    answers = PredictionHead(target("multiclass"))(output)
     torch.testing.assert_close(answers, torch.softmax(output, 2).mean(1))
-    binary = Answer(target("binary"))(output[:, :, :1])
+    binary = PredictionHead(target("binary"))(output[:, :, :1])
     torch.testing.assert_close(binary[:, 1], torch.sigmoid(output[:, :, 0]).mean(1))
-    values = Answer(target("regression"))(output[:, :, :1])
+    values = PredictionHead(target("regression"))(output[:, :, :1])
     torch.testing.assert_close(values, output[:, :, 0].mean(1) * 8 + 50)
 
 
 def test_what_is_minimised_is_the_mean_of_the_members_losses() -> None:
     module = build(
-        "multiclass", network=small(outputs=3, dropout=0.0, inputs=functools.partial(Inputs, unknown_rate=0.0))
+        "multiclass",
+        network=small(outputs=3, dropout=0.0, inputs=functools.partial(TabularEmbedding, unknown_rate=0.0)),
     )
     batch = rows("multiclass", 20)
     output = module(batch)

@@ -13,13 +13,13 @@ from torch import nn
 from datamodules.schema import InputSpec
 from models.architectures.linear import Linear
 from models.architectures.mlp import MLP
-from models.layers.tabular_embedding import Inputs, Periodic, PiecewiseLinear
+from models.layers.tabular_embedding import Periodic, PiecewiseLinear, TabularEmbedding
 from models.layers.text_bag import TextBag
 from tests.models.problems import INPUTS, MIXED, mixed_rows, script
 
 
 def test_inputs_are_numbers_then_signs_and_one_hot_then_vectors() -> None:
-    inputs = Inputs(INPUTS, embedding_size=2).eval()
+    inputs = TabularEmbedding(INPUTS, embedding_size=2).eval()
     batch = {"numbers": torch.tensor([[0.5, -1.0, 2.0, 1.0]]).repeat(3, 1), "codes": torch.zeros(3, 4).int()}
     batch["codes"][1] = torch.tensor([1, 4, 20, 12])
     batch["codes"][2] = torch.tensor([2, 1, 1, 0])
@@ -63,7 +63,7 @@ def test_edges_that_are_one_in_single_precision_are_one() -> None:
 
 def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> None:
     torch.manual_seed(0)
-    inputs = Inputs(InputSpec(categories=(("narrow", 5), ("wide", 21))), unknown_rate=0.1)
+    inputs = TabularEmbedding(InputSpec(categories=(("narrow", 5), ("wide", 21))), unknown_rate=0.1)
     assert inputs.embedding is not None
     nn.init.zeros_(inputs.embedding.weight[0:1])
     codes = torch.tensor([[3, 7]]).int().repeat(20_000, 1)
@@ -83,7 +83,7 @@ def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> 
 def test_noise_is_added_to_numbers_in_training_and_to_nothing_else(edges: tuple[tuple[float, ...], ...]) -> None:
     torch.manual_seed(0)
     spec = InputSpec(numbers=("a", "b"), indicators=("b",), categories=(("yes", 3),), edges=edges)
-    inputs = Inputs(spec, number_size=1, unknown_rate=0.0, noise=0.1)
+    inputs = TabularEmbedding(spec, number_size=1, unknown_rate=0.0, noise=0.1)
     batch = {"numbers": torch.tensor([[0.5, -1.0, 1.0]]).repeat(20_000, 1), "codes": torch.ones(20_000, 1).int()}
     before = {name: values.clone() for name, values in batch.items()}
     noise = (inputs(batch) - inputs.eval()(batch)).detach()
@@ -97,7 +97,7 @@ def test_noise_is_added_to_numbers_in_training_and_to_nothing_else(edges: tuple[
 
 def test_noise_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^noise=-0.1: must not be negative\.$"):
-        Inputs(INPUTS, noise=-0.1)
+        TabularEmbedding(INPUTS, noise=-0.1)
 
 
 def test_a_periodic_vector_is_the_number_and_waves_of_it() -> None:
@@ -117,14 +117,14 @@ def test_a_periodic_vector_is_the_number_and_waves_of_it() -> None:
 @pytest.mark.parametrize("embedding", ["ple", "pbld"])
 def test_numbers_of_two_values_are_not_embedded(embedding: Literal["ple", "pbld"]) -> None:
     spec = InputSpec(numbers=("a", "b"), edges=((0.0, 1.0), (0.0, 1.0, 2.0)), indicators=("a",))
-    inputs = Inputs(spec, number_size=3, number_embedding=embedding)
+    inputs = TabularEmbedding(spec, number_size=3, number_embedding=embedding)
     assert inputs.width == 3 + 1 + 1
     numbers = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.5, 1.0]])
     assert torch.equal(inputs({"numbers": numbers})[:, 3:], numbers[:, [0, 2]])
 
 
 def test_texts_are_bags_of_words_and_images_are_flat_pixels_of_the_training_images_scale() -> None:
-    inputs = Inputs(MIXED, text=functools.partial(TextBag, size=5, weighting="mean")).eval()
+    inputs = TabularEmbedding(MIXED, text=functools.partial(TextBag, size=5, weighting="mean")).eval()
     batch = mixed_rows(6)
     encoded = inputs(batch)
     assert encoded.shape == (6, inputs.width) == (6, 1 + 5 + 64)

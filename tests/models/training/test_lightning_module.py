@@ -16,7 +16,7 @@ from datamodules.loading.store import MemoryStore
 from datamodules.schema import InputSpec, TargetSpec, Task
 from models.architectures.linear import Linear
 from models.architectures.mlp import MLP
-from models.layers.tabular_embedding import Inputs
+from models.layers.tabular_embedding import TabularEmbedding
 from models.training import losses
 from models.training.lightning_module import SupervisedModule
 from tests.models.problems import ADAMW, INPUTS, build, fit, rows, target
@@ -54,7 +54,7 @@ def test_golden_losses(task: Task) -> None:
 
 def fixed_network(task: Task) -> MLP:
     """Weights that follow from a formula, not from a random generator, which may differ between versions of torch."""
-    encoder = functools.partial(Inputs, unknown_rate=0.0)
+    encoder = functools.partial(TabularEmbedding, unknown_rate=0.0)
     network = MLP(INPUTS, target(task).outputs, hidden=(16, 8), dropout=0.0, inputs=encoder)
     with torch.no_grad():
         for number, weight in enumerate(network.parameters()):

@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import ROOT, run_script
 from trainer.config import signature_cache
-from trainer.config.signature_cache import Remembered
+from trainer.config.signature_cache import SignatureCache
 from trainer.config.signatures import Arguments, describe, fits
 from trainer.config.validate import locate
 
@@ -36,10 +36,10 @@ SHIPPED = sorted(set[str]().union(*(targets(yaml.safe_load(file.read_text())) fo
 @pytest.mark.parametrize("path", SHIPPED)
 def test_every_shipped_target_is_remembered_as_it_is(path: str) -> None:
     wanted = Arguments.of(locate(path))
-    memory = Remembered()
+    memory = SignatureCache()
     memory.add(path, wanted)
     memory.keep()
-    found = Remembered().get(path)
+    found = SignatureCache().get(path)
     assert found is not None
     assert (found.required, found.open, found.hints.keys()) == (wanted.required, wanted.open, wanted.hints.keys())
     for name, hint in wanted.hints.items():
@@ -52,24 +52,24 @@ def test_all_is_forgotten_when_a_file_changes(tmp_path: Path, monkeypatch: pytes
     source = tmp_path / "models" / "own.py"
     source.parent.mkdir()
     source.write_text("")
-    memory = Remembered()
+    memory = SignatureCache()
     memory.add("models.own.Own", Arguments({"width": int}))
     memory.keep()
-    assert Remembered().get("models.own.Own") == Arguments({"width": int})
+    assert SignatureCache().get("models.own.Own") == Arguments({"width": int})
     os.utime(source, ns=(1, 1))
-    assert Remembered().get("models.own.Own") is None
+    assert SignatureCache().get("models.own.Own") is None
 
 
 def test_nothing_is_written_where_no_byte_code_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.dont_write_bytecode", True)
-    memory = Remembered()
+    memory = SignatureCache()
     memory.add("models.own.Own", Arguments({"width": int}))
     memory.keep()
     assert not place.exists()
 
 
 def test_a_hint_that_is_no_type_takes_any_value() -> None:
-    memory = Remembered()
+    memory = SignatureCache()
     memory.add("models.own.Own", Arguments({"width": lambda: None}))
     assert memory.get("models.own.Own") == Arguments({"width": Any})
 
@@ -88,5 +88,5 @@ def test_help_the_config_and_mistakes_do_not_wait_for_torch(arguments: list[str]
     *first, _ = front_door(*arguments)  # this one may import it, to remember what it says
     *second, imported = front_door(*arguments)
     assert first == second
-    assert "trainer.config.instantiate" in imported
+    assert "trainer.config.validate" in imported
     assert not {"torch", "pytorch_lightning", "polars", "numpy"} & imported

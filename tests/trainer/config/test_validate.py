@@ -158,8 +158,8 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
         (
             ["trainer.max_epochs=-1"],
             [
-                "conf/scheduler/cosine.yaml: scheduler: models.training.lr_schedules.cosine needs the length of the run,"
-                " but trainer.max_epochs and trainer.max_steps are both -1: set one, or take scheduler=none."
+                "conf/scheduler/cosine.yaml: scheduler: models.training.lr_schedules.cosine needs the length of the"
+                " run, but trainer.max_epochs and trainer.max_steps are both -1: set one, or take scheduler=none."
             ],
         ),
         (

@@ -122,7 +122,7 @@ def test_the_module_and_random_state_are_as_before(task: Task) -> None:
     assert equal(module.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), state)
     assert module.optimizer.keywords == {"lr": 0.3}
-    assert (module.samples, module.fitted.rows) == (0, 0)
+    assert (module.samples, module.train_loss_mean.rows) == (0, 0)
 
 
 def test_losses_are_those_of_the_module_with_members_and_accumulated_steps() -> None:

@@ -15,7 +15,7 @@ import pytest
 from common.errors import InputError
 from tests.conftest import ROOT, run_script
 from trainer.folders.signals import Interrupted
-from trainer.folders.status import Status, claim, read, recorded
+from trainer.folders.status import Status, lock_folder, read, track_status
 
 QUICK = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
 
@@ -47,7 +47,7 @@ def test_a_run_of_bad_data_says_the_first_line_of_why(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_named_by_its_class(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), recorded(tmp_path, "val/auroc", "max"):
+    with pytest.raises(RuntimeError), track_status(tmp_path, "val/auroc", "max"):
         raise RuntimeError("asked to fail\nand more")
     said = status(tmp_path)
     assert (said["state"], said["exit_code"]) == ("failed", 1)
@@ -56,13 +56,13 @@ def test_a_crash_is_named_by_its_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(1)])
 def test_what_is_no_exception_interrupts(tmp_path: Path, ending: BaseException) -> None:
-    with pytest.raises(type(ending)), recorded(tmp_path, "val/loss", "min"):
+    with pytest.raises(type(ending)), track_status(tmp_path, "val/loss", "min"):
         raise ending
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("interrupted", 130)
 
 
 def test_a_state_that_was_said_before_stays(tmp_path: Path) -> None:
-    with recorded(tmp_path, "val/loss", "min") as record:
+    with track_status(tmp_path, "val/loss", "min") as record:
         record.value = float("nan")
         record.end("pruned", 0)
     assert (status(tmp_path)["state"], status(tmp_path)["value"]) == ("pruned", None)
@@ -83,7 +83,7 @@ def test_who_was_killed_is_interrupted_and_who_lives_is_running(tmp_path: Path) 
     assert (alive.state, alive.pid) == ("running", process.pid)
     with (
         pytest.raises(InputError, match=f"^{tmp_path}: another run is at work in this folder"),
-        recorded(tmp_path, "val/loss", "min"),
+        track_status(tmp_path, "val/loss", "min"),
     ):
         pass
     assert read(tmp_path) == alive  # untouched by the one that was refused
@@ -100,12 +100,12 @@ def test_who_claims_a_folder_removes_what_was_left_in_it_but_not_what_a_run_belo
     for path in (left, written):
         path.parent.mkdir(parents=True)
         path.touch()
-    with claim(tmp_path / "trial_0"):
+    with lock_folder(tmp_path / "trial_0"):
         written.touch()
-        with claim(tmp_path):
+        with lock_folder(tmp_path):
             assert not left.exists()
             assert written.exists()
-    with claim(tmp_path / "trial_0"):
+    with lock_folder(tmp_path / "trial_0"):
         assert not written.exists()
 
 
@@ -128,7 +128,7 @@ def test_where_the_status_cannot_be_written_what_ended_the_run_is_said(tmp_path:
 def test_a_file_system_without_locks_is_refused_and_a_status_there_counts_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with recorded(tmp_path, "val/loss", "min"):
+    with track_status(tmp_path, "val/loss", "min"):
         running = (tmp_path / "status.json").read_bytes()
     (tmp_path / "status.json").write_bytes(running)
 
@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_refused_and_a_status_there_counts_as_it_
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", without)
-    with pytest.raises(InputError) as caught, recorded(tmp_path, "val/loss", "min"):
+    with pytest.raises(InputError) as caught, track_status(tmp_path, "val/loss", "min"):
         pass
     assert str(caught.value) == (
         f"{tmp_path}: files cannot be locked there (No locks available), by which a run knows that no other is at work"

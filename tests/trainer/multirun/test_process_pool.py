@@ -20,7 +20,7 @@ from common.errors import InputError
 from inference.artifact import Artifact
 from tests.conftest import ROOT, run_script
 from trainer.command.prepare import prepare
-from trainer.folders.status import claim
+from trainer.folders.status import lock_folder
 from trainer.multirun import process_pool
 from trainer.multirun.process_pool import choose_processes
 
@@ -84,7 +84,7 @@ def test_one_that_stops_at_an_error_ends_the_others(tmp_path: Path) -> None:
     assert done.stdout.rstrip().endswith("\nArithmeticError: one and one are three")
     assert "ArithmeticError: one and one are three" in (tmp_path / "fold_1" / "train.log").read_text()
     assert not (tmp_path / "fold_2").exists()
-    with claim(tmp_path / "fold_0"):  # nobody is at work there
+    with lock_folder(tmp_path / "fold_0"):  # nobody is at work there
         pass
 
 
@@ -137,7 +137,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def free(folder: Path) -> bool:
     try:
-        with claim(folder):
+        with lock_folder(folder):
             return True
     except InputError:
         return False

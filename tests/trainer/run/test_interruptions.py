@@ -48,7 +48,7 @@ def broken(run_here: RunHere, tmp_path: Path) -> Callable[..., Path]:
     def carry_out(hook: str, at: int, *settings: str) -> Path:
         folder = tmp_path / "broken"
         sender = (*SENDER, "+callbacks.sender.name=SIGTERM", f"+callbacks.sender.hook={hook}")
-        with pytest.raises(Interrupted), watch.owning():
+        with pytest.raises(Interrupted), watch.installed():
             run_here(*RUN, *settings, *sender, f"+callbacks.sender.at={at}", folder=folder)
         assert not (folder / "metrics.json").exists()
         assert not list(folder.rglob("*.unfinished"))

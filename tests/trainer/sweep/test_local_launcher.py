@@ -41,8 +41,9 @@ def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_pat
     other = run_script("train.py", f"sweep.resume={tmp_path}")
     assert other.returncode == 2
     assert (
-        f'{good} holds another job (model._target_ "models.architectures.mlp.MLP" -> "models.architectures.linear.Linear"):'
-        " the file that says what is swept has changed since. Change it back, or begin another sweep.\n" in other.stdout
+        f'{good} holds another job (model._target_ "models.architectures.mlp.MLP" -> '
+        '"models.architectures.linear.Linear"): the file that says what is swept has changed since. Change it back, or'
+        " begin another sweep.\n" in other.stdout
     )
 
 
@@ -67,7 +68,7 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
     assert run.state == "interrupted"
 
     command = [sys.executable, ROOT / "train.py", f"sweep.resume={tmp_path}"]
-    with status.recorded(last.parents[1], "val/loss", "min"):  # as a job that an earlier sweep has left
+    with status.track_status(last.parents[1], "val/loss", "min"):  # as a job that an earlier sweep has left
         again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert again.stdout is not None
         waiting = f"#0: waiting for process {os.getpid()}, which an earlier sweep has left\n"

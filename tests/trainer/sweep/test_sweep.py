@@ -17,7 +17,7 @@ from tests.conftest import ROOT, run_script
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
 from trainer.config.settings import quoted
-from trainer.folders.status import claim
+from trainer.folders.status import lock_folder
 
 QUICK = ("data=iris", "logger=none", "baselines=false", "trainer=cpu")
 CRASH = """
@@ -211,7 +211,7 @@ def test_ctrl_c_ends_a_sweep_with_its_table(tmp_path: Path) -> None:
 
 
 def test_a_folder_where_a_sweep_is_at_work_is_left_alone(tmp_path: Path) -> None:
-    with claim(tmp_path):
+    with lock_folder(tmp_path):
         refused = run_script("train.py", "-m", *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     assert refused.returncode == 2
     why = f"{tmp_path}: another run is at work in this folder. Wait for it, or choose another folder.\n"

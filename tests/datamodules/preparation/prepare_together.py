@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from datamodules.readers import read
 from datamodules.tabular import TableDataModule

@@ -7,8 +7,8 @@ from tests.conftest import ROOT
 
 CODE = """
 import gc, sys
-from trainer.folders.fast_imports import LEFT_OUT, lean
-with lean():
+from trainer.config.fast_imports import LEFT_OUT, fast_imports
+with fast_imports():
     import pytorch_lightning
 print({"matplotlib", "scipy.signal", "torchvision", "transformers"} & set(sys.modules), gc.isenabled())
 from lightning_utilities.core.imports import package_available

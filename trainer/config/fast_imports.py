@@ -16,7 +16,7 @@ LEFT_OUT = ("matplotlib", "scipy", "torchvision", "transformers")
 
 
 @contextmanager
-def lean() -> Iterator[None]:
+def fast_imports() -> Iterator[None]:
     """While it lasts Lightning and torchmetrics, which ask before they import, find these packages absent."""
 
     def find(name: str) -> ModuleSpec | None:
