@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from inference.artifact import Artifact
+from tests.server import run_forked
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,10 +36,24 @@ def run_here(tmp_path: Path) -> Callable[..., Path]:
     return run_in_process
 
 
-def run_script(script: str, *arguments: str, cwd: Path = ROOT, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Runs a front door as a person does, and waits for it."""
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300, **settings)
+def run_script(
+    script: str,
+    *arguments: str,
+    cwd: Path = ROOT,
+    input: str = "",
+    env: Mapping[str, str] = os.environ,
+    fresh: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python script arguments...` as a person does, and waits for it.
+
+    The process is forked from one that has imported torch; with `fresh` it is a new Python, where imports or the
+    handling of signals are what is tested.
+    """
+    command = [str(ROOT / script), *arguments]
+    if not fresh:
+        return run_forked(command, cwd, input.encode(), env, timeout=300)
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=cwd, input=input, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="session")
