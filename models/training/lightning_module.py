@@ -58,7 +58,7 @@ class SupervisedModule(pl.LightningModule):
         monitor: str,
         mode: Literal["min", "max"],
         l1: float = 0.0,
-        groups: Mapping[str, Factors] | None = None,
+        param_groups: Mapping[str, Factors] | None = None,
         threshold: float | str = 0.5,
         augment: nn.Module | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class SupervisedModule(pl.LightningModule):
         self.monitor = monitor
         self.mode = mode
         self.l1 = l1
-        self.groups = dict(groups or {})
+        self.param_groups = dict(param_groups or {})
         # Else they would be held whole where `trainer=fsdp` shares them out.
         self.weights = split_parameters(network)[0] if l1 else []
         self.answer = PredictionHead(target)
@@ -241,7 +241,7 @@ class SupervisedModule(pl.LightningModule):
             and self.device.type in ("cpu", "cuda")
         ):
             filled["fused"] = True
-        return self.optimizer(parameter_groups(self.network, self.optimizer, self.groups), **filled)
+        return self.optimizer(parameter_groups(self.network, self.optimizer, self.param_groups), **filled)
 
     def _start_measuring(self) -> None:
         self.eval_loss_mean.reset()
@@ -299,7 +299,7 @@ class SupervisedModule(pl.LightningModule):
             }[split]
             batch = {name: values.to(self.device) for name, values in next(islice(loader, place, None)).items()}
         spec = getattr(getattr(trainer, "datamodule", None), "inputs", None)
-        built = parameter_groups(self.network, self.optimizer, self.groups)
+        built = parameter_groups(self.network, self.optimizer, self.param_groups)
         groups = {group["name"]: group["params"] for group in built}
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         with trainer.precision_plugin.forward_context():

@@ -43,7 +43,9 @@ def parameter_groups(
     settings = inspect.signature(optimizer).parameters
     for setting in {setting for factors in patterns.values() for setting in factors}:
         if setting not in ("lr", "weight_decay") or setting not in settings:
-            raise InputError(f"groups: {setting}: lr and weight_decay can be multiplied, where the optimizer has them.")
+            raise InputError(
+                f"param_groups: {setting}: lr and weight_decay can be multiplied, where the optimizer has them."
+            )
     weights = {id(parameter) for parameter in split_parameters(network)[0]}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     used: set[str] = set()
@@ -65,5 +67,5 @@ def parameter_groups(
         groups[pattern, is_weight]["params"].append(parameter)
     if unused := [pattern for pattern in patterns if pattern not in used]:
         names = ", ".join(name for name, _ in network.named_parameters())
-        raise InputError(f"groups: no parameter is named {' or '.join(map(repr, unused))}; there are {names}.")
+        raise InputError(f"param_groups: no parameter is named {' or '.join(map(repr, unused))}; there are {names}.")
     return list(groups.values())

@@ -96,7 +96,7 @@ def main() -> None:
     variants: dict[str, list[str]] = {"one run": []}
     for kind in ("cross_validate", "ensemble"):
         for count in given.processes:
-            variants[f"{kind}={given.runs} processes={count}"] = [f"{kind}={given.runs}", f"processes={count}"]
+            variants[f"{kind}={given.runs} processes={count}"] = [f"{kind}={given.runs}", f"n_jobs={count}"]
     runs: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(given.rounds):  # in turns, so that other work on the machine falls on all alike
         for name, settings in variants.items():

@@ -74,7 +74,7 @@ class Root:
     l1: float
     threshold: float | str
     calibrate: bool
-    groups: dict[str, dict[str, float]]
+    param_groups: dict[str, dict[str, float]]
     lr_find: bool
     search: Search | None
     study: str | None
@@ -82,7 +82,7 @@ class Root:
     sweep: Sweep
     cross_validate: int | None
     ensemble: int | None
-    processes: int | Literal["auto"]
+    n_jobs: int | Literal["auto"]
     test: bool
     baselines: bool
     allowed_targets: Sequence[str]
@@ -254,7 +254,7 @@ def out_of_range(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "a password in it would be written into the folder of every trial: leave it to the driver of the database,"
             " which reads PGPASSWORD or ~/.pgpass for PostgreSQL.",
         )
-    for key, count in (("processes", config.get("processes")), ("trainer.threads", trainer.get("threads"))):
+    for key, count in (("n_jobs", config.get("n_jobs")), ("trainer.threads", trainer.get("threads"))):
         if isinstance(count, int) and count < 1:
             yield key, f"must be 1 or more, or auto; it is {count}."
     threshold = config.get("threshold")

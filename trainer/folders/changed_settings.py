@@ -18,7 +18,7 @@ _HELD = "the checkpoint holds it, so that a change would not count"
 FIXED = {
     "callbacks.average": "the weights in the checkpoint are those of it",
     "callbacks.early_stopping.patience": f"{_HELD} (callbacks.early_stopping=null trains on)",
-    "groups": _HELD,
+    "param_groups": _HELD,
     "loss": _BEST,
     "mode": _BEST,
     "model._target_": "the checkpoint holds that network",

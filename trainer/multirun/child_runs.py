@@ -67,7 +67,7 @@ def _check_same(config: DictConfig, folder: Path, free: Collection[str] = ()) ->
         return
     before: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     now: Any = OmegaConf.to_container(config, resolve=True)
-    keys = sorted((before.keys() | now.keys()) - {"resume", "processes", *free})
+    keys = sorted((before.keys() | now.keys()) - {"resume", "n_jobs", *free})
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

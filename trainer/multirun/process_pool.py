@@ -28,7 +28,7 @@ MEMORY = 10**9
 def run_all(runs: Mapping[Path, Callable[[], T]], config: DictConfig) -> list[T]:
     """What each run returns, in their order; they are known by their folders.
 
-    `config.processes` of them are at work at once; where it is 1, in this process. In a process of its own a run
+    `config.n_jobs` of them are at work at once; where it is 1, in this process. In a process of its own a run
     prints to train.log in its folder, and has its share of the cores and of the memory. Where one fails, or this
     process is interrupted, the others are ended by SIGTERM. Raises InputError where a run does, and RuntimeError with
     its traceback where it raises anything else.
@@ -70,8 +70,8 @@ def run_all(runs: Mapping[Path, Callable[[], T]], config: DictConfig) -> list[T]
 
 def choose_processes(config: DictConfig, runs: int) -> tuple[int, str]:
     """How many of the runs are to be at work at once, and why."""
-    if config.processes != "auto":
-        return min(config.processes, runs), "given"
+    if config.n_jobs != "auto":
+        return min(config.n_jobs, runs), "given"
     settings: dict[Any, Any] = {"accelerator": "auto", "threads": "auto", **config.trainer}
     if settings["accelerator"] != "cpu" and torch.cuda.is_available():
         return 1, "they share a GPU"
@@ -98,7 +98,7 @@ def _start(folder: Path, run: Callable[[], object], count: int) -> tuple[Connect
 def _died(process: BaseProcess) -> str:
     if process.exitcode == -signal.SIGKILL:
         return (
-            f"{process.name} was killed by SIGKILL, as the system does where memory is short: processes=1 takes less of"
+            f"{process.name} was killed by SIGKILL, as the system does where memory is short: n_jobs=1 takes less of"
             " it."
         )
     return f"{process.name} ended with exit code {process.exitcode}, its log says no more."

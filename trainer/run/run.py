@@ -155,7 +155,7 @@ def build_module(config: DictConfig, network: nn.Module, datamodule: TableDataMo
         monitor=config.monitor,
         mode=config.mode,
         l1=config.l1,
-        groups=cast(dict[str, Factors], OmegaConf.to_container(config.groups)),
+        param_groups=cast(dict[str, Factors], OmegaConf.to_container(config.param_groups)),
         threshold=config.threshold,
         augment=instantiate(config.augment, spec=datamodule.inputs),
     )

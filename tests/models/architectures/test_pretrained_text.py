@@ -172,7 +172,7 @@ def test_messages_are_learnt_to_an_artefact_that_needs_neither_transformers_nor_
     folder = write_encoder(tmp_path / "encoder", tokens_of(texts[:800]), attention_probs_dropout_prob=0.0)
     run = run_here(
         "data=sms_spam", f"data.path={tmp_path / 'sms.tsv'}", f"data.wordpiece={folder}", "data.batch_size=32",
-        "experiment=pretrained_text", "groups={body.*: {lr: 1.0}}", "optimizer.lr=2e-3", "trainer=cpu",
+        "experiment=pretrained_text", "param_groups={body.*: {lr: 1.0}}", "optimizer.lr=2e-3", "trainer=cpu",
         "trainer.max_epochs=3", "logger=none", "baselines=false", f"paths.cache={tmp_path / 'cache'}",
     )  # fmt: skip
     artifact = Artifact.load(run / "model.pt")

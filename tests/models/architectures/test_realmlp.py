@@ -103,7 +103,7 @@ def test_the_recipes_groups_match_what_they_mean_and_scale_and_shares_are_spared
     weights = {id(weight) for weight in split_parameters(network)[0]}
     decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
     assert decayed == {"layers.0.weight", "layers.3.weight", "layers.6.weight"}
-    recipe = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / "realmlp.yaml").groups)
+    recipe = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / "realmlp.yaml").param_groups)
     groups = parameter_groups(network, functools.partial(torch.optim.AdamW, lr=1.0), recipe)
     named = {id(weight): name for name, weight in network.named_parameters()}
     rates = {named[id(weight)]: group.get("lr", 1.0) for group in groups for weight in group["params"]}

@@ -271,7 +271,7 @@ def test_the_shipped_recipe_moves_the_body_slower_than_the_head(tmp_path: Path) 
     optimizer = functools.partial(torch.optim.AdamW, **recipe["optimizer"])
     rates = {
         id(parameter): group.get("lr", recipe["optimizer"]["lr"])
-        for group in parameter_groups(network, optimizer, recipe["groups"])
+        for group in parameter_groups(network, optimizer, recipe["param_groups"])
         for parameter in group["params"]
     }
     assert rates[id(network.head.weight)] == pytest.approx(10 * rates[id(network.body.layer4[1].conv2.weight)])
@@ -302,7 +302,7 @@ def test_photographs_are_learned_from_the_weights_of_a_run_and_exported(
         *settings,
         f"model.weights={first}",
         "model.freeze=[features.0]",
-        "+groups={body.*:{lr:0.1}}",
+        "+param_groups={body.*:{lr:0.1}}",
         folder=tmp_path / "tuned",
     )
     assert Artifact.load(tuned / "model.pt").check() is None

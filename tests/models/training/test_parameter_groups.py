@@ -56,7 +56,9 @@ def test_one_pattern_of_several_must_match() -> None:
     network = MLP(INPUTS, 1, hidden=(4,))
     found = by_name(network, ADAMW(parameter_groups(network, ADAMW, {"inputs.bent.*|*.bias": {"lr": 0.1}})))
     assert {name for name, settings in found.items() if settings["lr"] != 0.01} == {"layers.0.bias", "layers.3.bias"}
-    with pytest.raises(InputError, match=r"^groups: no parameter is named 'inputs.bent.\*\|\*.factor'; there are "):
+    with pytest.raises(
+        InputError, match=r"^param_groups: no parameter is named 'inputs.bent.\*\|\*.factor'; there are "
+    ):
         parameter_groups(network, ADAMW, {"inputs.bent.*|*.factor": {"lr": 0.1}})
 
 
@@ -69,12 +71,12 @@ def test_frozen_parameters_are_not_trained() -> None:
 
 def test_a_pattern_that_matches_nothing_and_an_unknown_factor_are_refused() -> None:
     network = nn.Linear(2, 1)
-    with pytest.raises(InputError, match=r"^groups: no parameter is named 'head.\*'; there are weight, bias.$"):
+    with pytest.raises(InputError, match=r"^param_groups: no parameter is named 'head.\*'; there are weight, bias.$"):
         parameter_groups(network, ADAMW, {"head.*": {"lr": 2.0}})
-    whole = "^groups: rate: lr and weight_decay can be multiplied, where the optimizer has them.$"
+    whole = "^param_groups: rate: lr and weight_decay can be multiplied, where the optimizer has them.$"
     with pytest.raises(InputError, match=whole):
         parameter_groups(network, ADAMW, {"*": {"rate": 2.0}})
     rprop = functools.partial(torch.optim.Rprop, lr=0.01)
-    with pytest.raises(InputError, match=r"^groups: weight_decay: "):
+    with pytest.raises(InputError, match=r"^param_groups: weight_decay: "):
         parameter_groups(network, rprop, {"*": {"weight_decay": 2.0}})
     assert by_name(network, rprop(parameter_groups(network, rprop, {}))).keys() == {"weight", "bias"}

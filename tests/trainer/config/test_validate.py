@@ -102,7 +102,7 @@ def refused(*arguments: str) -> str:
         ),
         ("seed=-1", "seed: must be from 0 to 4294967295; it is -1."),
         ("trainer.threads=0", "trainer.threads: must be 1 or more, or auto; it is 0."),
-        ("processes=0", "processes: must be 1 or more, or auto; it is 0."),
+        ("n_jobs=0", "n_jobs: must be 1 or more, or auto; it is 0."),
         ("threshold=1.5", "threshold: must be from 0 to 1; it is 1.5."),
         (
             "threshold=acuracy",

@@ -269,7 +269,7 @@ def test_images_alone_have_no_linear_baseline(run_here: RunHere, caplog: pytest.
 def test_a_cross_validation_ends_with_the_means_of_the_baselines(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = run_here(*settings(table, "line", "cross_validate=2", "processes=1", "trainer.max_epochs=1"))
+    folder = run_here(*settings(table, "line", "cross_validate=2", "n_jobs=1", "trainer.max_epochs=1"))
     values = [metrics(folder / f"fold_{fold}")["baseline/linear/auroc"] for fold in range(2)]
     assert metrics(folder)["baseline/linear/auroc"] == pytest.approx(np.mean(values))
     row = next(line for line in closing(caplog).splitlines() if line.startswith("auroc"))

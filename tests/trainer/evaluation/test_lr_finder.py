@@ -103,7 +103,7 @@ def test_a_loss_that_does_not_fall_suggests_nothing() -> None:
 
 def test_groups_keep_their_factors_and_gradients_are_clipped() -> None:
     Noting.rates, Noting.norm = [], 0.0
-    module = build("binary", optimizer=partial(Noting, lr=0.3), groups={"inputs.*": {"lr": 0.1}})
+    module = build("binary", optimizer=partial(Noting, lr=0.3), param_groups={"inputs.*": {"lr": 0.1}})
     test = rehearse(module, "binary", gradient_clip_val=1e-3)
     assert test.rates == pytest.approx(RATES[: len(test.rates)])
     assert len(test.rates) == len(Noting.rates) == STEPS  # so small a step does not diverge
@@ -156,7 +156,7 @@ class Cliff(nn.Module):
 
 
 def test_a_run_is_as_if_the_rate_had_been_given(run_here: RunHere, tmp_path: Path) -> None:
-    settings = (*QUICK, "trainer.max_epochs=2", "+groups={inputs*: {lr: 0.5}}")
+    settings = (*QUICK, "trainer.max_epochs=2", "+param_groups={inputs*: {lr: 0.5}}")
     found = run_here(*settings, "lr_find=true", "optimizer.lr=7", folder=tmp_path / "found")
     rate = json.loads((found / "lr_find.json").read_text())["lr"]
     given = run_here(*settings, f"optimizer.lr={rate}", "logger=none", folder=tmp_path / "given")

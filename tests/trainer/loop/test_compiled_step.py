@@ -38,7 +38,7 @@ FLAT = functools.partial(MLP, INPUTS, 1, hidden=(16, 16))
 COMPILED: dict[str, tuple[Callable[[], MLP | TabM], dict[str, Any], dict[str, Any]]] = {
     "plain": (FLAT, {"l1": 1e-3}, {"gradient_clip_val": 0}),
     "clip": (FLAT, {"optimizer": ADAM, "scheduler": ONE_CYCLE}, {"gradient_clip_val": 0.1}),
-    "mixup": (FLAT, {"augment": TableMixup(INPUTS), "groups": {"*.bias": {"lr": 0.1}}}, {}),
+    "mixup": (FLAT, {"augment": TableMixup(INPUTS), "param_groups": {"*.bias": {"lr": 0.1}}}, {}),
     "tabm": (functools.partial(TabM, INPUTS, 1, hidden=(8,), members=4), {}, {}),
     "bfloat16": (
         functools.partial(Halved, INPUTS, 1, hidden=(16, 16)),

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "validation twice": ({}, {"val_check_interval": 5}),
     "validation by steps": ({}, {"val_check_interval": 7, "check_val_every_n_epoch": None}),
     "bfloat16": ({}, {"precision": "bf16-mixed"}),
-    "groups": ({"groups": {"*.bias": {"lr": 0.1}}, "l1": 1e-3}, {}),
+    "groups": ({"param_groups": {"*.bias": {"lr": 0.1}}, "l1": 1e-3}, {}),
     "log often": ({}, {"log_every_n_steps": 3}),
 }
 

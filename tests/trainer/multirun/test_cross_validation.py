@@ -32,7 +32,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def settings(table: Path, target: str, *more: str) -> list[str]:
-    quick = ["trainer.max_epochs=3", "logger=none", "paths.cache=null", "cross_validate=3", "processes=1"]
+    quick = ["trainer.max_epochs=3", "logger=none", "paths.cache=null", "cross_validate=3", "n_jobs=1"]
     return ["data=table", f"data.path={table}", f"data.target={target}", *quick, *more]
 
 

@@ -16,7 +16,7 @@ from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
 
 RunHere = Callable[..., Path]
-QUICK = ("processes=1", "trainer.max_epochs=2", "logger=none", "callbacks.early_stopping=null")
+QUICK = ("n_jobs=1", "trainer.max_epochs=2", "logger=none", "callbacks.early_stopping=null")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

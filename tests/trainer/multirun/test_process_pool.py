@@ -51,8 +51,8 @@ def assert_same(folder: Path, other: Path) -> None:
 @pytest.mark.parametrize("several", ["cross_validate=3", "ensemble=3"])
 def test_runs_at_once_end_as_one_after_the_other(run_here: RunHere, tmp_path: Path, several: str) -> None:
     model = ("model=tabm", "model.members=4", "model.hidden=[8]", "model.keep=2")
-    whole = run_here(several, "processes=1", *SHORT, *model, folder=tmp_path / "one")
-    folder = run_here(several, "processes=2", *SHORT, *model, folder=tmp_path / "two")
+    whole = run_here(several, "n_jobs=1", *SHORT, *model, folder=tmp_path / "one")
+    folder = run_here(several, "n_jobs=2", *SHORT, *model, folder=tmp_path / "two")
     assert_same(whole, folder)
     if several == "cross_validate=3":
         files = [pl.read_parquet(each / "out_of_fold.parquet") for each in (whole, folder)]
@@ -60,7 +60,7 @@ def test_runs_at_once_end_as_one_after_the_other(run_here: RunHere, tmp_path: Pa
 
 
 def test_the_console_has_a_line_of_each_and_its_log_the_rest(tmp_path: Path) -> None:
-    done = run_script("train.py", "cross_validate=2", "processes=2", *SHORT, f"hydra.run.dir={tmp_path}", cwd=ROOT)
+    done = run_script("train.py", "cross_validate=2", "n_jobs=2", *SHORT, f"hydra.run.dir={tmp_path}", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "processes: 2 of 2 runs at once (given)\n" in done.stdout
@@ -76,7 +76,7 @@ def test_the_console_has_a_line_of_each_and_its_log_the_rest(tmp_path: Path) -> 
 
 def test_one_that_stops_at_an_error_ends_the_others(tmp_path: Path) -> None:
     broken = (*FAILING, "+callbacks.failing.name=fold_1", "+callbacks.failing.killed=false")
-    command = ("cross_validate=3", "processes=2", *ENDLESS, *broken, f"hydra.run.dir={tmp_path}")
+    command = ("cross_validate=3", "n_jobs=2", *ENDLESS, *broken, f"hydra.run.dir={tmp_path}")
     done = run_script("train.py", *command)
     assert done.returncode == 1
     said = f"RuntimeError: fold_1 stopped at an error; its log is {tmp_path}/fold_1/train.log.\nTraceback "
@@ -91,9 +91,9 @@ def test_one_that_stops_at_an_error_ends_the_others(tmp_path: Path) -> None:
 def test_one_that_is_killed_is_named(run_here: RunHere) -> None:
     broken = (*FAILING, "+callbacks.failing.name=member_1", "+callbacks.failing.killed=true")
     with pytest.raises(RuntimeError) as error:
-        run_here("ensemble=2", "processes=2", *ENDLESS, *broken)
+        run_here("ensemble=2", "n_jobs=2", *ENDLESS, *broken)
     assert str(error.value) == (
-        "member_1 was killed by SIGKILL, as the system does where memory is short: processes=1 takes less of it."
+        "member_1 was killed by SIGKILL, as the system does where memory is short: n_jobs=1 takes less of it."
     )
 
 
@@ -101,7 +101,7 @@ def test_one_of_other_settings_is_named(run_here: RunHere, tmp_path: Path) -> No
     (tmp_path / "run" / "fold_1").mkdir(parents=True)
     OmegaConf.save({"seed": 3}, tmp_path / "run" / "fold_1" / "config.yaml")
     with pytest.raises(InputError, match=r"^fold_1: .*/fold_1 was begun with other settings of "):
-        run_here("cross_validate=2", "processes=2", *ENDLESS)
+        run_here("cross_validate=2", "n_jobs=2", *ENDLESS)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
@@ -110,7 +110,7 @@ def test_what_ends_the_run_ends_all_and_it_goes_on_where_it_was(
 ) -> None:
     settings = (*QUICK, "cross_validate=2", "trainer.max_epochs=100")
     folder = tmp_path / "broken"
-    command = [sys.executable, str(ROOT / "train.py"), *settings, "processes=2", f"hydra.run.dir={folder}"]
+    command = [sys.executable, str(ROOT / "train.py"), *settings, "n_jobs=2", f"hydra.run.dir={folder}"]
     run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: all((folder / f"fold_{fold}" / "checkpoints" / "last.ckpt").exists() for fold in range(2)))
     if ending == signal.SIGINT:
@@ -124,8 +124,8 @@ def test_what_ends_the_run_ends_all_and_it_goes_on_where_it_was(
     wait_for(lambda: all(free(folder / f"fold_{fold}") for fold in range(2)))
     assert not (folder / "fold_0" / "metrics.json").exists()
     assert "epoch 100/100" not in (folder / "fold_0" / "train.log").read_text()
-    run_here(*settings, "processes=2", folder=folder)
-    assert_same(folder, run_here(*settings, "processes=1", folder=tmp_path / "whole"))
+    run_here(*settings, "n_jobs=2", folder=folder)
+    assert_same(folder, run_here(*settings, "n_jobs=1", folder=tmp_path / "whole"))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -158,11 +158,11 @@ def test_how_many_is_chosen_by_the_cores(
     monkeypatch.setattr(process_pool, "available_cores", lambda: 8)
     monkeypatch.setattr(process_pool, "THREADS", 8)
     monkeypatch.setattr(process_pool, "free_memory", lambda: 10**11)
-    config = OmegaConf.create({"processes": "auto", "trainer": settings})
+    config = OmegaConf.create({"n_jobs": "auto", "trainer": settings})
     assert choose_processes(config, 4) == chosen
-    config.processes = 6
+    config.n_jobs = 6
     assert choose_processes(config, 4) == (4, "given")
-    config.processes = "auto"
+    config.n_jobs = "auto"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_processes(config, 4) == (1, "they share a GPU")
 
@@ -171,7 +171,7 @@ def test_memory_may_not_do_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(process_pool, "available_cores", lambda: 8)
     monkeypatch.setattr(process_pool, "THREADS", 8)
-    config = OmegaConf.create({"processes": "auto", "trainer": {}})
+    config = OmegaConf.create({"n_jobs": "auto", "trainer": {}})
     for free, count in ((3_500_000_000, 3), (500_000_000, 1)):
         monkeypatch.setattr(process_pool, "free_memory", lambda free=free: free)
         assert choose_processes(config, 4)[0] == count
@@ -180,5 +180,5 @@ def test_memory_may_not_do_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_number_of_processes_is_an_error() -> None:
     with pytest.raises(InputError) as error:
-        prepare(["ensemble=2", "processes=0"])
-    assert str(error.value) == ("A setting is wrong:\n  command line: processes: must be 1 or more, or auto; it is 0.")
+        prepare(["ensemble=2", "n_jobs=0"])
+    assert str(error.value) == ("A setting is wrong:\n  command line: n_jobs: must be 1 or more, or auto; it is 0.")
