@@ -15,6 +15,13 @@ from tests.server import run_forked
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests on real data sets, so that they can be chosen by `-m data`."""
+    for item in items:
+        if "data_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of real data sets; tests that need it are skipped where it is absent."""

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "common inference",
-    "datamodules.schema datamodules.features datamodules.readers datamodules.split datamodules.audit datamodules.loading",
-    "datamodules.preparation datamodules",
+    "datamodules.schema datamodules.features datamodules.readers datamodules.split datamodules.audit",
+    "datamodules.loading datamodules.preparation datamodules",
     "models.training models.layers models.architectures",
     "trainer.config trainer.folders trainer.sweep trainer.search trainer.command trainer.callbacks trainer.loop",
     "trainer.evaluation trainer.export trainer.run trainer.multirun trainer.main trainer",
