@@ -2,8 +2,9 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ class PretrainedText(nn.Module):
     Gives (rows, outputs) logits or standardised values. ValueError for other columns than one of texts, where
     transformers is not installed, and for a folder without an encoder that fits (arXiv 1810.04805, 1908.10084).
     """
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "fsdp": "reads its rows in chunks, the number of which may differ between processes"
+    }
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Word2Vec: vectors of words from the words around them, learned on the texts of the training rows."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -32,6 +33,12 @@ class Word2Vec(nn.Module):
 
     Takes a batch, gives the mean loss of its pairs; in training it counts the words that it sees.
     """
+
+    module_class: ClassVar[type[SupervisedModule]]
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "several_processes": "Word2Vec counts words in one process",
+        "ensemble": "the vectors of Word2Vec cannot be averaged",
+    }
 
     ids: Tensor
     counts: Tensor
@@ -112,6 +119,7 @@ class Word2VecModule(SupervisedModule):
     Each measurement draws the same pairs and the same noise, so that epochs can be compared.
     """
 
+    answers_rows = False
     network: Word2Vec
 
     def __init__(self, network: Word2Vec, target: TargetSpec, loss: nn.Module, *args: Any, **settings: Any) -> None:
@@ -130,10 +138,10 @@ class Word2VecModule(SupervisedModule):
         self._check(split, self.eval_loss_mean)
         self._log({f"{split}/loss": self.eval_loss_mean.total / self.eval_loss_mean.rows})
 
-    def write(self, folder: Path) -> Path:
-        """Writes the vectors, the most frequent word first; TensorBoard's projector shows the first PROJECTED.
+    def write_results(self, folder: Path) -> list[str]:
+        """Writes the word vectors, most frequent word first; TensorBoard's projector shows the first PROJECTED.
 
-        Returns the file, which `vectors` of models.layers.text_bag.TextBag and scripts/words.py find by the folder.
+        `vectors` of models.layers.text_bag.TextBag and scripts/words.py read the file from this folder.
         """
         order = self.network.counts[1:].argsort(descending=True, stable=True).tolist()
         words = [self.network.words[index] for index in order]
@@ -141,7 +149,10 @@ class Word2VecModule(SupervisedModule):
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_embedding(vectors[:PROJECTED], words[:PROJECTED], tag="words")
-        return write_vectors(folder, words, vectors)
+        return [f"vectors of words: {write_vectors(folder, words, vectors)}"]
+
+
+Word2Vec.module_class = Word2VecModule
 
 
 class _Given(nn.Module):

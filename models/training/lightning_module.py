@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +28,15 @@ from models.training.prediction_head import PredictionHead, combine, to_units
 from models.training.thresholds import check_threshold
 
 Batch = dict[str, Tensor]
+START_ROWS = 4096
+"""Number of training rows passed to the `start` of a network that has no attribute `start_rows`."""
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """A network that initializes itself from data before training."""
+
+    def start(self, batch: Batch) -> None: ...
 
 
 class SupervisedModule(pl.LightningModule):
@@ -46,6 +56,9 @@ class SupervisedModule(pl.LightningModule):
     DivergedError where a loss is not finite, before the step on the CPU and soon after it on a GPU or where the step is
     one graph, and in place of a checkpoint with weights that are not.
     """
+
+    answers_rows: ClassVar[bool] = True
+    """Whether the network gives an answer per row. If not, a run skips calibration, plots, predictions and export."""
 
     def __init__(
         self,
@@ -98,6 +111,24 @@ class SupervisedModule(pl.LightningModule):
         """Network output (rows, k) -> probabilities (rows, classes), or values (rows,) in the target's units."""
         answers: Tensor = self.answer(output)
         return answers
+
+    def start(self, sample: Callable[[int], Batch]) -> None:
+        """Initializes the network from training rows if it has a method `start`; does nothing otherwise.
+
+        `sample` returns a batch of the given number of training rows. The network is in eval mode without gradients
+        meanwhile, so that neither dropout nor noise is active.
+        """
+        if not isinstance(self.network, Starts):
+            return
+        batch = sample(getattr(self.network, "start_rows", START_ROWS))
+        self.network.eval()
+        with torch.no_grad():
+            self.network.start(batch)
+        self.network.train()
+
+    def write_results(self, folder: Path) -> list[str]:
+        """Writes results other than the artifact to `folder` and returns lines to log."""
+        return []
 
     @property
     def threshold(self) -> float:
@@ -305,6 +336,11 @@ class SupervisedModule(pl.LightningModule):
         with trainer.precision_plugin.forward_context():
             why = diagnose(self.network, partial(mixed_loss, self.loss), batch, spec, groups, max(rates, default=None))
         return DivergedError(f"{when}\n{why}\n{about_checkpoint(trainer)}")
+
+
+def module_class(network: nn.Module) -> type[SupervisedModule]:
+    """Returns the module that trains this network: its class attribute `module_class`, or SupervisedModule."""
+    return cast(type[SupervisedModule], getattr(type(network), "module_class", SupervisedModule))
 
 
 def _unset(function: Callable[..., Any], name: str) -> bool:

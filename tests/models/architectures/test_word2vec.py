@@ -138,7 +138,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert torch.equal(torch.get_rng_state(), state)
     assert after[0] == after[1]
     assert after[0][0]["val/loss"] < 0.8 * before[0]["val/loss"]
-    learned.write(folder)
+    learned.write_results(folder)
     return folder
 
 

@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder: Path) -> None:
         (
             "model=pretrained_text",
             "model",
-            "reads its rows in parts, of which each process may have another number: take trainer=ddp.",
+            "reads its rows in chunks, the number of which may differ between processes: take trainer=ddp.",
         ),
         (
             "l1=0.1",
