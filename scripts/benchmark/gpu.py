@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from models.training import losses
 from scripts.benchmark.page import markdown, publish
 from scripts.benchmark.training import EPOCHS, EVALUATED, WORKLOADS, Clock, Workload, lightning, ours
-from trainer.run.run import quiet_lightning
+from trainer.loop.quiet import quiet_lightning
 
 WARM_UP = 3
 """Steps before a capture: the optimizer's state and cuBLAS's workspace must be there."""

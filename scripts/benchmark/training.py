@@ -48,7 +48,7 @@ from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.callbacks.progress import Progress
 from trainer.callbacks.random_state import RandomState
 from trainer.loop.trainer import Trainer
-from trainer.run.run import quiet_lightning
+from trainer.loop.quiet import quiet_lightning
 
 EPOCHS = 4
 """Of a round: its figure is of all but the first."""

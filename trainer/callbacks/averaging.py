@@ -6,7 +6,8 @@ validates and saves the weights that are not averaged, and averages nothing wher
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,12 @@ class WeightAverage(Callback):
     In a checkpoint the average is the `state_dict`; the weights to train on are in the callback's own state. Running
     statistics of norms are averaged too: those of the newest weights do not fit the average.
     """
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "fsdp": "averages all weights in each process, but trainer=fsdp shares them out: take callbacks=default, or"
+        " trainer=ddp."
+    }
+    """For each trainer that cannot use this callback, what its error message says."""
 
     def __init__(self) -> None:
         self.steps = 0

@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from common.atomic_write import atomic_write
 from common.errors import InputError
-from trainer.folders.layout import LAST, go_on
+from trainer.folders.layout import LAST, resume_command
 from trainer.folders.signals import Interrupted, watch
 
 
@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             before = "The one before it is whole. " if target.exists() else ""
             raise CheckpointError(
                 f"{target}: the checkpoint ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. {before}"
-                f"Make room, then go on with: {go_on(target.parents[1])}"
+                f"Make room, then go on with: {resume_command(target.parents[1])}"
             ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytorch_lightning
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.profilers import PassThroughProfiler
@@ -21,7 +22,7 @@ from common.hardware import available_cores
 from datamodules.loading.batch_loader import Batches
 from models.training.lightning_module import Batch, SupervisedModule
 from trainer.config.errors import ConfigError
-from trainer.config.validate_processes import devices
+from trainer.config.validate_processes import count_devices
 from trainer.folders.signals import watch
 from trainer.loop.checkpoint_io import AtomicCheckpointIO, LeaveValidation
 from trainer.loop.fast_loop import FastEpochLoop, NoSignals, unsupported_reason
@@ -95,7 +96,7 @@ class Trainer(pytorch_lightning.Trainer):
         if settings.get("strategy") == "fsdp":
             from trainer.loop.fsdp import Sharded  # which takes long to import
 
-            world = devices(self.given) * settings.get("num_nodes", 1)
+            world = count_devices(self.given) * settings.get("num_nodes", 1)
             settings["strategy"] = Sharded(world) if world > 1 else "auto"
         settings["profiler"] = settings.get("profiler") or NoProfiler()
         settings |= {"plugins": plugins, "callbacks": [*given, LeaveValidation()]}
@@ -108,12 +109,29 @@ class Trainer(pytorch_lightning.Trainer):
         self.fit_loop.epoch_loop = self.loop
         self._refuse(unsupported_reason(self))  # before the data are read
 
-    def fit(self, model: pytorch_lightning.LightningModule, *arguments: Any, **settings: Any) -> None:
-        """As Lightning's; all weights are in the module of rank 0 at the end. Raises Interrupted where a signal ends
-        it."""
+    def fit(
+        self, model: pytorch_lightning.LightningModule, *arguments: Any, ckpt_path: Any = None, **settings: Any
+    ) -> None:
+        """Lightning's `fit`, after which rank 0 has all weights in its module.
+
+        Raises Interrupted if a signal ends training, and ConfigError if the checkpoint `ckpt_path` does not fit this
+        network or the number of epochs.
+        """
         whole = copy.deepcopy(model.network) if isinstance(self.strategy, ModelParallelStrategy) else None
-        with watch.deferred():
-            super().fit(model, *arguments, **settings)
+        try:
+            with watch.deferred():
+                super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
+        except (RuntimeError, MisconfigurationException) as error:
+            if ckpt_path is not None and "Error(s) in loading state_dict" in str(error):
+                raise ConfigError(
+                    f"resume: {ckpt_path} holds a different network: keep the data and model settings of the run."
+                ) from error
+            if ckpt_path is not None and "restored a checkpoint with current_epoch" in str(error):
+                raise ConfigError(
+                    f"resume: the run has already trained for more epochs than trainer.max_epochs={self.max_epochs}:"
+                    " keep the value of the run, or choose a larger one."
+                ) from error
+            raise
         if whole is not None:
             state = self.strategy.lightning_module_state_dict()  # of rank 0 alone, but all must send their parts
             model.network = whole

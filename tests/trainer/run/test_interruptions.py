@@ -207,7 +207,8 @@ def test_other_data_other_steps_and_fewer_epochs_are_refused(run_here: RunHere) 
     with pytest.raises(ConfigError) as epochs:
         run_here(*RUN, "trainer.max_epochs=1")
     assert str(epochs.value) == (
-        "resume: the run has had more epochs than trainer.max_epochs=1: leave it as it was, or take a larger one."
+        "resume: the run has already trained for more epochs than trainer.max_epochs=1: keep the value of the run, or"
+        " choose a larger one."
     )
     run_here(*RUN, "data.eval_batch_size=32", "data.store=disk")  # which change nothing of it
     assert json.loads((folder / "metrics.json").read_text())["fit/epochs"] == 4

@@ -243,8 +243,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_figures_and_refuses_another_ne
     other = run_script("train.py", f"resume={run}", "model.hidden=[7]", "trainer.max_epochs=3")
     assert (other.returncode, other.stderr) == (2, "")
     assert other.stdout.endswith(
-        f"resume: {run}/checkpoints/last.ckpt holds another network than this one: leave the settings of data and model"
-        " as they were.\n"
+        f"resume: {run}/checkpoints/last.ckpt holds a different network: keep the data and model settings of the run.\n"
     )
     assert equal(weights(run), kept)
 
