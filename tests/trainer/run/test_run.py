@@ -280,8 +280,8 @@ def test_words_start_from_vectors_of_the_same_rows(
         *settings, "model=mlp", f"model.inputs.text.vectors={vectors}", "data.split.seed=5", folder=tmp_path / "other"
     )
     assert (
-        f"model.inputs.text.vectors={vectors}: another data.split trained these vectors, perhaps on rows that are"
-        " tested here; train them with the same data.split"
+        f"model.inputs.text.vectors={vectors}: these vectors were trained with another data.split, possibly on rows"
+        " that are tested here; train them with the same data.split"
     ) in caplog.text
 
 
