@@ -129,13 +129,13 @@ class Word2VecModule(SupervisedModule):
         if self.l1 > 0:
             raise InputError("l1: model=word2vec has vectors, and no weights to keep small: leave l1 at 0.")
 
-    def _measure(self, batch: Batch) -> None:
+    def _update_metrics(self, batch: Batch) -> None:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.eval_loss_mean.rows)
             self.eval_loss_mean.add(self.network(batch), len(batch["target"]))
 
-    def _log_measured(self, split: str) -> None:
-        self._check(split, self.eval_loss_mean)
+    def _log_metrics(self, split: str) -> None:
+        self.guard.check_losses(split, self.eval_loss_mean)
         self._log({f"{split}/loss": self.eval_loss_mean.total / self.eval_loss_mean.rows})
 
     def write_results(self, folder: Path) -> list[str]:

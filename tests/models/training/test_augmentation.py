@@ -173,7 +173,7 @@ def test_training_batches_are_augmented_and_those_that_are_measured_are_not() ->
         module.validation_step(batch, 0)
         plain, black = (module.loss(network(each), batch["target"]) for each in (batch, Black()(batch)))
     assert trained == black != plain
-    assert module.eval_loss_mean.look() == [pytest.approx(float(plain))]
+    assert module.eval_loss_mean.flush() == [pytest.approx(float(plain))]
 
 
 def test_the_draws_follow_from_torchs_generator() -> None:

@@ -79,7 +79,7 @@ def test_adamw_goes_on_as_if_it_had_not_stopped(folder: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run(folder: Path) -> None:
     run = trained(folder / "diverged", *SETTINGS, "trainer=fsdp", "optimizer.lr=1e30", code=2)
-    assert "To be told why, take trainer=ddp.\n" in run.with_suffix(".out").read_text()
+    assert "Use trainer=ddp to get a diagnosis.\n" in run.with_suffix(".out").read_text()
 
 
 @pytest.mark.parametrize(
