@@ -42,7 +42,7 @@ class SupervisedModule(pl.LightningModule):
     """
 
     answers_rows: ClassVar[bool] = True
-    """Whether the network gives a prediction per row. If not, a run has no calibration, plots, predictions or export."""
+    """Whether the network predicts each row. If not, a run has no calibration, plots, predictions or export."""
 
     def __init__(
         self,
