@@ -1,35 +1,34 @@
-"""What Hydra calls for `cluster=NAME` and `search=NAME`: it takes plugins of this package alone, and finds them here by
-itself."""
+"""Plugins for `cluster=NAME` and `search=NAME`. Hydra finds plugins only in this package."""
 
 import sys
 from dataclasses import dataclass
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
+from trainer.config.hydra_internals import BasicSweeper, swept_settings
 from trainer.sweep.local_launcher import LocalLauncher
 from trainer.sweep.slurm_launcher import SlurmLauncher
 
 
 class Local(LocalLauncher):
-    """As a plugin of Hydra."""
+    """`trainer.sweep.local_launcher` as a plugin of Hydra."""
 
 
 class Slurm(SlurmLauncher):
-    """As a plugin of Hydra."""
+    """`trainer.sweep.slurm_launcher` as a plugin of Hydra."""
 
 
 class Search(BasicSweeper):
     """`trainer.search.sweeper` as a plugin of Hydra."""
 
     def sweep(self, arguments: list[str]) -> None:
-        from trainer.search import sweeper
+        from trainer.search import sweeper  # here, because Hydra imports its plugins for every command
 
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
-        lines = [*self._parse_config(), *arguments]
+        lines = [*swept_settings(self), *arguments]
         sweeper.Search(self.config, self.launcher, self.hydra_context.config_loader, lines, run_trial).run()
 
 
@@ -44,6 +43,8 @@ def run_trial(arguments: list[str]) -> None:
 
 @dataclass
 class LocalSettings:
+    """Settings of `cluster=local`."""
+
     _target_: str = "hydra_plugins.lathe.Local"
     n_jobs: int | None = None
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,6 +28,7 @@ from models.architectures.tree import HardTrees, Tree, harden, prune, refit
 from models.training import metrics
 from models.training.prediction_head import PredictionHead, all_logits, labels, to_units
 from trainer.config.instantiate import instantiate
+from trainer.config.renamed import load_config
 from trainer.export.tree_rules import Reader, Rules, in_units
 
 NEAREST_ROWS = 16_384
@@ -54,8 +55,7 @@ def open_run(folder: Path) -> tuple[DictConfig, TableDataModule, Tree]:
     for path in (described, checkpoint):
         if not path.exists():
             raise InputError(f"{folder}: no {path.relative_to(folder)} in it. Give the folder of a run of model=tree.")
-    config = OmegaConf.load(described)
-    assert isinstance(config, DictConfig)
+    config = load_config(described)
     if config.model._target_ != "models.architectures.tree.Tree":
         raise InputError(f"{folder} is a run of {config.model._target_}: rules can be made of model=tree alone.")
     datamodule: TableDataModule = instantiate(config.data)

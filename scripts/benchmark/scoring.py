@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -23,6 +22,7 @@ from datamodules.tabular import TableDataModule
 from inference.artifact import Artifact
 from scripts.benchmark.page import markdown, publish
 from trainer.config.instantiate import instantiate
+from trainer.config.renamed import load_config
 
 COMMAND = "python scripts/benchmark/scoring.py --run outputs/RUN"
 TURN, WARM = 50, 5
@@ -35,7 +35,7 @@ class Model:
     """
 
     def __init__(self, run: Path) -> None:
-        config = cast(DictConfig, OmegaConf.load(run / "config.yaml"))
+        config = load_config(run / "config.yaml")
         self.path = run / "model.pt"
         self.datamodule: TableDataModule = instantiate(config.data)
         self.datamodule.setup()

@@ -1,8 +1,8 @@
-"""Averages of the weights over the steps: what is validated, chosen, kept as the model and exported is the average.
+"""Averages of the weights over the steps, which are validated, saved and exported in place of the weights.
 
-Lightning's own callbacks do not serve here. Its EMA averages integer buffers too, waits for the device at every step,
-and puts the last average in the place of the best weights whenever a module is validated after `fit`. Its SWA
-validates and saves the weights that are not averaged, and averages nothing where a run stops early.
+Lightning's callbacks are not used. Its EMA also averages integer buffers, waits for the device at every step, and
+replaces the best weights by the last average whenever a module is validated after `fit`. Its SWA validates and saves
+the weights that are not averaged, and averages nothing if a run stops early.
 """
 
 import math
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from common.errors import InputError
 from models.training.lightning_module import SupervisedModule
+from trainer.loop import torch_internals
 
 
 class WeightAverage(Callback):
-    """Keeps an average beside the weights that are trained, and takes their place in validation and at the end of fit.
+    """Keeps an average of the trained weights, which replaces them for validation and at the end of `fit`.
 
-    In a checkpoint the average is the `state_dict`; the weights to train on are in the callback's own state. Running
-    statistics of norms are averaged too: those of the newest weights do not fit the average.
+    In a checkpoint the `state_dict` is the average, and the trained weights are in the callback's own state. Running
+    statistics of norms are averaged too, because the statistics of the newest weights do not match the average.
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        "fsdp": "averages all weights in each process, but trainer=fsdp shares them out: take callbacks=default, or"
-        " trainer=ddp."
+        "fsdp": "averages all weights in each process, but trainer=fsdp shards them"
     }
-    """For each trainer that cannot use this callback, what its error message says."""
+    """The reason, by feature; the check of the settings adds the remedy (`trainer.config.signatures.Arguments`)."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -37,10 +37,10 @@ class WeightAverage(Callback):
         self.average: dict[str, Tensor] = {}
         self.saved: dict[str, Tensor] = {}
         self.swapped = False
-        """Whether the average is in the network, and `average` holds the weights that are trained."""
+        """Whether the network holds the average, and `average` the trained weights."""
 
     def share(self) -> float:
-        """Share of the newest weights in the average after this step of the optimizer, above 0 and at most 1."""
+        """Share of the newest weights in the average after this optimizer step, above 0 and at most 1."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class WeightAverage(Callback):
     ) -> None:
         if trainer.global_step > self.steps:  # not while gradients accumulate
             self.steps = trainer.global_step
-            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), self.share())
+            torch_internals.foreach_lerp_(list(self.average.values()), list(self.weights.values()), self.share())
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap()
@@ -93,7 +93,7 @@ class WeightAverage(Callback):
 
 
 class EMA(WeightAverage):
-    """Exponential moving average: a step keeps `decay` of it, in the first steps no more than steps / (steps + 9)."""
+    """Exponential moving average with factor `decay`, which is at most steps / (steps + 9) in the first steps."""
 
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__()
@@ -106,16 +106,16 @@ class EMA(WeightAverage):
 
 
 class SWA(WeightAverage):
-    """The plain mean of the weights of all steps after fraction `start` of the run (arXiv 1803.05407).
+    """Mean of the weights of all steps after the fraction `start` of the run (arXiv 1803.05407).
 
-    Until then the average is the newest weights. The rate must not have fallen to nothing by then: choose a constant
-    one, or a schedule that ends well above zero.
+    Before, the average is the newest weights. The learning rate must still be high then: use a constant rate, or a
+    schedule that ends well above zero.
     """
 
     def __init__(self, start: float = 0.75) -> None:
         super().__init__()
         if not 0 <= start < 1:
-            raise ValueError(f"start={start}: a fraction of the run, at least 0 and below 1.")
+            raise ValueError(f"start={start}: must be a fraction of the run, at least 0 and below 1.")
         self.start = start
 
     def share(self) -> float:

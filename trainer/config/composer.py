@@ -1,4 +1,4 @@
-"""Hydra's composition before the run: what the command and the YAML files give, and where each key comes from."""
+"""Composes the config before the run, and finds the file or argument that each key comes from."""
 
 import argparse
 import re
@@ -11,9 +11,6 @@ from typing import Any
 
 import yaml
 from hydra import version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,20 +22,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config.errors import ConfigError, Problem, did_you_mean, raise_all
-from trainer.config.settings import COMMAND, ROOT, Setting
+from trainer.config.hydra_internals import Hydra, create_config_search_path, get_args_parser, has_value, load_file
+from trainer.config.settings import COMMAND, ROOT, Setting, relative_to_root
 
-# Hydra copies the store, of which there is one, for every composition and every choice that help lists, and changes no
-# copy: half of the time that help takes.
-_store: Any = ConfigStore
-_store.__deepcopy__ = lambda store, memo: store
-
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, yaml.YAMLError)
-"""What composing raises where the settings are to blame."""
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError, yaml.YAMLError)
+"""Exceptions that composing raises for wrong settings."""
 
 
 class Composer:
-    """Composes as `hydra.main` will, one list of overrides after another. Mistakes of the command are set aside in
-    `problems`; `forced` are the keys that no YAML file has and that Hydra takes only with "++" before them."""
+    """Composes lists of overrides in the way of `hydra.main`.
+
+    `problems` collects the mistakes of the command; `forced` are keys that are in no YAML file, so that Hydra accepts
+    them only with "++".
+    """
 
     def __init__(self, hydra: Hydra, name: str) -> None:
         self.hydra = hydra
@@ -48,35 +44,34 @@ class Composer:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def parse(self, setting: Setting) -> Override | None:
-        """None where it cannot be read, which composing reports."""
+        """The parsed override; None if it is not valid, which composing reports."""
         try:
             return OverridesParser.create(self.hydra.config_loader).parse_overrides([setting.line])[0]
         except HydraException:
             return None
 
-    def sweeps(self, setting: Setting) -> bool:
-        """Whether it gives several values, one a job."""
+    def is_sweep(self, setting: Setting) -> bool:
+        """Returns whether a setting has several values, one for each job."""
         override = self.parse(setting)
         return override is not None and override.is_sweep_override()
 
     def jobs(self, base: "Composition", command: list[Setting]) -> list[list[Setting]]:
-        """Jobs of a sweep in which each value of each swept key occurs, of numbers in a row the ends; not their
-        product."""
-        values = [each for setting in self.of_sweep(base, command) if (each := self._values(setting))]
+        """Jobs that contain each value of each swept key at least once, not their product; the ends of ranges."""
+        values = [each for setting in self.sweep_settings(base, command) if (each := self._values(setting))]
         first = [each[0] for each in values]
         others = [[*first[:at], value, *first[at + 1 :]] for at, each in enumerate(values) for value in each[1:]]
         return [first, *others]
 
-    def of_sweep(self, base: "Composition", command: list[Setting]) -> list[Setting]:
-        """The settings of all jobs: those of the files that the command does not give, and the command's."""
+    def sweep_settings(self, base: "Composition", command: list[Setting]) -> list[Setting]:
+        """The settings of a sweep: the command, and `hydra.sweeper.params` of the files for other keys."""
         keys = {setting.key for setting in command}
         swept = OmegaConf.select(base.config, "hydra.sweeper.params") or {}
-        of_files = [
+        from_files = [
             Setting(f"{key}={value}", base.where(f"hydra.sweeper.params.{key}"))
             for key, value in swept.items()
             if key not in keys
         ]
-        return [*of_files, *command]
+        return [*from_files, *command]
 
     def _values(self, setting: Setting) -> list[Setting]:
         override = self.parse(setting)
@@ -91,15 +86,18 @@ class Composer:
             if override.is_range_sweep():
                 values = list(dict.fromkeys([*values[:1], *values[-1:]]))
         if not values:
-            self.problems.add(Problem(setting.where, setting.key, "sweeps over nothing: no value is left."))
+            self.problems.add(Problem(setting.where, setting.key, "has no value to sweep over."))
         return [Setting(f"{override.get_key_element()}={value}", setting.where) for value in values]
 
     def compose(self, settings: list[Setting]) -> "Composition":
-        """The composition of all settings that Hydra takes. Raises ConfigError where the files alone do not compose."""
-        kept = [self.spelled(setting) for setting in settings]
+        """Composes the settings that Hydra accepts; the others become `problems`.
+
+        Raises ConfigError if the files alone cannot be composed.
+        """
+        kept = [self.with_prefix(setting) for setting in settings]
         try:
             return Composition(self, kept, self._compose(kept))
-        except REFUSALS:
+        except COMPOSE_ERRORS:
             pass
         kept, config = [], self._compose_files()
         for setting in settings:
@@ -107,7 +105,7 @@ class Composer:
             for attempt in attempts[: 1 if setting.line.startswith("~") else 2]:
                 try:
                     config = self._compose([*kept, attempt])
-                except REFUSALS as error:
+                except COMPOSE_ERRORS as error:
                     if attempt is setting:
                         problem = self._problem(error, setting)
                 else:
@@ -119,34 +117,36 @@ class Composer:
                 self.problems.add(problem)
         return Composition(self, kept, config)
 
-    def spelled(self, setting: Setting) -> Setting:
-        """The setting as Hydra takes it."""
+    def with_prefix(self, setting: Setting) -> Setting:
+        """The setting with "++" if Hydra needs it."""
         return Setting("++" + setting.line.lstrip("+"), setting.where) if setting.key in self.forced else setting
 
     def _compose(self, settings: list[Setting]) -> DictConfig:
         lines = tuple(setting.line for setting in settings)
-        if lines not in self._composed:  # a tenth of a second each
+        if lines not in self._composed:  # each takes a tenth of a second
             self._composed[lines] = self.hydra.compose_config(self.name, list(lines), RunMode.RUN, from_shell=False)
         return self._composed[lines]
 
     def _compose_files(self) -> DictConfig:
         try:
             return self._compose([])
-        except REFUSALS as error:
+        except COMPOSE_ERRORS as error:
             raise ConfigError(f"A setting is wrong:\n  {self._problem(error, None)}") from error
 
     def _problem(self, error: Exception, setting: Setting | None) -> Problem:
-        """What Hydra refused, in the form of the other problems."""
+        """The problem that an error of Hydra or OmegaConf describes."""
         where, key = (setting.where, setting.key) if setting else (self.file(self.name), "defaults")
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             mark = error.problem_mark
-            return Problem(_relative(mark.name), f"line {mark.line + 1}, column {mark.column + 1}", f"{error.problem}.")
+            return Problem(
+                relative_to_root(mark.name), f"line {mark.line + 1}, column {mark.column + 1}", f"{error.problem}."
+            )
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, choice = error.missing_cfg_file.rpartition("/")
             parent = re.match("In '([^']*)'", str(error))
             given = setting.line.partition("=")[2] if setting else ""
             if (group, choice) == (key, given):
-                pass  # The setting itself names it.
+                pass  # the setting itself names the choice
             elif parent and parent[1] != self.name:
                 where, key = self.file(parent[1]), group
             elif group != key and setting:
@@ -159,10 +159,10 @@ class Composer:
             return Problem(where, key, f"there is no choice {choice}.{did_you_mean(choice, options)}{choices}")
         if str(error).startswith("Ambiguous value") and setting:
             value = setting.line.partition("=")[2]
-            return Problem(where, key, f"{value} is a sweep: add -m. A list is written {key}=[{value}].")
+            return Problem(where, key, f"{value} is a sweep: add -m. For a list write {key}=[{value}].")
         if isinstance(error, OverrideParseException) and setting:
             reason = str(error).splitlines()[0]
-            return Problem(where, setting.line, f"is not KEY=VALUE ({reason}). Quote odd values: KEY='VALUE'.")
+            return Problem(where, setting.line, f"is not KEY=VALUE ({reason}). Quote special characters: KEY='VALUE'.")
         if (inside := re.match("In '([^']*)': .* raised while composing config:\n(.*)", str(error))) is not None:
             full = re.search("full_key: (.*)", str(error))
             return Problem(self.file(inside[1]), full[1] if full else key, f"{inside[2]}.")
@@ -170,22 +170,22 @@ class Composer:
         return Problem(where, key, str(cause).strip().splitlines()[0].rstrip(".") + ".")
 
     def file(self, config_path: str) -> str:
-        """The file of a config such as "model/mlp", relative to the project where it lies in it."""
-        loaded = self.hydra.config_loader.repository.load_config(config_path)  # type: ignore[attr-defined]
+        """The file of a config such as "model/mlp"; relative if it is in the project."""
+        loaded = load_file(self.hydra, config_path)
         folder = loaded.path.removeprefix("file://") if loaded else "conf"
-        return _relative(f"{folder}/{config_path}.yaml")
+        return relative_to_root(f"{folder}/{config_path}.yaml")
 
 
 @dataclass
 class Composition:
-    """A composed config with the settings that made it."""
+    """A composed config with the settings it was composed from."""
 
     composer: Composer
     settings: list[Setting]
     config: DictConfig
 
     def where(self, key: str) -> str:
-        """The place that had the last word on a key, or on the nearest key above it, or on one below."""
+        """The file or argument that set a key last; else the one of the nearest key above, or of a key below."""
         below = [setting.where for setting in self.settings if setting.key.startswith(f"{key}.")]
         while key:
             node = key.rpartition(".")[0]
@@ -199,19 +199,18 @@ class Composition:
     def _command(self, key: str) -> str | None:
         groups = self.config.hydra.runtime.choices
         for setting in reversed(self.settings):
-            whole = setting.key not in groups or "={" in setting.line
-            if whole and f"{key}.".startswith(f"{setting.key}."):
+            is_value = setting.key not in groups or "={" in setting.line
+            if is_value and f"{key}.".startswith(f"{setting.key}."):
                 return setting.where
         return None
 
     def _file(self, key: str) -> str | None:
-        loader = self.composer.hydra.config_loader
         for default in reversed(self._defaults):
             package = default.package or ""
-            inside = f"{key}.".startswith(f"{package}.") or not package
-            if default.config_path is None or not inside:
+            in_package = f"{key}.".startswith(f"{package}.") or not package
+            if default.config_path is None or not in_package:
                 continue
-            loaded = loader.repository.load_config(default.config_path)  # type: ignore[attr-defined]
+            loaded = load_file(self.composer.hydra, default.config_path)
             rest = key.removeprefix(package).lstrip(".")
             if loaded is not None and _has(OmegaConf.to_container(loaded.config), rest):
                 return self.composer.file(default.config_path)
@@ -225,27 +224,27 @@ class Composition:
         return found
 
     def references(self, key: str) -> set[str]:
-        """The keys whose values stand in the value of a key, as `${monitor}` does."""
+        """The keys that the value of a key refers to, such as `${monitor}`."""
         value: Any = OmegaConf.to_container(self.config)
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         return set(re.findall(r"\$\{([\w.]+)\}", value)) if isinstance(value, str) else set()
 
     def unknown_to_hydra(self) -> Iterator[tuple[str, str]]:
-        """Keys below `hydra` that it does not read, and what is wrong with them."""
+        """Yields the keys below `hydra` that Hydra does not know, and what is wrong with them."""
         nodes = [("hydra", self.config.hydra)]
         for key, node in nodes:
             fields = getattr(OmegaConf.get_type(node), "__dataclass_fields__", {})
             for name, child in node.items_ex(resolve=False):
                 full = f"{key}.{name}"
-                if fields and name not in fields and full != "hydra.env":  # which is in Hydra's own files alone
+                if fields and name not in fields and full != "hydra.env":  # only Hydra's own files have it
                     yield full, "unknown key." + did_you_mean(name, fields)
-                elif isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                elif isinstance(child, DictConfig) and has_value(child):
                     nodes.append((full, child))
 
     @contextmanager
-    def _in_run(self, folder: str, number: int = 0) -> Iterator[DictConfig]:
-        """A copy of the config, while `${hydra:...}` stands for what it does in a run in `folder`."""
+    def _run_context(self, folder: str, number: int = 0) -> Iterator[DictConfig]:
+        """A copy of the config; meanwhile `${hydra:...}` resolves as in a run in `folder`."""
         config = self.config.copy()
         with open_dict(config):
             config.hydra.runtime.output_dir = folder
@@ -260,21 +259,23 @@ class Composition:
             instance.cfg = before
 
     def folders(self) -> tuple[str, str, str]:
-        """Where Hydra will write: the folder of a run, the folder of a sweep; and where runs are looked for."""
-        with self._in_run("") as config:
+        """The folder of a run, the folder of a sweep, and the folder in which resume=auto searches for runs."""
+        with self._run_context("") as config:
             return config.hydra.run.dir, config.hydra.sweep.dir, config.paths.output
 
     def subfolder(self, number: int) -> str:
-        """Of the job of this number, in the folder of the sweep."""
-        with self._in_run("", number) as config:
+        """The folder of job `number`, relative to the folder of the sweep."""
+        with self._run_context("", number) as config:
             return str(config.hydra.sweep.subdir)
 
     def resolved(self, folder: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """The plain config of a run in `folder`, "???" where nothing is given; and by key what could not be resolved,
-        which is null in it."""
+        """The plain config of a run in `folder`, and the errors of values that cannot be resolved, by key.
+
+        In the config, these values are null, and required values that are not given are "???".
+        """
         unresolved: dict[str, str] = {}
-        with self._in_run(folder) as typed:
-            config = OmegaConf.create(OmegaConf.to_container(typed))  # Any key of it may be null.
+        with self._run_context(folder) as typed:
+            config = OmegaConf.create(OmegaConf.to_container(typed))  # without types: any value may become null
             while True:
                 try:
                     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -289,13 +290,13 @@ class Composition:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Hydra's flags and the overrides of a command line; without `arguments`, of this process."""
+    """Parses Hydra's flags and the overrides of a command line, by default of this process."""
     return get_args_parser().parse_args(arguments)
 
 
 @contextmanager
 def composer(arguments: argparse.Namespace) -> Iterator[Composer]:
-    """A composer on the files that the command names; Hydra's global state is as before when it ends."""
+    """A composer for the config files that the command names; restores Hydra's global state at the end."""
     version.setbase("1.3")
     folder = ROOT / (arguments.config_path or "conf")
     folders = {"--config-path": folder, "--config-dir": Path(arguments.config_dir or ROOT)}
@@ -316,7 +317,3 @@ def _has(tree: Any, key: str) -> bool:
             return False
         tree = tree[name]
     return True
-
-
-def _relative(path: str) -> str:
-    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path

@@ -1,4 +1,4 @@
-"""What is wrong with the settings, said in one form."""
+"""Mistakes in the settings, and the error that reports all of them."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from common.errors import InputError
 
 
 class ConfigError(InputError):
-    """Settings that cannot be used; the message says which, where they come from, and what to give."""
+    """Settings that cannot be used; the message names them, where they were given, and what to give instead."""
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake: the file it stands in (or "command line"), the full key, and what is wrong."""
+    """One mistake: the file with the setting, or "command line"; its full key; and what is wrong."""
 
     where: str
     key: str
@@ -24,7 +24,7 @@ class Problem:
 
 
 def raise_all(problems: Iterable[Problem]) -> None:
-    """Raises one ConfigError with all problems, sorted; nothing where there are none."""
+    """Raises one ConfigError with all problems, sorted, if there are any."""
     lines = [str(problem) for problem in sorted(set(problems))]
     if lines:
         head = "A setting is wrong" if len(lines) == 1 else f"{len(lines)} settings are wrong"
@@ -32,6 +32,6 @@ def raise_all(problems: Iterable[Problem]) -> None:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A question with the nearest choice, or nothing; to be put behind a sentence."""
+    """Returns " Did you mean X?" with the most similar choice; an empty text if none is similar."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f" Did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Lightning, imported in half the time: torchmetrics takes what is installed and seldom used along with it."""
+"""Imports of Lightning in half the time, without the optional packages that torchmetrics would import too."""
 
 import gc
 from collections.abc import Iterator
@@ -11,32 +11,32 @@ from unittest.mock import patch
 
 from lightning_utilities.core import imports
 
-LEFT_OUT = ("matplotlib", "scipy", "torchvision", "transformers")
-"""For torchmetrics' plots, and its metrics of sound, images and language models. Lathe asks it for none of these."""
+SKIPPED = ("matplotlib", "scipy", "torchvision", "transformers")
+"""Used by torchmetrics for plots and for metrics of audio, images and language models, which Lathe does not use."""
 
 
 @contextmanager
 def fast_imports() -> Iterator[None]:
-    """While it lasts Lightning and torchmetrics, which ask before they import, find these packages absent."""
+    """Inside this context, Lightning and torchmetrics find these packages not installed."""
 
     def find(name: str) -> ModuleSpec | None:
-        return None if name in LEFT_OUT else find_spec(name)
+        return None if name in SKIPPED else find_spec(name)
 
     def version_of(name: str) -> str:
-        if name in LEFT_OUT:
+        if name in SKIPPED:
             raise PackageNotFoundError(name)
         return version(name)
 
     patches: dict[str, Any] = {"find_spec": find, "_version": version_of}
-    if not all(hasattr(imports, name) for name in patches):  # another version of it: imported whole
+    if not all(hasattr(imports, name) for name in patches):  # an unknown version: import everything
         yield
         return
-    collects = gc.isenabled()
-    gc.disable()  # Of what is imported nothing is rubbish, and to look for it takes a fifth of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()  # imports leave no garbage, and searching for it takes a fifth of the time
     try:
         with patch.multiple(imports, **patches):
             yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
         imports.package_available.cache_clear()

@@ -1,4 +1,4 @@
-"""Settings: what is checked before a run, and how their nodes become objects."""
+"""Builds objects from the nodes of the config, and reports errors of their constructors with the key of the node."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,11 @@ from common.errors import InputError
 from datamodules.schema import TargetSpec
 from models.training.metric_names import NAMES
 from trainer.config.errors import ConfigError, did_you_mean
+from trainer.config.hydra_internals import full_key
 
 
 def check_monitor(monitor: str, target: TargetSpec) -> None:
-    """Raises ConfigError where no model logs `monitor` for this target."""
+    """Raises ConfigError if no model logs the metric `monitor` for this target."""
     names = ["train/loss", "val/loss", *(f"val/{name}" for name in NAMES[target.task])]
     if target.task != "regression":
         names += [f"val/f1/{name}" for name in target.classes]
@@ -27,29 +28,30 @@ def check_monitor(monitor: str, target: TargetSpec) -> None:
 
 
 def instantiate(node: DictConfig | None, **arguments: Any) -> Any:
-    """Builds what the node's `_target_` says, of plain Python containers; None for a null or an empty node.
+    """Calls the `_target_` of a node with its other keys, as plain Python containers, and `arguments`.
 
-    `_partial_` nodes give a function. A node without `_target_` gives a dict of what its nodes build, those that are
-    null left out. What a constructor refuses is a ConfigError with the node's full key.
+    Returns None for a null or empty node, a function for a node with `_partial_`, and for a node without `_target_` a
+    dict of what its child nodes build, without those that are null. Raises ConfigError with the full key of the node if
+    the constructor rejects an argument.
     """
     if not node:
         return None
     if "_target_" not in node:
         built = {str(name): instantiate(child) for name, child in node.items()}
         return {name: value for name, value in built.items() if value is not None}
-    key = node._get_full_key(None)
-    # The arguments are given at the call: Hydra itself would turn dataclasses among them into configs.
+    key = full_key(node)
+    # The arguments are passed in a call of our own: Hydra would convert dataclasses among them to configs.
     build = _settings_errors(key, functools.partial(hydra.utils.instantiate, node, _convert_="all", _partial_=True))()
     build = _settings_errors(key, build)
     return build if node.get("_partial_") else build(**arguments)
 
 
 def _settings_errors(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with the same signature, whose refusals are ConfigErrors."""
+    """Wraps a function so that its errors about arguments become ConfigErrors with the key."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        from lightning_fabric.utilities.exceptions import MisconfigurationException
+        from lightning_fabric.utilities.exceptions import MisconfigurationException  # here, because it imports torch
 
         try:
             return function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What targets take, remembered between processes: the packages that say it take seconds to import."""
+"""The signatures of targets, kept in a file between processes: importing what defines them takes seconds."""
 
 import functools
 import importlib
@@ -14,95 +14,103 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer.config.signatures import Arguments
+from trainer.config.settings import ROOT
+from trainer.config.signatures import Arguments, locate
 
-ROOT = Path(__file__).parents[2]
-PLACE = Path(importlib.util.cache_from_source(__file__)).with_suffix(".json")
-"""Beside the byte code: made of the same files, and not written where Python is told to write none."""
-OWN = ("datamodules", "models", "inference", "common", "trainer")
-OTHERS = ("torch", "torchmetrics", "torchvision", "pytorch-lightning")
-KINDS = (os.PathLike, Mapping, Sequence, Set)
-"""Of classes the checks ask no more than their names and which of these they are."""
-READ = {*sys.stdlib_module_names, "trainer"}
-"""Packages whose classes are themselves again; another's is a class of its name."""
+CACHE_FILE = Path(importlib.util.cache_from_source(__file__)).with_suffix(".json")
+"""Next to the byte code: both are derived from the source, and neither is written if Python is told not to."""
+OWN_PACKAGES = ("datamodules", "models", "inference", "common", "trainer")
+LIBRARIES = ("torch", "torchmetrics", "torchvision", "pytorch-lightning")
+CACHED = (*OWN_PACKAGES, "torch", "torchmetrics", "torchvision", "pytorch_lightning")
+"""Packages whose signatures are kept; there is no stamp that shows a change in others."""
+ABSTRACT_TYPES = (os.PathLike, Mapping, Sequence, Set)
+"""Of a class of another package, the checks use only its name and which of these it implements."""
+IMPORTED = {*sys.stdlib_module_names, "trainer"}
+"""Packages whose classes are imported when a hint is read; for others a stand-in of the same name is made."""
 
 
 class SignatureCache:
-    """Arguments by the full name of what takes them; all are forgotten when a file of Lathe or a version changes."""
+    """Arguments by the dotted name of their target; discarded when a file of Lathe or a library version changes."""
 
     def __init__(self) -> None:
-        files = [path for package in OWN for path in sorted((ROOT / package).rglob("*.py"))]
-        changed = [[str(path), path.stat().st_mtime_ns] for path in files]
-        self.stamp = [sys.version, [version(name) for name in OTHERS], changed]
-        self.found: dict[str, Any] = {}
-        self.new = False
+        files = [path for package in OWN_PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+        times = [[str(path), path.stat().st_mtime_ns] for path in files]
+        self.stamp = [sys.version, [version(name) for name in LIBRARIES], times]
+        self.signatures: dict[str, list[Any]] = {}
+        self.changed = False
         try:
-            kept = json.loads(PLACE.read_text())
+            saved = json.loads(CACHE_FILE.read_text())
         except (OSError, ValueError):
             return
-        if kept.get("stamp") == self.stamp:
-            self.found = kept["found"]
+        if saved.get("stamp") == self.stamp:
+            self.signatures = saved["signatures"]
+
+    def arguments(self, path: str) -> Arguments:
+        """The arguments of a target, imported if they are not cached. Raises ImportError if there is no such target."""
+        found = self.get(path)
+        if found is None:
+            found = Arguments.of(locate(path))
+            if path.partition(".")[0] in CACHED:
+                self.add(path, found)
+        return found
 
     def get(self, path: str) -> Arguments | None:
-        if path not in self.found:
+        if path not in self.signatures:
             return None
-        hints, required, more = self.found[path]
-        return Arguments({name: _read(hint) for name, hint in hints.items()}, set(required), more)
+        hints, required, is_open, unsupported = self.signatures[path]
+        return Arguments({name: _decode(hint) for name, hint in hints.items()}, set(required), is_open, unsupported)
 
     def add(self, path: str, arguments: Arguments) -> None:
-        hints = {name: _write(hint) for name, hint in arguments.hints.items()}
-        self.found[path] = [hints, sorted(arguments.required), arguments.open]
-        self.new = True
+        hints = {name: _encode(hint) for name, hint in arguments.hints.items()}
+        self.signatures[path] = [hints, sorted(arguments.required), arguments.open, arguments.unsupported]
+        self.changed = True
 
-    def keep(self) -> None:
-        """Writes what is new, for the next process."""
-        if not self.new or sys.dont_write_bytecode:
+    def save(self) -> None:
+        """Writes the file if signatures were added."""
+        if not self.changed or sys.dont_write_bytecode:
             return
-        temporary = PLACE.with_name(f"{PLACE.name}.{os.getpid()}")
+        temporary = CACHE_FILE.with_name(f"{CACHE_FILE.name}.{os.getpid()}")
         try:
-            PLACE.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"stamp": self.stamp, "found": self.found}))
-            temporary.replace(PLACE)
-        except OSError:  # Where the folder cannot be written to, all is imported each time.
+            CACHE_FILE.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({"stamp": self.stamp, "signatures": self.signatures}))
+            temporary.replace(CACHE_FILE)
+        except OSError:  # in a read-only folder every process imports the targets
             pass
 
 
-def _write(hint: Any) -> Any:
-    """A hint as plain values, as far as the checks look at it."""
+def _encode(hint: Any) -> Any:
+    """A hint as plain JSON values, with the detail that the checks use."""
     kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
-        return ["union", *map(_write, arguments)]
+        return ["union", *map(_encode, arguments)]
     if kind is typing.Annotated:
-        return _write(arguments[0])
+        return _encode(arguments[0])
     if kind is typing.Literal and all(isinstance(each, str | int | None) for each in arguments):
         return ["literal", *arguments]
     if hint is Any or not isinstance(kind, type):
         return ["any"]
-    if kind.__module__.partition(".")[0] not in READ:
-        return ["other", kind.__name__, *(place for place, base in enumerate(KINDS) if issubclass(kind, base))]
-    if not issubclass(kind, typing.Iterable):  # what a callable takes is not asked for
+    if kind.__module__.partition(".")[0] not in IMPORTED:
+        bases = [place for place, base in enumerate(ABSTRACT_TYPES) if issubclass(kind, base)]
+        return ["stand-in", kind.__name__, *bases]
+    if not issubclass(kind, typing.Iterable):  # the checks do not use the parameters of other generic types
         arguments = ()
-    return [
-        "class",
-        kind.__module__,
-        kind.__qualname__,
-        *("..." if each is ... else _write(each) for each in arguments),
-    ]
+    items = ("..." if each is ... else _encode(each) for each in arguments)
+    return ["class", kind.__module__, kind.__qualname__, *items]
 
 
-def _read(plain: Any) -> Any:
+def _decode(plain: Any) -> Any:
     if plain == "...":
         return ...
     form, *rest = plain
     if form == "union":
-        return functools.reduce(operator.or_, map(_read, rest))
+        return functools.reduce(operator.or_, map(_decode, rest))
     if form == "literal":
         return typing.Literal[tuple(rest)]
     if form == "any":
         return Any
-    if form == "other":
-        name, *kinds = rest
-        return type(name, tuple(KINDS[place] for place in kinds), {})
+    if form == "stand-in":
+        name, *bases = rest
+        return type(name, tuple(ABSTRACT_TYPES[place] for place in bases), {})
     module, name, *arguments = rest
     kind: Any = types.NoneType if name == "NoneType" else getattr(importlib.import_module(module), name)
-    return kind[tuple(map(_read, arguments))] if arguments else kind
+    return kind[tuple(map(_decode, arguments))] if arguments else kind

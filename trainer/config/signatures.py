@@ -1,64 +1,75 @@
-"""What a function takes by name, and whether a plain value fits a type hint."""
+"""The arguments of functions and classes with their type hints, and checks of plain values against a hint."""
 
 import collections.abc
 import dataclasses
 import functools
+import importlib
 import inspect
 import json
 import operator
 import os
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.config.errors import did_you_mean
+
 MISSING = "???"
+"""A required value that is not given, as OmegaConf writes it."""
 
 
 class Node:
-    """As a hint: a mapping whose `_target_` says what is called with the other keys."""
+    """As a hint: a mapping whose `_target_` names a callable that takes the other keys as arguments."""
 
 
 @dataclass
 class Arguments:
-    """What a function takes by name: a hint for each argument, those without a default, and whether it takes any."""
+    """The keyword arguments of a function or class: a hint for each, the required ones, and whether others are allowed.
+
+    `unsupported` is the class attribute of this name: features that the class does not support
+    ("several_processes", "fsdp" or "ensemble") and the reason, a clause to which the check appends the remedy.
+    """
 
     hints: dict[str, Any] = field(default_factory=dict)
     required: set[str] = field(default_factory=set)
     open: bool = False
+    unsupported: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_dataclass(cls, schema: type) -> "Arguments":
+        """The fields of a dataclass, all required."""
         return cls(typing.get_type_hints(schema), {each.name for each in dataclasses.fields(schema)})
 
     @classmethod
     @functools.cache
     def of(cls, target: Any) -> "Arguments":
-        """Those of a function, or of a class; what `**settings` takes is what the base classes take."""
-        found = cls()
+        """The arguments of a function or a class; `**kwargs` of a class stands for those of its base classes."""
+        found = cls(unsupported=dict(getattr(target, "unsupported", {})))
         if not isinstance(target, type):
             found.open = found._add(target)
             return found
-        makers = [vars(base).get("__new__") or vars(base).get("__init__") for base in target.__mro__[:-1]]
-        first, *bases = [getattr(maker, "__func__", maker) for maker in makers if maker is not None] or [object]
+        constructors = [vars(base).get("__new__") or vars(base).get("__init__") for base in target.__mro__[:-1]]
+        first, *bases = [getattr(each, "__func__", each) for each in constructors if each is not None] or [object]
         found.open = found._add(first)
         required = set(found.required)
         while found.open and bases:
-            # The last `*args, **kwargs` of a chain, such as nn.Module's, takes nothing.
+            # `**kwargs` of the last base class, such as nn.Module, accepts nothing.
             found.open = found._add(bases.pop(0)) and bool(bases)
-        found.required = required  # What a base requires is the class's own affair.
+        found.required = required  # the class itself passes what its bases require
         return found
 
     def _add(self, function: Any) -> bool:
-        """Adds arguments not known yet; whether the function takes others beside them."""
+        """Adds the arguments that are not known yet; returns whether the function has `**kwargs`."""
         try:
             parameters = inspect.signature(function).parameters
         except ValueError:
             return True
-        more = False
+        has_kwargs = False
         for name, parameter in parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                more = True
+                has_kwargs = True
             elif parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
                 if name in self.hints or name in ("self", "cls"):
                     continue
@@ -67,22 +78,22 @@ class Arguments:
                     self.hints[name] = self.hints[name] | None if self.hints[name] is not Any else Any
                 if parameter.default is inspect.Parameter.empty:
                     self.required.add(name)
-        return more
+        return has_kwargs
 
 
 def _hint(function: Any, name: str) -> Any:
-    """The hint of an argument; Any where there is none, or it has names that exist for type checkers alone."""
+    """The hint of an argument; Any if it has none, or if the hint has names defined only for type checkers."""
     function = inspect.unwrap(function)
     annotations = getattr(function, "__annotations__", {})
-    alone = types.SimpleNamespace(__annotations__={name: annotations.get(name, Any)})
+    holder = types.SimpleNamespace(__annotations__={name: annotations.get(name, Any)})
     try:
-        return typing.get_type_hints(alone, getattr(function, "__globals__", {}))[name]
+        return typing.get_type_hints(holder, getattr(function, "__globals__", {}))[name]
     except (NameError, TypeError, AttributeError):
         return Any
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of the type; a node fits every type, since its target builds anything."""
+    """Returns whether a plain value is of the type. A node fits every type: its target may build anything."""
     if is_node(value) or any(each is Any or each is object for each in options(hint)):
         return True
     return any(_fits_one(value, each) for each in options(hint))
@@ -93,7 +104,7 @@ def _fits_one(value: Any, hint: Any) -> bool:
     if kind is typing.Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
     if not isinstance(kind, type):
-        return True  # A type variable, a name that cannot be resolved.
+        return True  # a type variable, or a name that cannot be resolved
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind in (int, bool, str, types.NoneType):
@@ -102,12 +113,12 @@ def _fits_one(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return holds(value, hint) and all(fits(child, item_hint(hint, value, at)) for at, child in items)
+        return fits_container(value, hint) and all(fits(child, item_hint(hint, value, at)) for at, child in items)
     return False
 
 
-def holds(value: dict[str, Any] | list[Any], hint: Any) -> bool:
-    """Whether a mapping, or a list of this length, is of the type, whatever is in it."""
+def fits_container(value: dict[str, Any] | list[Any], hint: Any) -> bool:
+    """Returns whether a mapping, or a list of this length, is of the type; its items are not checked."""
     if isinstance(value, dict):
         return any(each is Any or each is object or _takes_dict(each) for each in options(hint))
     return any(
@@ -117,7 +128,7 @@ def holds(value: dict[str, Any] | list[Any], hint: Any) -> bool:
 
 
 def _length(hint: Any) -> int | None:
-    """Of a tuple with a hint a place."""
+    """The length of a tuple with one hint per item; None for other hints."""
     arguments = typing.get_args(hint)
     return len(arguments) if typing.get_origin(hint) is tuple and ... not in arguments else None
 
@@ -155,12 +166,12 @@ def options(hint: Any) -> list[Any]:
 
 
 def dataclass_of(hint: Any) -> type | None:
-    """The dataclass that a hint allows."""
+    """The first dataclass that a hint allows, if any."""
     return next((each for each in options(hint) if dataclasses.is_dataclass(each) and isinstance(each, type)), None)
 
 
 def literals(hint: Any) -> list[str]:
-    """The words that a hint allows."""
+    """The literal values that a hint allows, as text."""
     return [str(choice) for each in options(hint) for choice in _choices(each)]
 
 
@@ -179,9 +190,9 @@ NOUNS = {
 
 
 def describe(hint: Any) -> str:
-    """What a value must be, in words: `an integer, "auto" or null`."""
+    """Describes the values that a hint allows: `an integer, "auto" or null`."""
     words: list[str] = []
-    # A tensor that may be given in code cannot be written in YAML.
+    # A tensor can be given in code, but not written in YAML.
     for each in [each for each in options(hint) if getattr(each, "__name__", "") != "Tensor"] or options(hint):
         arguments = [argument for argument in typing.get_args(each) if argument is not ...]
         if _choices(each):
@@ -202,9 +213,25 @@ def describe(hint: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as YAML would write it."""
+    """A value as YAML writes it."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def is_node(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
+
+
+def locate(path: str) -> Any:
+    """Imports the class or function of this dotted name. Raises ImportError with the cause in its message."""
+    from trainer.config.fast_imports import fast_imports  # here, because cached signatures do not need it
+
+    module, _, name = path.rpartition(".")
+    try:
+        with fast_imports():
+            found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # importing a module may raise anything
+        raise ImportError(f"cannot import {module}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        near = did_you_mean(name, dir(sys.modules[module]))
+        raise ImportError(f"{module} has no class or function {name}.{near}")
+    return found

@@ -1,43 +1,48 @@
-"""Settings of several processes that train one network: what they cannot do, and what does not fit those started."""
+"""Checks of the settings for training one network in several processes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common.distributed import launch
+from trainer.config.signature_cache import SignatureCache
+from trainer.config.signatures import Arguments
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+FSDP_PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true")
+"""Precisions for sharded weights; the gradient scaler of float16 would need whole gradients."""
 
 
-PRECISIONS_OF_PARTS = ("auto", "32-true", "bf16-mixed", "bf16-true")
-"""That weights which are shared out may have; a scaler of float16 would look at whole gradients."""
-
-
-def devices(trainer: Mapping[str, Any]) -> int:
-    """Processes on each machine, one a device."""
-    wanted = trainer.get("devices", 1)
-    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-        return len(wanted)
-    if wanted in ("auto", -1, "-1"):
-        import torch
+def count_devices(trainer: Mapping[str, Any]) -> int:
+    """Number of processes on each machine, one per device."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        import torch  # here, because the check of other settings does not wait for torch
 
         return 1 if trainer.get("accelerator") == "cpu" else max(torch.cuda.device_count(), 1)
-    return int(wanted)
+    return int(devices)
 
 
-def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What several processes cannot do, and what does not fit those that were started."""
+def validate_processes(
+    config: Mapping[str, Any], signatures: Mapping[str, Arguments] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Finds settings that several processes do not support, or that do not match the processes that were started.
+
+    `signatures`: of the targets, by the key of their node; looked up if None.
+    """
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         return
     try:
-        local, nodes = devices(trainer), int(trainer.get("num_nodes", 1))
+        local, nodes = count_devices(trainer), int(trainer.get("num_nodes", 1))
     except (TypeError, ValueError):
-        return  # said by the check of the types
+        return  # the check of the types reports it
     here = launch()
     if here is not None and here.world != local * nodes:
         yield (
             "trainer.devices",
-            f"{local} on {nodes} machine{'s' * (nodes > 1)}, but {here.by} started {here.world} processes: take"
+            f"{local} on {nodes} machine{'s' * (nodes > 1)}, but {here.by} started {here.world} processes: use"
             f" trainer=ddp trainer.devices={here.local} trainer.num_nodes={here.world // here.local}.",
         )
         return
@@ -46,42 +51,52 @@ def problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     several = f"{local * nodes} processes train"
     strategy = trainer.get("strategy", "auto")
     if isinstance(strategy, str) and strategy not in STRATEGIES:
-        yield "trainer.strategy", f"{strategy} does not serve a run: take ddp or fsdp."
+        yield "trainer.strategy", f"{strategy} is not supported: use ddp or fsdp."
     if strategy == "fsdp":
-        yield from _of_whole_weights(config)
+        yield from _validate_fsdp(config, signatures)
     for key in ("cross_validate", "ensemble"):
         if config.get(key) is not None:
-            yield key, f"trains small runs, each in one process, but {several}: take trainer.devices=1."
+            yield key, f"trains small runs, each in one process, but {several}: use trainer.devices=1."
     if config.get("lr_find") is True:
-        yield "lr_find", f"works in one process, but {several}: set optimizer.lr, or take trainer.devices=1."
-    model, data = config.get("model"), config.get("data")
-    if isinstance(model, dict) and model.get("_target_") == "models.architectures.word2vec.Word2Vec":
-        yield "model", f"Word2Vec counts words in one process, but {several}: take trainer.devices=1."
+        yield "lr_find", f"works in one process, but {several}: set optimizer.lr, or use trainer.devices=1."
+    for key, reason in _unsupported(config, "several_processes", signatures):
+        yield key, f"{reason}, but {several}: use trainer.devices=1."
+    data = config.get("data")
     if isinstance(data, dict) and "cache" in data and data["cache"] is None:
-        yield "data.cache", f"null is for one process, but {several}: give a folder that all of them see."
+        yield "data.cache", f"null is for one process, but {several}: give a folder that all of them can read."
 
 
-def _of_whole_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What looks at all weights at once, of which each process has but a part."""
+def _validate_fsdp(config: Mapping[str, Any], signatures: Mapping[str, Arguments] | None) -> Iterator[tuple[str, str]]:
+    """Finds settings that need all weights in one process; with FSDP each process has only a shard."""
     if config.get("l1"):
-        yield "l1", "needs all weights in each process, but trainer=fsdp shares them out: take 0, or trainer=ddp."
+        yield "l1", "needs all weights in each process, but trainer=fsdp shards them: use 0, or trainer=ddp."
     precision = str(config["trainer"].get("precision", "auto"))
-    if precision not in PRECISIONS_OF_PARTS:
-        yield "trainer.precision", f"{precision} does not serve trainer=fsdp: take {', '.join(PRECISIONS_OF_PARTS)}."
-    model = config.get("model")
-    if isinstance(model, dict) and model.get("_target_") == "models.architectures.pretrained_text.PretrainedText":
-        yield "model", "reads its rows in parts, of which each process may have another number: take trainer=ddp."
-    for name, callback in (config.get("callbacks") or {}).items():
-        if isinstance(callback, dict) and str(callback.get("_target_")).startswith("trainer.callbacks.averaging."):
-            yield (
-                f"callbacks.{name}",
-                "averages all weights in each process, but trainer=fsdp shares them out: take callbacks=default, or"
-                " trainer=ddp.",
-            )
+    if precision not in FSDP_PRECISIONS:
+        choices = ", ".join(FSDP_PRECISIONS)
+        yield "trainer.precision", f"{precision} is not supported by trainer=fsdp: use {choices}."
+    for key, reason in _unsupported(config, "fsdp", signatures):
+        remedy = "trainer=ddp" if key == "model" else "callbacks=default, or trainer=ddp"
+        yield key, f"{reason}: use {remedy}."
 
 
-def missing(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """That nobody has started the processes on other machines."""
+def _unsupported(
+    config: Mapping[str, Any], feature: str, signatures: Mapping[str, Arguments] | None
+) -> Iterator[tuple[str, str]]:
+    """The model and callbacks that do not support a feature, by full key, with their reason."""
+    nodes = {"model": config.get("model")}
+    nodes |= {f"callbacks.{name}": node for name, node in (config.get("callbacks") or {}).items()}
+    cache = SignatureCache() if signatures is None else None
+    for key, node in nodes.items():
+        if cache is not None and isinstance(node, dict) and "_target_" in node:
+            found = cache.arguments(node["_target_"])
+        else:
+            found = (signatures or {}).get(key, Arguments())
+        if feature in found.unsupported:
+            yield key, found.unsupported[feature]
+
+
+def validate_launch(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Reports several machines whose processes were not started."""
     nodes = config["trainer"].get("num_nodes", 1)
     if nodes > 1 and launch() is None:
         yield (

@@ -24,7 +24,7 @@ from inference.artifact import FORMAT, TOLERANCE, pattern
 from models.training.lightning_module import SupervisedModule
 from models.training.prediction_head import PredictionHead, labels
 from trainer.export.model_card import model_card
-from trainer.folders.layout import go_on
+from trainer.folders.layout import resume_command
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def save(
     except OSError as error:
         raise ExportError(
             f"{path}: the artefact ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. Nothing was left"
-            f" behind; make room, then go on with: {go_on(path.parent)}"
+            f" behind; make room, then go on with: {resume_command(path.parent)}"
         ) from error
     return path
 

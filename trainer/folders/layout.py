@@ -1,4 +1,4 @@
-"""Names of the files in a run folder or a sweep folder, and what they say about resuming. Torch is not imported."""
+"""Names of the files in run folders and sweep folders, and the command that resumes a run. Does not import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,28 +9,24 @@ from common.atomic_write import atomic_write
 from trainer.config.settings import argument
 
 LAST = Path("checkpoints", "last.ckpt")
-
-
 SAVED = "overrides.yaml"
-"""The command's settings. Hydra has them too, in .hydra, but writes in place: a run that was killed may have half."""
-
-
+"""The overrides of the command. Hydra's copy in .hydra is not written atomically: a killed run may leave half of it."""
 SWEEP = "sweep.yaml"
-"""In the folder of a sweep: its command, all settings as they were given."""
+"""In the folder of a sweep: the overrides of its command."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """What there is to go on from: the run's last checkpoint, or those of its folds or members."""
+    """The checkpoints to resume from: the last one of the run, and those of its folds or members."""
     return [path for path in (folder / LAST, *folder.glob(f"*/{LAST}")) if path.exists()]
 
 
 def save_overrides(folder: Path, lines: Sequence[str]) -> None:
-    """Keeps the settings of the command, for those who go on with the run."""
+    """Writes the overrides of the command, from which the run is resumed."""
     atomic_write(folder / SAVED, OmegaConf.to_yaml(list(lines)).encode())
 
 
-def go_on(folder: Path) -> str:
-    """The command that goes on with the run in `folder`, or with the one whose fold or member it is."""
+def resume_command(folder: Path) -> str:
+    """The command that resumes the run in `folder`, or the run of which it is a fold or member."""
     folder = folder.absolute()
     if not (folder / SAVED).exists() and (folder.parent / SAVED).exists():
         folder = folder.parent
@@ -40,9 +36,9 @@ def go_on(folder: Path) -> str:
 
 
 def what_next(folder: Path) -> str:
-    """What to do about a run that was interrupted."""
+    """A message that says how to resume an interrupted run."""
     if not (folder / SAVED).exists():
-        return "Nothing was begun."
+        return "The run had not started."
     if checkpoints(folder):
-        return f"Go on with: {go_on(folder)}"
-    return f"There is no checkpoint of it. Start anew, in the same folder, with: {go_on(folder)}"
+        return f"Resume it with: {resume_command(folder)}"
+    return f"It has no checkpoint. Start it again, in the same folder, with: {resume_command(folder)}"

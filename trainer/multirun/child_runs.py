@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainer.config.errors import ConfigError
+from trainer.config.renamed import load_config
 from trainer.folders.layout import LAST, checkpoints
 from trainer.folders.status import lock_folder
 
@@ -65,7 +66,7 @@ def child_run_context(folder: Path) -> Iterator[None]:
 def _check_same(config: DictConfig, folder: Path, free: Collection[str] = ()) -> None:
     if not (folder / "config.yaml").exists():
         return
-    before: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    before: Any = OmegaConf.to_container(load_config(folder / "config.yaml"))
     now: Any = OmegaConf.to_container(config, resolve=True)
     keys = sorted((before.keys() | now.keys()) - {"resume", "n_jobs", *free})
     changed = [key for key in keys if before.get(key) != now.get(key)]

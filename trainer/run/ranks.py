@@ -23,7 +23,7 @@ from common.distributed import launch
 from common.errors import EXIT_CODE, InputError
 from common.hardware import available_cores
 from trainer.config.errors import ConfigError
-from trainer.config.validate_processes import devices, missing, problems
+from trainer.config.validate_processes import count_devices, validate_launch, validate_processes
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def launch_ranks(config: DictConfig, folder: Path) -> Iterator[None]:
     ended.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    for key, what in (*problems(plain), *missing(plain)):
+    for key, what in (*validate_processes(plain), *validate_launch(plain)):
         raise ConfigError(f"{key}: {what}")
-    world = devices(plain["trainer"]) * plain["trainer"].get("num_nodes", 1)
+    world = count_devices(plain["trainer"]) * plain["trainer"].get("num_nodes", 1)
     if world == 1:
         yield
         return

@@ -18,12 +18,12 @@ LOG = "log"
 EXAMPLE = "'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
 
 
-def problems(settings: Sequence[Setting], composer: Composer, sampler: str | None) -> Iterator[Problem]:
+def validate_search_space(settings: Sequence[Setting], composer: Composer, sampler: str | None) -> Iterator[Problem]:
     """What the settings of a sweep give to choose from that cannot be chosen; without a sampler it is no search."""
     swept = [
         (setting, override)
         for setting in settings
-        if composer.sweeps(setting) and (override := composer.parse(setting))
+        if composer.is_sweep(setting) and (override := composer.parse(setting))
     ]
     if sampler is not None and not swept:
         yield Problem(COMMAND, "search", f"has nothing to choose: give a setting several values, as {EXAMPLE}.")

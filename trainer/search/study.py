@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
 from trainer.config.errors import Problem
+from trainer.config.renamed import load_overrides
 from trainer.config.settings import Setting, argument
 from trainer.folders import status
 from trainer.folders.tables import short
@@ -166,7 +167,7 @@ def other_command(command: list[Setting], begun: Path) -> str | None:
     """What is not as in the command that a search was begun by, if anything."""
     then, now = (
         {setting.line.lstrip("+") for setting in settings if not setting.key.startswith(FREE)}
-        for settings in ([Setting(str(line)) for line in OmegaConf.load(begun)], command)
+        for settings in ([Setting(line) for line in load_overrides(begun)], command)
     )
     if then == now:
         return None

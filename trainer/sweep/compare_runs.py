@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common.errors import InputError
+from trainer.config.renamed import rename_config, rename_override
 from trainer.config.settings import leaves
 from trainer.config.signatures import show
 from trainer.folders.status import STATES, STATUS, Status, read
@@ -62,14 +63,14 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder} is no run folder: it has no {STATUS}.")
     hydra = _load(folder / ".hydra" / "hydra.yaml").get("hydra", {})
     number = hydra.get("job", {}).get("num")
-    path = folder / "metrics.json"
+    path, config = folder / "metrics.json", folder / ".hydra" / "config.yaml"
     return Run(
         folder=folder,
         number=number if isinstance(number, int) else None,  # "???" of a run that is no job
         status=status,
-        settings=dict(leaves(_load(folder / ".hydra" / "config.yaml"))),
+        settings=dict(leaves(rename_config(_load(config), str(config)))),
         choices={name: value for name, value in hydra.get("runtime", {}).get("choices", {}).items() if "/" not in name},
-        overrides=[line for line in hydra.get("overrides", {}).get("task", []) if _key(line) not in OWN],
+        overrides=[rename_override(line) for line in hydra.get("overrides", {}).get("task", []) if _key(line) not in OWN],
         metrics=json.loads(path.read_text()) if path.exists() else {},
     )
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from trainer.config.hydra_internals import BasicLauncher
 from omegaconf import DictConfig, ListConfig
 
 from trainer.config.composer import Composition
 from trainer.config.errors import ConfigError, Problem
-from trainer.config.validate_processes import missing
+from trainer.config.validate_processes import validate_launch
 from trainer.folders.status import Status
 
 LOCAL, SLURM = "hydra_plugins.lathe.Local", "hydra_plugins.lathe.Slurm"
@@ -38,7 +38,7 @@ def resources(trainer: DictConfig) -> Resources:
     return Resources(trainer.num_nodes, devices, devices if trainer.accelerator in GPUS else 0)
 
 
-def problems(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
+def validate_resources(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
     """Why the jobs of a sweep, or a run, could not be placed."""
     launcher, search = base.config.hydra.launcher._target_, base.config.search
     if "joblib" in launcher and base.config.hydra.launcher.n_jobs == 1 and search and search.n_jobs > 1:
@@ -51,7 +51,7 @@ def problems(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
         what = "is for sweeps: search.n_jobs is how many trials are carried out at once."
         yield Problem(base.where("hydra.launcher.n_jobs"), "hydra.launcher.n_jobs", what)
     for job in jobs:
-        found = [] if launcher == SLURM else list(missing(job.config))
+        found = [] if launcher == SLURM else list(validate_launch(job.config))
         if launcher in (LOCAL, SLURM) or (launcher.endswith(f".{BasicLauncher.__name__}") and search):
             try:
                 resources(job.config.trainer)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from trainer.config.hydra_internals import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from common.atomic_write import atomic_write
 from common.errors import EXIT_CODE, InputError
 from trainer.config.settings import Setting, argument
-from trainer.folders.changed_settings import changes, fixed
+from trainer.folders.changed_settings import changes, reason_fixed
 from trainer.folders.layout import LAST, SWEEP
 from trainer.folders.status import DONE, STATES, STATUS, Status, lock_folder, read
 from trainer.folders.tables import short
@@ -83,7 +83,7 @@ def done_before(folder: Path, config: DictConfig) -> Status | None:
                 f"{folder} holds another job ({key} {change}): the file that says what is swept has changed since."
                 " Change it back, or begin another sweep."
             )
-        if not done and (folder / LAST).exists() and (why := fixed(key)) is not None:
+        if not done and (folder / LAST).exists() and (why := reason_fixed(key)) is not None:
             raise InputError(f"{folder}: {key} {change}, but {why}. Change it back, or delete the folder.")
         log.warning("resume: %s %s%s", key, change, ", but the job was done before" if done else "")
     if not done:

@@ -1,4 +1,4 @@
-"""Lightning comes without the packages that torchmetrics would bring, and they can be used afterwards."""
+"""Lightning is imported without the optional packages of torchmetrics, which can be imported afterwards."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 CODE = """
 import gc, sys
-from trainer.config.fast_imports import LEFT_OUT, fast_imports
+from trainer.config.fast_imports import SKIPPED, fast_imports
 with fast_imports():
     import pytorch_lightning
 print({"matplotlib", "scipy.signal", "torchvision", "transformers"} & set(sys.modules), gc.isenabled())
@@ -17,7 +17,7 @@ import matplotlib, scipy.signal, torchvision
 """
 
 
-def test_lightning_comes_alone() -> None:
+def test_optional_packages_are_not_imported_with_lightning() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout == "set() True\n[True, True, True]\n"

@@ -1,4 +1,4 @@
-"""Settings become objects: what a constructor refuses, and a monitor that the target does not have."""
+"""Objects built from the settings: errors of constructors, and a monitor that does not exist for the target."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -10,7 +10,7 @@ from trainer.config.instantiate import check_monitor, instantiate
 TARGET = TargetSpec("y", "binary", ("no", "yes"), (3, 3))
 
 
-def test_a_monitor_that_this_target_does_not_have_is_refused() -> None:
+def test_a_monitor_that_is_not_logged_for_this_target_is_rejected() -> None:
     check_monitor("val/f1/yes", TARGET)
     check_monitor("val/rmse", TargetSpec("y", "regression"))
     with pytest.raises(ConfigError) as caught:
@@ -22,7 +22,7 @@ def test_a_monitor_that_this_target_does_not_have_is_refused() -> None:
     )
 
 
-def test_instantiate_gives_plain_containers_and_leaves_nulls_out() -> None:
+def test_instantiate_passes_plain_containers_and_omits_null_nodes() -> None:
     config = OmegaConf.create(
         {
             "model": {"_target_": "models.architectures.mlp.MLP", "hidden": [4, 4]},
@@ -56,7 +56,7 @@ def test_instantiate_gives_plain_containers_and_leaves_nulls_out() -> None:
         ),
     ],
 )
-def test_what_a_constructor_refuses_is_said_with_the_key(node: dict[str, object], message: str) -> None:
+def test_an_error_of_a_constructor_is_reported_with_the_key(node: dict[str, object], message: str) -> None:
     import torch
 
     config = OmegaConf.create({"callbacks": {"own": node}})

@@ -1,5 +1,6 @@
-"""The check before a run: every kind of mistake, with its whole message."""
+"""The check of the settings before a run: every kind of mistake, with its whole message."""
 
+import os
 import string
 from pathlib import Path
 
@@ -8,7 +9,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from datamodules.schema import TargetSpec
 from tests.conftest import ROOT, run_script
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
@@ -23,7 +23,7 @@ ALLOWED = "Allowed are datamodules, models, trainer, torch, torchmetrics, torchv
 MODELS = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "model").iterdir()))
 
 
-def refused(*arguments: str) -> str:
+def rejected(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
         prepare(list(arguments))
     return str(caught.value)
@@ -89,8 +89,8 @@ def refused(*arguments: str) -> str:
             f" {ALLOWED} allowed_targets=[torchx] adds to them.",
         ),
         ("monitor=val/acuracy", f"monitor: no model logs val/acuracy. Did you mean val/accuracy? It may be {LOGGED}"),
-        ("mode=max", "mode: max contradicts monitor=val/loss, of which min is better: mode=min."),
-        ("seed=1,2", "seed: 1,2 is a sweep: add -m. A list is written seed=[1,2]."),
+        ("mode=max", "mode: max contradicts monitor=val/loss, of which lower is better: use mode=min."),
+        ("seed=1,2", "seed: 1,2 is a sweep: add -m. For a list write seed=[1,2]."),
         ("l1=${nope}", "l1: Interpolation key 'nope' not found."),
         ("hydra.run.dir=${nope}/x", "hydra.run.dir: Interpolation key 'nope' not found."),
         ("paths.output=${nope}", "paths.output: Interpolation key 'nope' not found."),
@@ -106,7 +106,7 @@ def refused(*arguments: str) -> str:
         ("threshold=1.5", "threshold: must be from 0 to 1; it is 1.5."),
         (
             "threshold=acuracy",
-            "threshold: none is chosen for acuracy. Did you mean accuracy? It may be a number, accuracy,"
+            "threshold: cannot be chosen for acuracy. Did you mean accuracy? It may be a number, accuracy,"
             " balanced_accuracy, f1 or f1/CLASS.",
         ),
         ("l1=nan", "l1: must be finite, 0 or more; it is NaN."),
@@ -116,22 +116,25 @@ def refused(*arguments: str) -> str:
             f"optimizer.betas.0._target_: os.system is outside the allowed packages. {ALLOWED}"
             " allowed_targets=[os] adds to them.",
         ),
-        ("model._partial_=true", "model._partial_: must be false: the run takes it built."),
-        ("callbacks.progress._partial_=true", "callbacks.progress._partial_: must be false: the run takes it built."),
+        ("model._partial_=true", "model._partial_: must be false: the run needs the built object."),
+        (
+            "callbacks.progress._partial_=true",
+            "callbacks.progress._partial_: must be false: the run needs the built object.",
+        ),
         (
             "trainer.limit_val_batches=0",
-            "trainer.limit_val_batches: 0 leaves nothing to measure monitor=val/loss on: take 1 or more, or"
+            "trainer.limit_val_batches: 0 leaves no rows to measure monitor=val/loss on: use 1 or more, or"
             " monitor=train/loss.",
         ),
         ("~model.hiden", "model.hiden: Could not delete from config. 'model.hiden' does not exist."),
         (
             "a b",
-            "a b: is not KEY=VALUE (LexerNoViableAltException: a b). Quote odd values: KEY='VALUE'.",
+            "a b: is not KEY=VALUE (LexerNoViableAltException: a b). Quote special characters: KEY='VALUE'.",
         ),
     ],
 )
-def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> None:
-    assert refused(argument) == f"A setting is wrong:\n  command line: {problem}"
+def test_a_mistake_on_the_command_line_is_reported(argument: str, problem: str) -> None:
+    assert rejected(argument) == f"A setting is wrong:\n  command line: {problem}"
 
 
 @pytest.mark.parametrize(
@@ -146,12 +149,12 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
         ),
         (
             ["monitor=val/auroc"],
-            ["conf/train.yaml: mode: min contradicts monitor=val/auroc, of which max is better: mode=max."],
+            ["conf/train.yaml: mode: min contradicts monitor=val/auroc, of which higher is better: use mode=max."],
         ),
         (
             ["trainer=cpu", "trainer.precision=16-mixed"],
             [
-                "command line: trainer.precision: 16-mixed is for GPUs, but trainer.accelerator=cpu: take bf16-mixed or"
+                "command line: trainer.precision: 16-mixed needs a GPU, but trainer.accelerator=cpu: use bf16-mixed or"
                 " 32-true."
             ],
         ),
@@ -159,15 +162,12 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             ["trainer.max_epochs=-1"],
             [
                 "conf/scheduler/cosine.yaml: scheduler: models.training.lr_schedules.cosine needs the length of the"
-                " run, but trainer.max_epochs and trainer.max_steps are both -1: set one, or take scheduler=none."
+                " run, but trainer.max_epochs and trainer.max_steps are both -1: set one, or use scheduler=none."
             ],
         ),
         (
             ["scheduler=none", "scheduler.warmup=0.1"],
-            [
-                "command line: scheduler.warmup: nothing takes it: scheduler has no _target_."
-                " Choose one by scheduler=NAME."
-            ],
+            ["command line: scheduler.warmup: is not used: scheduler has no _target_. Choose one with scheduler=NAME."],
         ),
         (
             ["optimizer._target_=models.training.lr_schedules.step", "scheduler=none"],
@@ -194,7 +194,7 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
             ['command line: seed: must be an integer; it is "x".'],
         ),
         (["-m", "loss=glob(m*)", "sead=1"], ["command line: sead: unknown key. Did you mean seed?"]),
-        (["-m", "model=glob(q*)"], ["command line: model: sweeps over nothing: no value is left."]),
+        (["-m", "model=glob(q*)"], ["command line: model: has no value to sweep over."]),
         (["--config-dir", "nowhere"], ["command line: --config-dir: there is no folder nowhere."]),
         (
             ["-m", "seed=1,2", "model=linear,mlp", "hydra.sweep.subdir=s${seed}"],
@@ -207,9 +207,9 @@ def test_a_mistake_on_the_command_line_is_said(argument: str, problem: str) -> N
         ),
     ],
 )
-def test_mistakes_of_several_settings_are_said_together(arguments: list[str], lines: list[str]) -> None:
+def test_mistakes_in_several_settings_are_reported_together(arguments: list[str], lines: list[str]) -> None:
     head = "A setting is wrong:" if len(lines) == 1 else f"{len(lines)} settings are wrong:"
-    assert refused(*arguments) == "\n  ".join([head, *lines])
+    assert rejected(*arguments) == "\n  ".join([head, *lines])
 
 
 @pytest.mark.parametrize(
@@ -262,18 +262,18 @@ def test_mistakes_of_several_settings_are_said_together(arguments: list[str], li
         ),
     ],
 )
-def test_a_mistake_in_a_file_is_said_with_the_file(
+def test_a_mistake_in_a_file_is_reported_with_the_file(
     tmp_path: Path, file: str, text: str, argument: str, problem: str
 ) -> None:
     path = tmp_path / file
     path.parent.mkdir()
     path.write_text(text.format())
-    assert refused("--config-dir", str(tmp_path), argument) == problem.format(
+    assert rejected("--config-dir", str(tmp_path), argument) == problem.format(
         file=path, models=", ".join(sorted([*MODELS.split(", "), "own"]))
     )
 
 
-def test_the_front_door_prints_all_mistakes_without_a_traceback() -> None:
+def test_train_prints_all_mistakes_without_a_traceback() -> None:
     done = run_script("train.py", "model=mpl", "model.hiden=3")
     assert done.returncode == 2
     assert done.stdout == ""
@@ -284,14 +284,14 @@ def test_the_front_door_prints_all_mistakes_without_a_traceback() -> None:
     )
 
 
-def test_what_lightning_refuses_is_said_before_the_data_are_read(tmp_path: Path) -> None:
+def test_an_error_of_lightning_is_reported_before_the_data_is_read(tmp_path: Path) -> None:
     done = run_script("train.py", "data.path=nowhere", "trainer.accelerator=tpuu", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert done.stdout.startswith("trainer: You selected an invalid accelerator name: `accelerator='tpuu'`.")
     assert done.stderr == ""
 
 
-def test_a_job_that_cannot_be_carried_out_leaves_the_others_to_go_on(tmp_path: Path) -> None:
+def test_the_other_jobs_of_a_sweep_run_after_one_fails(tmp_path: Path) -> None:
     done = run_script(
         "train.py",
         "-m",
@@ -308,7 +308,7 @@ def test_a_job_that_cannot_be_carried_out_leaves_the_others_to_go_on(tmp_path: P
     assert [path.parent.name for path in tmp_path.glob("*/metrics.json")] == ["1"]
 
 
-def test_help_and_the_config_can_be_seen() -> None:
+def test_help_and_cfg_are_printed() -> None:
     assert prepare(["--help"]) == ["--help"]
     shown = run_script("train.py", "--help").stdout
     assert f"\nmodel: {MODELS}\n" in shown
@@ -318,10 +318,10 @@ def test_help_and_the_config_can_be_seen() -> None:
         if "resume=outputs/RUN" not in example:
             assert prepare(example) == example
     assert prepare(["--cfg", "job", "seed=1"]) == ["--cfg", "job", "seed=1"]
-    assert refused("--cfg", "job", "sead=1").endswith("sead: unknown key. Did you mean seed?")
+    assert rejected("--cfg", "job", "sead=1").endswith("sead: unknown key. Did you mean seed?")
 
 
-def test_an_argument_that_no_file_has_is_handed_to_hydra_as_new() -> None:
+def test_an_argument_that_is_in_no_file_is_passed_to_hydra_with_plus_signs() -> None:
     assert prepare(["seed=1", "optimizer.betas=[0.8,0.9]", "trainer.log_every_n_steps=1"]) == [
         "seed=1",
         "++optimizer.betas=[0.8,0.9]",
@@ -331,7 +331,7 @@ def test_an_argument_that_no_file_has_is_handed_to_hydra_as_new() -> None:
     assert prepare(["+trainer.max_epochs=3"]) == ["++trainer.max_epochs=3"]
 
 
-def test_a_package_that_allowed_targets_names_may_be_used() -> None:
+def test_a_package_in_allowed_targets_may_be_used() -> None:
     arguments = ["+callbacks.own._target_=collections.Counter", "allowed_targets=[collections]"]
     assert prepare(arguments) == arguments
 
@@ -348,7 +348,9 @@ SHIPPED = sorted(set((ROOT / "conf").glob("*/*.yaml")) - {ROOT / "conf" / "exper
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}={file.stem}")
-def test_every_shipped_choice_passes(file: Path) -> None:
+def test_every_shipped_choice_passes(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").touch(mode=0o755)  # for cluster=slurm
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     argument = f"{file.parent.name}={file.stem}"
     needed = NEEDED.get(argument, [])
     assert prepare([argument, *needed]) == [argument, *needed]
@@ -361,7 +363,7 @@ def leaves(tree: object, key: str = "") -> list[str]:
 
 
 def default_keys() -> list[str]:
-    """The leaf keys of the composed default config, but those that users name as they like."""
+    """The leaf keys of the composed default config, without those that users name freely."""
     files = {"": "train", "data": "data/table"} | {
         group: f"{group}/{choice}"
         for group, choice in (
@@ -386,13 +388,10 @@ def default_keys() -> list[str]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(default_keys()), st.integers(0, 30), st.sampled_from(string.ascii_lowercase), st.booleans())
-def test_a_typo_of_one_letter_in_any_key_is_found(key: str, at: int, letter: str, insert: bool) -> None:
+def test_a_typo_of_one_letter_in_any_key_is_reported(key: str, at: int, letter: str, insert: bool) -> None:
     group, _, name = key.rpartition(".")
     at %= len(name)
     typo = name[:at] + letter + name[at + (not insert) :]
     assume(typo not in {other.rpartition(".")[2] for other in default_keys()})
     full = f"{group}.{typo}".lstrip(".")
-    assert f"command line: {full}: unknown key." in refused(f"++{full}=1")
-
-
-TARGET = TargetSpec("y", "binary", ("no", "yes"), (3, 3))
+    assert f"command line: {full}: unknown key." in rejected(f"++{full}=1")
