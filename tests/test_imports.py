@@ -11,7 +11,7 @@ FLOORS = (
     "datamodules.schema datamodules.features datamodules.readers datamodules.split datamodules.audit",
     "datamodules.loading datamodules.preparation datamodules",
     "models.training models.layers models.architectures",
-    "trainer.config trainer.folders trainer.sweep trainer.search trainer.command trainer.callbacks trainer.loop",
+    "trainer.config trainer.folders trainer.sweep trainer.search trainer.command trainer.loop trainer.callbacks",
     "trainer.evaluation trainer.export trainer.run trainer.multirun trainer.main trainer",
     "scripts train hydra_plugins",
 )

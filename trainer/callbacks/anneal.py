@@ -1,4 +1,4 @@
-"""Weight decay and dropout that fade over the run."""
+"""Weight decay and dropout that decrease during the run."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from models.training.lr_schedules import flat_cos
 
 
 class Anneal(Callback):
-    """Multiplies weight decay and dropout by `flat_cos` of the fraction of the run: 1 in its first half, 0 at its end.
+    """Multiplies weight decay and dropout by `flat_cos` of the fraction of the run: 1 in the first half, 0 at the end.
 
-    As the learning rate is, the decay at the start is kept in the optimizer's groups, so that a resumed run, whose
-    optimizer comes with the decay of its last step, goes on exactly. After the run, dropout is as it was.
+    The initial decay is kept in the optimizer's groups, like the initial learning rate. A resumed run, whose optimizer
+    has the decay of the last step, therefore continues exactly. After the run the dropout rates are restored.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

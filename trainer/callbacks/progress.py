@@ -1,4 +1,4 @@
-"""Progress that costs nothing a step: it looks at the clock, and shows what the run has measured already."""
+"""Progress of the training: a step reads only the clock, and the values shown have been computed anyway."""
 
 import logging
 import math
@@ -17,18 +17,18 @@ from models.training.lightning_module import SupervisedModule
 log = logging.getLogger(__name__)
 
 REDRAW = 0.25
-"""Seconds between two drawings of the live line."""
+"""Seconds between two updates of the live line."""
 FIRST_LINE = 10.0
-"""Seconds to the first plain line, and least seconds between two."""
+"""Seconds before the first plain line, and minimum seconds between two."""
 LINE_AGAIN = 0.25
-"""Share of the time passed until the next plain line, so that an hour is some 25 lines and a day some 40."""
+"""The next plain line follows after this share of the time so far: about 25 lines in an hour, 40 in a day."""
 
 
 class Progress(ProgressBar):
-    """One live line on a terminal; elsewhere now and then a plain line in the log. Both end with one in the log.
+    """One live line on a terminal, otherwise occasional lines in the log; the last line always goes to the log.
 
-    Shows the epochs done, the optimizer's steps, `train/loss` as of the module's last look at it, `val/loss`, and the
-    monitored value with its best.
+    Shows the finished epochs, the optimizer steps, the last known `train/loss`, `val/loss`, and the monitored metric
+    with its best value.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Progress(ProgressBar):
         self.next = self.started + FIRST_LINE
         if self.enabled and self.console.is_terminal:
             columns = (BarColumn(10), TextColumn("{task.description}", table_column=Column()), TimeElapsedColumn())
-            # No thread of its own: a drawing would wait for the interpreter in the midst of a step.
+            # Without a thread, which would compete with a step for the interpreter.
             self.bar = Bar(*columns, console=self.console, auto_refresh=False, transient=True)
             steps = trainer.estimated_stepping_batches
             self.task = self.bar.add_task("", total=None if steps == float("inf") else steps)

@@ -1,4 +1,4 @@
-"""Ends a trial of a search that has fallen behind the others."""
+"""Ends a trial of a search that is worse than the others."""
 
 from typing import Literal
 
@@ -11,11 +11,10 @@ from trainer.search.study import open_study
 
 
 class Pruning(Callback):
-    """Tells the study after each epoch the best monitor so far, which is what the run ends with, and raises `Pruned`
-    where its pruner gives the trial up.
+    """Reports the best monitored value so far to the study after each epoch; raises `Pruned` if its pruner says so.
 
-    Nothing is done without a `trial`, its number in the study, or with the pruner "none". A trial that is gone on with
-    tells nothing twice.
+    Does nothing without `trial`, the number in the study, or with the pruner "none". A resumed trial does not report
+    an epoch twice.
     """
 
     def __init__(
@@ -32,15 +31,15 @@ class Pruning(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.active or not trainer.is_global_zero:
             return
-        from optuna.trial import Trial
+        from optuna.trial import Trial  # here, because only searches need it
 
         assert self.storage is not None
         assert self.study is not None
         assert self.number is not None
         study = open_study(self.storage, self.study, pruner=self.pruner, epochs=trainer.max_epochs)
         frozen = study.trials[self.number]
-        self.active = not frozen.state.is_finished()  # a run of its own, long after
-        self.told = dict(frozen.intermediate_values)
+        self.active = not frozen.state.is_finished()  # the run is resumed after the search
+        self.reported = dict(frozen.intermediate_values)
         self.trial = Trial(study, frozen._trial_id)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -52,9 +51,9 @@ class Pruning(Callback):
 
     def _is_behind(self, trainer: pl.Trainer, module: SupervisedModule) -> bool:
         epoch, measured = trainer.current_epoch, trainer.callback_metrics.get(module.monitor)
-        if not self.active or epoch in self.told or measured is None:
+        if not self.active or epoch in self.reported or measured is None:
             return False
         pick = min if module.mode == "min" else max
-        self.told[epoch] = pick([float(measured), *self.told.values()])
-        self.trial.report(self.told[epoch], epoch)
+        self.reported[epoch] = pick([float(measured), *self.reported.values()])
+        self.trial.report(self.reported[epoch], epoch)
         return self.trial.should_prune()

@@ -1,4 +1,4 @@
-"""What a resumed run needs, beside Lightning's own state, to end with the same weights, bit for bit."""
+"""State that a resumed run needs in addition to Lightning's, to end with the same weights, bit for bit."""
 
 import logging
 from typing import Any
@@ -16,20 +16,21 @@ log = logging.getLogger(__name__)
 
 
 class RandomState(Callback):
-    """Keeps in the checkpoint torch's random state, of the CPU and of the CUDA device, and the number of threads that
-    was chosen, because sums over rows hang on it; of each process its own.
+    """Saves torch's random states (CPU and CUDA) and number of threads of each process in the checkpoint.
 
-    They are put back when training starts, after all that draws on the way there, so that dropout goes on where it was.
-    A process that the run had not before draws anew.
-    The order of the rows needs no state, for it is counted (batch_loader.py); where in it an epoch goes on is
-    said to the loader here, because Lightning forgets to when a schedule has asked for the length of the run; and that
-    the run had stopped early, because it forgets that always.
+    The number of threads matters because the rounding of sums over rows depends on it. The states are restored when
+    training starts, after everything else that draws random numbers, so that dropout continues where it was. A process
+    that the run did not have before starts with its own state.
+
+    The order of the rows needs no state, because it is computed from the epoch (batch_loader.py). Two things that
+    Lightning does not restore are set here: the position of the loader in the epoch, which is lost if a schedule has
+    asked for the length of the run, and that the run had stopped early.
     """
 
     def __init__(self) -> None:
         self.saved: list[dict[str, Any]] = []
         self.batches: tuple[int | float, int] | None = None
-        """Of an epoch, and of a step, when training began."""
+        """Batches per epoch and per step, when training began."""
 
     def state_dict(self) -> dict[str, Any]:
         own = {
@@ -48,7 +49,7 @@ class RandomState(Callback):
             return
         if len(self.saved) != trainer.world_size:
             log.info(
-                "resume: %d processes, not %d: the same rows a step, but sums in another order, so not the same bits",
+                "resume: %d processes instead of %d: the same rows per step, but sums are rounded differently",
                 *(trainer.world_size, len(self.saved)),
             )
         if trainer.global_rank < len(self.saved):
@@ -56,7 +57,7 @@ class RandomState(Callback):
             if getattr(trainer, "threads", None) == "auto":
                 torch.set_num_threads(own["threads"])
             torch.set_rng_state(own["cpu"])
-            if own["cuda"] is not None and torch.cuda.is_initialized():  # another machine may have no GPU
+            if own["cuda"] is not None and torch.cuda.is_initialized():  # this machine may have no GPU
                 torch.cuda.set_rng_state(own["cuda"])
         self.saved = []
         reasons = [each.stopping_reason for each in trainer.early_stopping_callbacks if isinstance(each, EarlyStopping)]
@@ -68,15 +69,16 @@ class RandomState(Callback):
         trainer.train_dataloader.load_state_dict({"position": done})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.saved:  # nothing was left to train, and training did not start
+        if self.saved:  # there was nothing left to train, so training did not start
             self._count(trainer)
 
     def _count(self, trainer: pl.Trainer) -> None:
         now = (trainer.num_training_batches, trainer.accumulate_grad_batches)
         before, self.batches = self.batches, now
         if before is not None and before != now:
-            counts = "{} batches, {} a step".format
+            counts = "{} batches ({} per step)".format
             raise ConfigError(
-                f"resume: an epoch was {counts(*before)}, and is {counts(*now)} now: the schedule and the place in the"
-                " epoch are counted in them. Leave data.batch_size and trainer.accumulate_grad_batches as they were."
+                f"resume: an epoch had {counts(*before)} and now has {counts(*now)}, but the schedule and the position"
+                " in the epoch are counted in batches. Keep data.batch_size and trainer.accumulate_grad_batches of the"
+                " run."
             )

@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS tab: what a run was set to, beside what came of it."""
+"""TensorBoard's HPARAMS tab: the settings of a run and its metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 
 def log_hyperparameters(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Writes the resolved config, its keys joined by "/", and the final metrics beside the run's curves.
+    """Writes the resolved config, with keys joined by "/", and the final metrics next to the run's curves.
 
-    Each metric also ends its own curve, because the tab shows a curve's last point. Without a TensorBoard logger
-    nothing is done.
+    Each metric is also added to its curve, because the tab shows the last point of a curve. Does nothing without a
+    TensorBoard logger.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

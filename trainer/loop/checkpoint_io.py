@@ -1,33 +1,37 @@
-"""Checkpoints that are there whole or not at all, though the process is killed or the disk full; leaving with one."""
+"""Checkpoints that are complete even if the process is killed or the disk is full; ending a run with one."""
 
 import io
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from common.atomic_write import atomic_write
 from common.errors import InputError
+from trainer.config.errors import ConfigError
 from trainer.folders.layout import LAST, resume_command
 from trainer.folders.signals import Interrupted, watch
 
 
 class CheckpointError(InputError):
-    """A checkpoint was not written; the one before it stays."""
+    """A checkpoint could not be written; the previous one is kept."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each of Lightning's checkpoints under a temporary name, and renames it once it is on the disk.
+    """Writes each of Lightning's checkpoints to a temporary file, and renames it once it is on the disk.
 
-    Raises CheckpointError where the disk does not take it.
+    Raises CheckpointError if the file cannot be written.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if "://" in str(path):  # a bucket takes what is uploaded whole, or not at all
+        if "://" in str(path):  # an upload to a bucket is atomic
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         buffer = io.BytesIO()
@@ -37,15 +41,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             atomic_write(target, buffer.getbuffer())
         except OSError as error:
-            before = "The one before it is whole. " if target.exists() else ""
+            previous = "The previous checkpoint is intact. " if target.exists() else ""
             raise CheckpointError(
-                f"{target}: the checkpoint ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. {before}"
-                f"Make room, then go on with: {resume_command(target.parents[1])}"
+                f"{target}: the checkpoint ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. {previous}"
+                f"Free some space, then resume with: {resume_command(target.parents[1])}"
             ) from error
 
 
+@contextmanager
+def explained(checkpoint: str | Path | None, max_epochs: int | None) -> Iterator[None]:
+    """Turns errors about a checkpoint that does not fit the run into a ConfigError; None for no checkpoint."""
+    try:
+        yield
+    except (RuntimeError, MisconfigurationException) as error:
+        if checkpoint is not None and "Error(s) in loading state_dict" in str(error):
+            raise ConfigError(
+                f"resume: {checkpoint} holds a different network: keep the data and model settings of the run."
+            ) from error
+        if checkpoint is not None and "restored a checkpoint with current_epoch" in str(error):
+            raise ConfigError(
+                f"resume: the run has already trained for more epochs than trainer.max_epochs={max_epochs}: keep the"
+                " value of the run, or choose a larger one."
+            ) from error
+        raise
+
+
 def leave_if_asked(trainer: pl.Trainer) -> None:
-    """Raises Interrupted where a signal has come, to this process or another of the run, after a checkpoint is written.
+    """Writes a checkpoint and raises Interrupted if a signal was sent to this process or another one of the run.
 
     Every process must call it at the same step.
     """
@@ -60,7 +82,7 @@ def leave_if_asked(trainer: pl.Trainer) -> None:
 
 
 class LeaveValidation(Callback):
-    """A signal in the midst of a validation does not wait for its end: it is made anew by whoever goes on."""
+    """Ends a run during a validation if a signal is received; a resumed run repeats the validation."""
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -68,3 +90,20 @@ class LeaveValidation(Callback):
         loop: Any = trainer.fit_loop.epoch_loop
         if watch.is_deferred and trainer.world_size == 1:
             loop.leave_if_asked()
+
+
+class LeaveAfterStep(Callback):
+    """Ends a run after an optimizer step if a signal is received, for Lightning's own epoch loop.
+
+    It waits while gradients accumulate, because a checkpoint does not hold them, and does nothing after the last step.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        before, self.step = self.step, trainer.global_step
+        if self.step not in (before, trainer.max_steps):
+            leave_if_asked(trainer)

@@ -1,46 +1,42 @@
-"""Lightning's walk over the batches of an epoch, without what Lightning asks of each batch that nobody answers.
+"""Lightning's training epoch loop without the hooks that nothing implements.
 
-This is the one place that knows Lightning's private parts. Counters, hooks and results are Lightning's, in its order,
-so checkpoints, resume, schedules, stopping and logging are as in its own loop, and so are the weights, bit for bit.
+Counters, hooks and results are Lightning's, in its order. Checkpoints, resuming, schedules, stopping and logging are
+therefore as in its own loop, and the weights are the same, bit for bit. If something that this loop leaves out is in
+use, it behaves as Lightning's own.
 """
 
 import logging
 import math
 import time
-from importlib import metadata
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import Callback, DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loops.fetchers import _DataFetcher
-from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
 from models.training.lightning_module import Batch, SupervisedModule
 from trainer.folders.signals import watch
-from trainer.loop import compiled_step
+from trainer.loop import compiled_step, lightning_internals
 from trainer.loop.checkpoint_io import leave_if_asked
 from trainer.loop.fused_step import Step
 
 log = logging.getLogger(__name__)
 
-KNOWN = "2.6."
-"""Versions of Lightning whose loop this one was compared with."""
-INSIDE = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-"""Hooks in the midst of a step."""
-TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+"""Hooks within a step."""
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 """Hooks that a data module may have too."""
-OF_MODULE = (
-    *INSIDE,
-    *TRANSFER,
+MODULE_HOOKS = (
+    *STEP_HOOKS,
+    *TRANSFER_HOOKS,
     "on_train_batch_start",
     "on_train_batch_end",
     "backward",
@@ -53,10 +49,10 @@ READERS = (DeviceStatsMonitor, LearningRateMonitor)
 """Callbacks that change nothing before a step."""
 
 
-class FastEpochLoop(_TrainingEpochLoop):
-    """Takes the place of Lightning's where `fast`; otherwise it is Lightning's.
+class FastEpochLoop(lightning_internals.EpochLoop):
+    """Replaces Lightning's loop; behaves as Lightning's unless `fast` is set.
 
-    `compile`: whether each step becomes one graph; "auto" decides after an epoch, by the time that it took.
+    `compile`: whether to compile each step into one graph; "auto" decides after an epoch, from its duration.
     """
 
     def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int) -> None:
@@ -64,120 +60,117 @@ class FastEpochLoop(_TrainingEpochLoop):
         self.fast = False
         self.compile: bool | Literal["auto"] = False
         self.decided: bool | None = None
-        """What "auto" came to."""
+        """The decision of "auto"."""
         self.tried = False
-        """Whether there was an attempt to compile."""
+        """Whether compiling has been attempted."""
         self.graph: compiled_step.StepGraph | None = None
         self.optimizer: Optimizer | None = None
         self.batches, self.seconds = 0, 0.0
-        """Of this run, and what they took."""
+        """Number of batches of this run, and their duration."""
         self.left = False
-        """Whether the checkpoint was written on leaving, right after a batch: what follows a batch is still to come."""
+        """Whether a signal ended the run right after a batch, before the validation or the log line that follows."""
 
     def on_save_checkpoint(self) -> dict[str, Any]:
-        if self.graph is not None:  # Lightning asks the loops before the optimizer
+        if self.graph is not None:  # Lightning saves the loops before the optimizer
             self.graph.sync_step_counts()
-        so_far = {"decided": self.decided, "batches": self.batches, "seconds": self.seconds}
-        return {**super().on_save_checkpoint(), **so_far, "left": self.left}
+        own = {"decided": self.decided, "batches": self.batches, "seconds": self.seconds, "left": self.left}
+        return {**super().on_save_checkpoint(), **own}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(state_dict)
         self.left = state_dict.get("left", False)
-        if self.compile == "auto":  # a resumed run does as it would have done
+        if self.compile == "auto":  # a resumed run decides as the uninterrupted one
             self.decided = state_dict.get("decided")
             self.batches, self.seconds = state_dict.get("batches", 0), state_dict.get("seconds", 0.0)
 
-    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+    def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
         if not self.fast:
             return
         callbacks = self.trainer.callbacks
         self.at_start = [each for each in callbacks if overrides(each, "on_train_batch_start")]
         self.at_end = [each for each in callbacks if overrides(each, "on_train_batch_end") and not is_noop(each)]
-        if self.optimizer not in (None, self.trainer.optimizers[0]):  # another fit
+        if self.optimizer not in (None, self.trainer.optimizers[0]):  # another call of fit
             self.tried, self.graph, self.decided, self.batches, self.seconds = False, None, None, 0, 0.0
         self.optimizer = self.trainer.optimizers[0]
-        self.step = Step(self.optimizer)  # anew for each epoch: a callback may have added parameters
-        if self.graph is not None and self.graph.facts != compiled_step.facts(self.trainer, self.step):
-            log.info("compile: no longer, for a callback has changed what is trained")
+        self.step = Step(self.optimizer)  # in each epoch, because a callback may have added parameters
+        if self.graph is not None and self.graph.constants != compiled_step.constants(self.trainer, self.step):
+            log.info("compile: dropped the graph, because a callback has changed what is trained")
             self.graph.sync_step_counts()
             self.graph = None
         undecided = self.compile == "auto" and self.decided is None
         if undecided and self.batches > 0 and self.batch_progress.current.ready == 0:
             steps = self.trainer.estimated_stepping_batches - self.global_step
-            left = steps * self.trainer.accumulate_grad_batches * self.seconds / self.batches
-            self.decided = compiled_step.pays(left)
-            answer = "it repays its cost" if self.decided else "no, that would take longer"
-            log.info("compile: %s (at most %.0f s of steps are left)", answer, left)
+            remaining = steps * self.trainer.accumulate_grad_batches * self.seconds / self.batches
+            self.decided = compiled_step.is_worthwhile(remaining)
+            answer = "yes, it saves time" if self.decided else "no, it would take longer"
+            log.info("compile: %s (at most %.0f s of training remain)", answer, remaining)
 
-    def advance(self, data_fetcher: _DataFetcher) -> None:
-        """All batches up to the next after which something is due: a validation, a line in the log, an end."""
-        if self.left:  # the batch itself is done
+    def advance(self, data_fetcher: Any) -> None:
+        """Trains on all batches up to the next event: a validation, a line in the log, or an end."""
+        if self.left:  # the batch has been trained on
             self.left = False
             self.val_loop.restarting = False
-            self.val_loop.batch_progress.total.reset()  # it may have been left too
+            self.val_loop.batch_progress.total.reset()  # the signal may have ended it too
             return
         if not self.fast:
             super().advance(data_fetcher)
             return
-        if self.restarting and self._should_check_val_fx(data_fetcher):
-            # As Lightning has it: the checkpoint was written in the midst of a validation, or after it.
+        if self.restarting and self.should_validate(data_fetcher):
+            # As in Lightning: the checkpoint was written during a validation, or after it.
             if self.val_loop.restarted_mid_evaluation:
                 return
             if self.restarted_on_last:
-                self._skip_next_val = True
+                lightning_internals.skip_next_validation(self)
                 return
             self.val_loop.increment_progress_to_evaluation_end()
         self.val_loop.restarting = False
         trainer, started = self.trainer, time.perf_counter()
-        for quiet in range(self._batches_until_event(), -1, -1):
-            self._batch(data_fetcher)
+        for remaining in range(self._batches_until_event(), -1, -1):
+            self._run_batch(data_fetcher)
             self.batches += 1
-            if quiet == 0 or trainer.should_stop or watch.received is not None:
+            if remaining == 0 or trainer.should_stop or watch.received is not None:
                 break
-            if not self._should_accumulate():
-                self._batches_that_stepped += 1
+            if not self.should_accumulate():
+                lightning_internals.count_step(self)
         self.seconds += time.perf_counter() - started
-        trainer._logger_connector.on_batch_end()
-        trainer._logger_connector.update_train_step_metrics()
+        lightning_internals.end_batches(trainer)
 
-    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+    def on_advance_end(self, data_fetcher: Any) -> None:
         self.leave_if_asked()
         super().on_advance_end(data_fetcher)
 
     def leave_if_asked(self) -> None:
-        """Raises Interrupted where a signal has come, after a checkpoint is written.
+        """Writes a checkpoint and raises Interrupted if a signal has been received.
 
-        Not while gradients accumulate, which a checkpoint has none of; nor after the last step that `max_steps` allows,
-        after which Lightning takes a run for ended, be it measured or not.
+        Does nothing while gradients accumulate, because a checkpoint does not hold them, or after the last step that
+        `max_steps` allows, because Lightning would take the resumed run for finished and not validate it.
         """
-        if self._should_accumulate() or self.global_step == self.max_steps:
+        if self.should_accumulate() or self.global_step == self.max_steps:
             return
         self.left = True
         leave_if_asked(self.trainer)
         self.left = False
 
-    def _broadcast_sigterm_tensor(self) -> None:
-        """Lightning's way to agree on leaving; `leave_if_asked` does it."""
-
     def _batches_until_event(self) -> int:
-        """Batches to come after which nothing is due."""
+        """Number of batches before the one that an event follows."""
         trainer, ready = self.trainer, self.batch_progress.current.ready
-        if trainer._val_check_time_interval is not None:
+        if lightning_internals.validates_by_time(trainer):
             return 0
         validated = ready if trainer.check_val_every_n_epoch is not None else self.total_batch_idx + 1
-        due = [
+        distances = [
             trainer.num_training_batches - ready,
             trainer.val_check_batch - validated % trainer.val_check_batch,
         ]
         if trainer.log_every_n_steps > 0:
-            due.append(trainer.log_every_n_steps - self._batches_that_stepped % trainer.log_every_n_steps)
+            logged = lightning_internals.counted_steps(self) % trainer.log_every_n_steps
+            distances.append(trainer.log_every_n_steps - logged)
         if self.max_steps != -1:
-            due.append(self.max_steps - self.global_step)
-        least = min(due)
-        return int(least) - 1 if least < math.inf else 0
+            distances.append(self.max_steps - self.global_step)
+        nearest = min(distances)
+        return int(nearest) - 1 if nearest < math.inf else 0
 
-    def _batch(self, data_fetcher: _DataFetcher) -> None:
+    def _run_batch(self, data_fetcher: Any) -> None:
         trainer, progress = self.trainer, self.batch_progress
         module = cast(SupervisedModule, trainer.lightning_module)
         batch, _, _ = next(data_fetcher)
@@ -187,30 +180,26 @@ class FastEpochLoop(_TrainingEpochLoop):
         if batch["target"].device != device:
             batch = {name: values.to(device) for name, values in batch.items()}
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        lightning_internals.start_batch(trainer, batch)
         if self.at_start:
-            module._current_fx_name = "on_train_batch_start"  # by which `log` knows where it is called
-            for callback in self.at_start:
-                callback.on_train_batch_start(trainer, module, batch, index)
-            module._current_fx_name = None
+            hook = "on_train_batch_start"
+            lightning_internals.call_callbacks(self.at_start, hook, trainer, module, batch, index, module=module)
         progress.increment_started()
-        outputs = {"loss": self._step(module, batch, index)}
+        outputs = {"loss": self._train_on(module, batch, index)}
         progress.increment_processed()
         if trainer.lr_scheduler_configs:
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if self._num_ready_batches_reached():
+            if self.all_batches_ready():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if self.at_end:
-            module._current_fx_name = "on_train_batch_end"
-            for callback in self.at_end:
-                callback.on_train_batch_end(trainer, module, outputs, batch, index)
-            module._current_fx_name = None
+            hook = "on_train_batch_end"
+            lightning_internals.call_callbacks(self.at_end, hook, trainer, module, outputs, batch, index, module=module)
         progress.increment_completed()
 
-    def _step(self, module: SupervisedModule, batch: Batch, index: int) -> Tensor:
-        """Forward, backward, and the optimizer's step where enough batches have come together; what was minimised."""
+    def _train_on(self, module: SupervisedModule, batch: Batch, index: int) -> Tensor:
+        """Runs forward and backward, and the optimizer's step unless gradients accumulate; returns the objective."""
         counted = self.automatic_optimization.optim_progress.optimizer
-        steps = not self._should_accumulate()
+        steps = not self.should_accumulate()
         if index % self.trainer.accumulate_grad_batches == 0:
             counted.zero_grad.increment_ready()
             counted.zero_grad.increment_started()
@@ -220,21 +209,21 @@ class FastEpochLoop(_TrainingEpochLoop):
         if module.augment is not None:
             with self.trainer.precision_plugin.train_step_context():
                 batch = module.augment_batch(batch)
-        done = self._in_one_graph(module, batch)
-        if done is None:
-            objective = self._one_by_one(module, batch, index, steps)
+        losses = self._compiled_step(module, batch)
+        if losses is None:
+            objective = self._eager_step(module, batch, index, steps)
         else:
-            loss, objective = done
+            loss, objective = losses
             module.track_loss(loss, batch, index)
         if steps:
             counted.step.increment_completed()
         return objective
 
-    def _one_by_one(self, module: SupervisedModule, batch: Batch, index: int, steps: bool) -> Tensor:
+    def _eager_step(self, module: SupervisedModule, batch: Batch, index: int, steps: bool) -> Tensor:
         trainer = self.trainer
         with trainer.precision_plugin.train_step_context():
             loss, objective = module.objective(batch)
-        module.track_loss(loss, batch, index)  # which tells of the last gradients where the loss is not finite
+        module.track_loss(loss, batch, index)  # before zero_grad: if the loss is not finite, it reports the gradients
         if index % trainer.accumulate_grad_batches == 0:
             self.step.zero_grad()
         if trainer.accumulate_grad_batches > 1:
@@ -245,14 +234,14 @@ class FastEpochLoop(_TrainingEpochLoop):
                 optimizer = trainer.optimizers[0]
                 module.clip_gradients(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             self.step()
-        if self.graph is not None:  # else a later message took them for the gradients of the last step
+        if self.graph is not None:  # a later message would take these gradients for those of the last step
             self.step.zero_grad()
         return objective.detach()
 
-    def _in_one_graph(self, module: SupervisedModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """None where there is no graph, or not for a batch of this shape.
+    def _compiled_step(self, module: SupervisedModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns the loss and the objective; None if there is no graph for batches of this shape.
 
-        Compiled for the first full batch after the optimizer's state is there, so that a resumed run compiles the same.
+        Compiles at the first full batch for which the optimizer has a state, so that a resumed run compiles the same.
         """
         if self.graph is not None:
             if self.graph.fits(batch):
@@ -260,64 +249,67 @@ class FastEpochLoop(_TrainingEpochLoop):
             self.graph.sync_step_counts()
             return None
         wanted = self.decided if self.compile == "auto" else self.compile
-        first = not self.step.state and self.batches == 0  # it makes the optimizer's state
-        if not wanted or self.tried or first or not self._full(batch):
+        first = not self.step.state and self.batches == 0  # this batch creates the optimizer's state
+        if not wanted or self.tried or first or not self._is_full(batch):
             return None
         self.tried = True
-        why = compiled_step.unsupported_reason(self.trainer, self.step, batch)
+        reason = compiled_step.unsupported_reason(self.trainer, self.step, batch)
         for callback in self.at_start:
             if type(callback) not in READERS:
-                why = f"{type(callback).__name__} may change the network before a step"
-        if why is not None and self.compile == "auto":  # the network alone would not repay it
-            log.info("compile: no (%s)", why)
+                reason = f"{type(callback).__name__} may change the network before a step"
+        if reason is not None and self.compile == "auto":  # compiling only the network would not save enough
+            log.info("compile: no (%s)", reason)
             return None
-        if why is not None:
-            log.info("compile: the network alone (%s)", why)
+        if reason is not None:
+            log.info("compile: only the network (%s)", reason)
             module.network.compile()
             return None
         started = time.perf_counter()
-        whole = compiled_step.StepGraph(self.trainer, module, self.step)
+        graph = compiled_step.StepGraph(self.trainer, module, self.step)
         try:
-            done = whole.start(batch)
-        except Exception as error:  # torch raises many kinds
+            losses = graph.start(batch)
+        except Exception as error:  # torch raises many types
             log.warning("compile: no, torch cannot: %s", str(error).strip().split("\n")[0])
             return None
-        log.info("compile: one graph a step, in %.1f s", time.perf_counter() - started)
-        self.graph = whole
+        log.info("compile: one graph per step, in %.1f s", time.perf_counter() - started)
+        self.graph = graph
         self.step.zero_grad()
-        return done
+        return losses
 
-    def _full(self, batch: Batch) -> bool:
-        """Whether it has the rows that all but the last of an epoch have."""
+    def _is_full(self, batch: Batch) -> bool:
+        """Returns whether the batch has as many rows as all but the last batch of an epoch."""
         trainer: Any = self.trainer
         return bool(trainer.num_training_batches == 1 or len(batch["target"]) == trainer.train_dataloader.batch_size)
 
 
-class NoSignals(_SignalConnector):
-    """In the place of Lightning's: signals are `trainer.folders.signals`' alone. Its handlers would talk to other
-    processes in the midst of a step, and requeue a Slurm job beside the launcher that does."""
+class NoProfiler(PassThroughProfiler):
+    """Replaces Lightning's default, which creates a generator for each hook of each callback."""
 
-    def register_signal_handlers(self) -> None:
-        pass
+    context = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.context
 
 
 def is_noop(callback: Callback) -> bool:
-    """Whether it is a checkpoint callback that has nothing to do after a batch."""
-    return type(callback) is ModelCheckpoint and not callback._every_n_train_steps and not callback._train_time_interval
+    """Returns whether the callback is a checkpoint callback that does nothing after a batch."""
+    return type(callback) is ModelCheckpoint and not lightning_internals.saves_in_epoch(callback)
 
 
 def overrides(callback: Callback, hook: str) -> bool:
+    """Returns whether the callback implements the hook, in its class or as an attribute."""
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def unsupported_reason(
     trainer: Any, module: SupervisedModule | None = None, datamodule: LightningDataModule | None = None
 ) -> str | None:
-    """What this training has that the fast loop leaves out, without `module` of the trainer alone; None where there is
-    nothing."""
-    version = metadata.version("pytorch-lightning")
-    if not version.startswith(KNOWN):
-        return f"pytorch-lightning {version} is not {KNOWN}x"
+    """Returns what is in use that the fast loop leaves out; None if nothing is.
+
+    Without `module` it checks only the trainer.
+    """
+    if (reason := lightning_internals.unsupported_reason(trainer)) is not None:
+        return reason
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         return f"the strategy {type(trainer.strategy).__name__}"
     plugin = trainer.precision_plugin
@@ -327,12 +319,12 @@ def unsupported_reason(
         return f"the profiler {type(trainer.profiler).__name__}"
     if module is not None and type(module).training_step is not SupervisedModule.training_step:
         return f"{type(module).__name__}.training_step"
-    for owner, hooks in ((module, OF_MODULE), (datamodule, TRANSFER)):
+    for owner, hooks in ((module, MODULE_HOOKS), (datamodule, TRANSFER_HOOKS)):
         for hook in hooks:
             if is_overridden(hook, owner):
                 return f"{type(owner).__name__}.{hook}"
     for callback in trainer.callbacks:
-        for hook in INSIDE:
+        for hook in STEP_HOOKS:
             if overrides(callback, hook):
                 return f"{type(callback).__name__}.{hook}"
     return None

@@ -1,4 +1,4 @@
-"""FSDP: weights, gradients and the optimizer's state are shared out among the processes; checkpoints are whole."""
+"""FSDP: weights, gradients and the optimizer's state are sharded across processes; checkpoints are not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,18 +15,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-HOW = ("fused", "foreach")
-"""Settings of an optimizer that say how it computes, which for parts of weights is not as for whole ones."""
+IMPLEMENTATION = ("fused", "foreach")
+"""Optimizer settings that choose an implementation; they differ for sharded and for whole weights."""
 
 
 class Sharded(ModelParallelStrategy):
-    """torch's `fully_shard` (FSDP2) over `world` processes. A checkpoint is one file, as one process writes it."""
+    """torch's `fully_shard` (FSDP2) over `world` processes. A checkpoint is one file, as written by one process."""
 
     def __init__(self, world: int) -> None:
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        # Lightning would number the parameters as the network has them, and not, as an optimizer does, by its groups.
+        # Lightning would number the parameters in the order of the network; an optimizer numbers them by group.
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -41,13 +41,13 @@ class Sharded(ModelParallelStrategy):
         set_model_state_dict(network, checkpoint["state_dict"], options=options)
         names = {parameter: name for name, parameter in network.named_parameters()}
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            own = [names[parameter] for parameter in _parameters(optimizer.param_groups)]
-            named = _renamed(saved, dict(zip(_parameters(saved["param_groups"]), own, strict=True)))
+            ordered = [names[parameter] for parameter in _parameters(optimizer.param_groups)]
+            named = _renamed(saved, dict(zip(_parameters(saved["param_groups"]), ordered, strict=True)))
             for group, other in zip(named["param_groups"], optimizer.param_groups, strict=True):
-                group.update({name: other[name] for name in HOW if name in other})
+                group.update({name: other[name] for name in IMPLEMENTATION if name in other})
                 other.update({name: value for name, value in group.items() if name != "params"})
-            if named["state"]:  # plain gradient descent has none
-                # Not strict: a parameter that never had a gradient has no state.
+            if named["state"]:  # plain SGD has none
+                # Not strict, because a parameter that never had a gradient has no state.
                 options = StateDictOptions(full_state_dict=True, strict=False)
                 set_optimizer_state_dict(network, optimizer, named, options=options)
         return checkpoint
@@ -58,11 +58,11 @@ class Sharded(ModelParallelStrategy):
 
 
 def _parameters(groups: list[dict[str, Any]]) -> list[Any]:
-    """Those of an optimizer, or their names or numbers, in its order."""
+    """The parameters of an optimizer, or their names or numbers, in its order."""
     return [parameter for group in groups for parameter in group["params"]]
 
 
 def _renamed(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
-    """An optimizer's state with other names of its parameters."""
+    """Returns an optimizer's state with its parameters renamed."""
     groups = [{**group, "params": [names[name] for name in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[name]: values for name, values in state["state"].items()}, "param_groups": groups}

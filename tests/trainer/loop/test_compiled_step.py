@@ -1,4 +1,4 @@
-"""A whole step as one graph: within rounding of the steps taken one by one, the same again after a resume."""
+"""A whole step as one graph: equal to eager steps within rounding, and the same again after a resume."""
 
 import functools
 import logging
@@ -22,8 +22,8 @@ from tests.trainer.loop.test_fast_loop import ADAM, ONE_CYCLE, SGD, TRAIN, check
 from trainer.callbacks.anneal import Anneal
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """By the loop; Lightning speaks too."""
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Messages of the loop, without Lightning's."""
     return [record.getMessage() for record in caplog.records if record.name == "trainer.loop.fast_loop"]
 
 
@@ -50,8 +50,8 @@ COMPILED: dict[str, tuple[Callable[[], MLP | TabM], dict[str, Any], dict[str, An
 
 @pytest.mark.parametrize("case", COMPILED)
 def test_one_graph_a_step_ends_within_rounding(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Dropout draws the same numbers, the ragged batch of each epoch is taken outside the graph, and a callback that
-    only reads before a batch hinders nothing."""
+    """Dropout draws the same numbers, the incomplete last batch of an epoch is trained on without the graph, and a
+    callback that only reads before a batch is allowed."""
     network, of_module, settings = COMPILED[case]
     of_weights, of_loss = (0.05, 1e-2) if case == "bfloat16" else (1e-5, 1e-5)
     found = []
@@ -63,7 +63,7 @@ def test_one_graph_a_step_ends_within_rounding(case: str, tmp_path: Path, caplog
         trainer = fit(module, TRAIN, epochs=2, fast="on", compile=compile, **reads, **settings)
         counts = {float(each["step"]) for each in trainer.optimizers[0].state.values()}
         found.append([module, counts, trainer.global_step])
-    assert said(caplog)[-1].startswith("compile: one graph a step, in ")
+    assert logged(caplog)[-1].startswith("compile: one graph per step, in ")
     (eager, *_), (compiled, *_) = found
     for name, value in eager.network.named_parameters():
         torch.testing.assert_close(compiled.network.get_parameter(name), value, rtol=1e-4, atol=of_weights)
@@ -71,7 +71,7 @@ def test_one_graph_a_step_ends_within_rounding(case: str, tmp_path: Path, caplog
     assert found[0][1:] == found[1][1:]
 
 
-def test_a_loss_that_is_not_finite_does_not_spoil_what_a_graph_has_trained() -> None:
+def test_a_loss_that_is_not_finite_leaves_the_weights_of_a_graph_intact() -> None:
     train = {name: values[:288].clone() for name, values in TRAIN.items()}
     train["numbers"][5 * 32 + 1, 2] = torch.inf
     module = build("binary")
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_does_not_spoil_what_a_graph_has_trained() -> 
     )
 
 
-def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_compiled_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     def run(folder: str, epochs: int, resume: Path | None = None) -> dict[str, Tensor]:
         module = build("binary")
         callbacks = checkpoints(tmp_path / folder, every=9)
@@ -94,7 +94,7 @@ def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     whole = run("whole", 3)
     run("part", 2)
-    for name in ("last", "step=9"):  # after which a ragged batch comes first
+    for name in ("last", "step=9"):  # followed by the incomplete last batch of an epoch
         same(whole, run("resumed", 3, tmp_path / "part" / f"{name}.ckpt"))
 
 
@@ -108,26 +108,26 @@ def test_a_compiled_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         ({}, {"callbacks": [Anneal()]}, "Anneal may change the network before a step"),
     ],
 )
-def test_what_cannot_be_one_graph_is_said(
+def test_what_cannot_be_one_graph_is_logged(
     of_module: dict[str, Any], settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="trainer.loop.fast_loop")
     module = build("binary", **of_module)
     module.network.compile = lambda: None
     fit(module, TRAIN, epochs=1, fast="on", compile=True, **settings)
-    assert said(caplog) == [f"compile: the network alone ({why})"]
+    assert logged(caplog) == [f"compile: only the network ({why})"]
 
 
 @pytest.mark.parametrize(("count", "epochs", "tried"), [(20, 2, True), (40, 1, False), (40, 2, True)])
-def test_a_graph_is_made_for_a_full_batch(
+def test_a_graph_is_compiled_for_a_full_batch(
     count: int, epochs: int, tried: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of 20 rows each batch is one; of 40 the second is ragged."""
+    """20 rows are one batch; of 40 rows, the second batch is incomplete."""
     caplog.set_level("INFO", logger="trainer.loop.fast_loop")
     module = build("binary", optimizer=SGD)
     module.network.compile = lambda: None
     fit(module, rows("binary", count), epochs=epochs, fast="on", compile=True)
-    assert len(said(caplog)) == tried
+    assert len(logged(caplog)) == tried
 
 
 class Prints(MLP):
@@ -147,7 +147,7 @@ class Keeps(MLP):
     ("network", "why"),
     [(Prints, ""), (Keeps, "the network keeps tensors of a step besides its buffers")],
 )
-def test_what_torch_cannot_compile_is_trained_step_by_step(
+def test_what_torch_cannot_compile_is_trained_eagerly(
     network: type[MLP], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = []
@@ -173,10 +173,10 @@ def test_compiling_is_decided_after_an_epoch_and_kept(
         caplog.clear()
         callbacks = [ModelCheckpoint(tmp_path, "last", enable_version_counter=False)]
         fit(build("binary"), TRAIN, epochs=epochs, callbacks=callbacks, resume=resume, fast="on", compile="auto")
-        return [message.split(" (")[0].split(", in")[0] for message in said(caplog)]
+        return [message.split(" (")[0].split(", in")[0] for message in logged(caplog)]
 
-    repays = ["compile: it repays its cost", "compile: one graph a step"]
-    lines = repays if pays else ["compile: no, that would take longer"]
+    repays = ["compile: yes, it saves time", "compile: one graph per step"]
+    lines = repays if pays else ["compile: no, it would take longer"]
     assert run(1) == []
     assert run(2, tmp_path / "last.ckpt") == lines
     assert run(3) == lines
@@ -191,7 +191,7 @@ class Freeze(Callback):
         pl_module.network.layers[0].requires_grad_(trainer.current_epoch not in self.epochs)
 
 
-def test_auto_decides_for_a_run_that_began_without_and_takes_whole_steps_or_none(
+def test_auto_decides_for_a_run_that_began_without_it_and_compiles_whole_steps_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("trainer.loop.compiled_step.COST", 0.0)
@@ -201,12 +201,12 @@ def test_auto_decides_for_a_run_that_began_without_and_takes_whole_steps_or_none
         module.network.compile = None
         callbacks = [Freeze(0), *checkpoints(tmp_path)]
         fit(module, TRAIN, epochs=epochs, callbacks=callbacks, resume=resume, fast="on", compile=compile)
-    decided, tried = said(caplog)
-    assert decided.startswith("compile: it repays its cost (at most ")
-    assert tried == "compile: no (some parameters have taken fewer steps than others)"
+    decided, tried = logged(caplog)
+    assert decided.startswith("compile: yes, it saves time (at most ")
+    assert tried == "compile: no (some parameters have had fewer steps than others)"
 
 
-def test_a_graph_is_dropped_where_a_callback_changes_what_is_trained(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_graph_is_dropped_if_a_callback_changes_what_is_trained(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="trainer.loop.fast_loop")
     found = []
     for compile in (False, True):
@@ -214,6 +214,6 @@ def test_a_graph_is_dropped_where_a_callback_changes_what_is_trained(caplog: pyt
         module = build("binary", network=MLP(INPUTS, 1, hidden=(8,), dropout=0.0))
         fit(module, TRAIN, epochs=2, callbacks=[Freeze(1)], fast="on", compile=compile)
         found.append(module)
-    assert said(caplog)[-1] == "compile: no longer, for a callback has changed what is trained"
+    assert logged(caplog)[-1] == "compile: dropped the graph, because a callback has changed what is trained"
     for name, value in found[0].network.named_parameters():
         torch.testing.assert_close(found[1].network.get_parameter(name), value, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The fast loop against Lightning's own: the same weights and counters, bit for bit, whatever is set."""
+"""The fast loop gives the same weights and counters as Lightning's own, bit for bit, with any settings."""
 
 import functools
 from collections.abc import Callable
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Journal(Callback):
-    """What callbacks see after each batch."""
+    """Records what callbacks see after each batch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int, float, float]] = []
@@ -79,7 +79,7 @@ def checkpoints(folder: Path, every: int = 4) -> list[Callback]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What each checkpoint of a folder holds, without what names the folder."""
+    """The contents of each checkpoint in a folder, without paths and durations."""
     found = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.ckpt"))}
     for checkpoint in found.values():
         for name in ("decided", "batches", "seconds"):
@@ -112,7 +112,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_is_as_in_lightnings_own_loop(tmp_path: Path, case: str) -> None:
+def test_everything_is_as_in_lightnings_own_loop(tmp_path: Path, case: str) -> None:
     of_module, settings = CASES[case]
     found: list[Any] = []
     for fast in ("off", "on"):
@@ -129,7 +129,7 @@ def test_all_is_as_in_lightnings_own_loop(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("extra", [[Stop], [Anneal]])
-def test_callbacks_may_stop_training_and_change_it(tmp_path: Path, extra: list[Callable[[], Callback]]) -> None:
+def test_callbacks_may_stop_or_change_training(tmp_path: Path, extra: list[Callable[[], Callback]]) -> None:
     found = []
     for fast in ("off", "on"):
         module, journal = build("binary"), Journal()
@@ -138,13 +138,13 @@ def test_callbacks_may_stop_training_and_change_it(tmp_path: Path, extra: list[C
     same(*found)
 
 
-def test_callbacks_may_log_be_made_of_functions_and_add_parameters() -> None:
+def test_callbacks_may_log_and_add_parameters_and_consist_of_functions() -> None:
     found = []
     for fast in ("off", "auto"):
         calls: list[int] = []
 
         class Grow(Callback):
-            """The first layer joins in the second epoch."""
+            """Adds the parameters of the first group in the second epoch."""
 
             def on_train_start(self, trainer, pl_module) -> None:
                 group = trainer.optimizers[0].param_groups.pop(0)
@@ -177,7 +177,7 @@ def test_a_trainer_may_fit_twice() -> None:
     same(*found)
 
 
-def test_texts_and_images_pass_too() -> None:
+def test_texts_and_images_are_trained_on_too() -> None:
     found = []
     for fast in ("off", "on"):
         torch.manual_seed(0)
@@ -195,23 +195,23 @@ def test_texts_and_images_pass_too() -> None:
         ({"profiler": "simple"}, "the profiler SimpleProfiler"),
     ],
 )
-def test_what_the_fast_loop_does_not_serve_is_said(
+def test_what_the_fast_loop_does_not_support_is_logged(
     settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = Trainer(accelerator="cpu", threads=1, logger=False, **settings)
     caplog.set_level("INFO", logger="trainer.loop.trainer")
-    compiled = {"auto": "; compile: no, only the fast loop takes auto", True: "; compile: the network alone", False: ""}
+    compiled = {"auto": "; compile: no, auto requires the fast loop", True: "; compile: only the network", False: ""}
     module = build("binary")
     module.network.compile = lambda: None
     for trainer.compile, then in compiled.items():
         trainer.prepare(module, {})
-        assert caplog.messages[-1].endswith(f"; loop: Lightning's own (the fast one does not serve {why}){then}")
+        assert caplog.messages[-1].endswith(f"; loop: Lightning's own (the fast loop does not support {why}){then}")
     with pytest.raises(ConfigError) as caught:
         Trainer(accelerator="cpu", threads=1, logger=False, fast="on", **settings)
-    assert str(caught.value) == f"trainer.fast=on: the fast loop does not serve {why}; take trainer.fast=auto."
+    assert str(caught.value) == f"trainer.fast=on: the fast loop does not support {why}. Use trainer.fast=auto."
 
 
-def test_modules_with_hooks_of_their_own_go_through_lightnings_loop() -> None:
+def test_modules_with_their_own_hooks_are_trained_by_lightnings_loop() -> None:
     class Own(SupervisedModule):
         def on_after_backward(self) -> None:
             pass
@@ -220,21 +220,16 @@ def test_modules_with_hooks_of_their_own_go_through_lightnings_loop() -> None:
     module.__class__ = Own
     trainer = Trainer(accelerator="cpu", threads=1, logger=False)
     trainer.prepare(module, {})
-    assert not trainer.loop.trainer.fast
+    assert not trainer.loop.fast
     asked = Trainer(accelerator="cpu", threads=1, logger=False, fast="on")
-    with pytest.raises(ConfigError, match=r"^trainer\.fast=on: the fast loop does not serve Own\.on_after_backward; "):
+    with pytest.raises(
+        ConfigError, match=r"^trainer\.fast=on: the fast loop does not support Own\.on_after_backward\. "
+    ):
         asked.prepare(module, {})
 
     class Rows(LightningDataModule):
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return batch
 
-    with pytest.raises(ConfigError, match=r"does not serve Rows\.on_after_batch_transfer; "):
+    with pytest.raises(ConfigError, match=r"does not support Rows\.on_after_batch_transfer\. "):
         asked.prepare(build("binary"), {}, Rows())
-
-
-def test_an_unknown_lightning_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.0.0")
-    trainer = Trainer(accelerator="cpu", threads=1, logger=False)
-    trainer.prepare(build("binary"), {})
-    assert not trainer.loop.trainer.fast

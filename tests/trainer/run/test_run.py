@@ -1,4 +1,4 @@
-"""A run from the command to the artefact: what it leaves, that it repeats, that it goes on."""
+"""A run from the command to the artifact: its files, reproducibility, resuming, and the choices of the config."""
 
 import json
 import re
@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.errors import InputError
 from datamodules.loading import batch_loader
 from datamodules.readers import read
 from inference.artifact import Artifact
 from tests.conftest import run_script
 from trainer.config.errors import ConfigError
+from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
-QUICK = ("trainer.max_epochs=2", "logger=none")
+QUICK = ("trainer.max_epochs=2", "logger=none", "baselines=false")
 
 
 def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
@@ -36,7 +38,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_the_default_run_leaves_what_the_readme_says(default_run: tuple[Path, str]) -> None:
+def test_the_default_run_writes_the_files_of_the_readme(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     for name in ("model.pt", "metrics.json", "config.yaml", "environment.json", "train.log", ".hydra/overrides.yaml"):
         assert (folder / name).is_file(), name
@@ -53,7 +55,7 @@ def test_the_default_run_leaves_what_the_readme_says(default_run: tuple[Path, st
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_the_last_lines_say_what_came_out_and_where(default_run: tuple[Path, str]) -> None:
+def test_the_last_lines_give_the_result_and_the_folder(default_run: tuple[Path, str]) -> None:
     folder, printed = default_run
     closing = printed[printed.index("Result") :]
     assert f"run folder  {folder}" in closing
@@ -63,7 +65,7 @@ def test_the_last_lines_say_what_came_out_and_where(default_run: tuple[Path, str
     assert "Warning" not in printed
 
 
-def test_tensorboard_holds_the_curves_and_the_final_metrics_beside_the_settings(
+def test_tensorboard_has_the_curves_and_the_final_metrics_with_the_settings(
     default_run: tuple[Path, str],
 ) -> None:
     folder, _ = default_run
@@ -75,43 +77,43 @@ def test_tensorboard_holds_the_curves_and_the_final_metrics_beside_the_settings(
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run_here: RunHere, tmp_path: Path) -> None:
+def test_weights_are_reproducible_and_depend_on_the_seed(run_here: RunHere, tmp_path: Path) -> None:
     first, again, other = (
-        run_here(*QUICK, f"seed={seed}", folder=tmp_path / name) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        run_here(*QUICK, "export=none", f"seed={seed}", folder=tmp_path / name)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert equal(weights(first), weights(again))
     assert metrics(first)["test/log_loss"] == metrics(again)["test/log_loss"]
     assert not equal(weights(first), weights(other))
 
 
-def test_the_module_that_is_measured_and_exported_holds_the_best_weights(run_here: RunHere) -> None:
-    folder = run_here("trainer.max_epochs=6", "optimizer.lr=0.05", "logger=none")
-    artefact = torch.jit.load(str(folder / "model.pt"))
-    exported = {f"network.{name}": value for name, value in artefact.network.state_dict().items()}
+def test_the_best_weights_are_exported(run_here: RunHere) -> None:
+    folder = run_here("trainer.max_epochs=6", "optimizer.lr=0.05", "logger=none", "baselines=false")
+    artifact = torch.jit.load(str(folder / "model.pt"))
+    exported = {f"network.{name}": value for name, value in artifact.network.state_dict().items()}
     best = weights(folder, "best.ckpt")
-    assert equal({name: exported[name] for name in best}, best)  # settings such as the edges of bins are in one alone
+    assert equal({name: exported[name] for name in best}, best)  # only the artifact has buffers such as bin edges
 
 
-def test_one_epoch_and_one_resumed_equal_two(tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = ("scheduler=none", "logger=none", "export=none", "data=iris")
-    for folder, overrides in (
-        (whole, ("trainer.max_epochs=2", *settings, f"hydra.run.dir={whole}")),
-        (parts, ("trainer.max_epochs=1", *settings, f"hydra.run.dir={parts}")),
-        (parts, ("trainer.max_epochs=2", f"resume={parts}")),
-    ):
-        done = run_script("train.py", *overrides)
-        assert done.returncode == 0, done.stderr
-        assert folder.is_dir()
+def test_one_epoch_and_a_resumed_one_equal_two(
+    run_here: RunHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("scheduler=none", "logger=none", "export=none", "baselines=false", "data=iris")
+    whole = run_here(*settings, "trainer.max_epochs=2", folder=tmp_path / "whole")
+    parts = run_here(*settings, "trainer.max_epochs=1", folder=tmp_path / "parts")
+    assert train(compose("trainer.max_epochs=2", f"resume={parts}")).folder == parts
     assert equal(weights(whole), weights(parts))
-    assert "trainer.max_epochs 1 -> 2" in done.stdout + done.stderr
+    assert "trainer.max_epochs 1 -> 2" in capsys.readouterr().out
 
 
-IMAGES = ("data=digits", "model=cnn", "model.channels=8", "data.batch_size=64", "trainer.threads=1", "logger=none")
+IMAGES = (
+    *("data=digits", "model=cnn", "model.channels=8", "data.batch_size=64"),
+    *("trainer.threads=1", "logger=none", "baselines=false"),
+)
 AUGMENT = ("augment=images", "augment.crop=1", "augment.rand_augment=true", "augment.mixup=0.2", "augment.cutmix=1")
 
 
-def test_images_are_augmented_in_training_and_their_artefact_reads_files(run_here: RunHere, tmp_path: Path) -> None:
+def test_images_are_augmented_in_training_and_the_artifact_reads_files(run_here: RunHere, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     folder = run_here(
@@ -126,22 +128,19 @@ def test_images_are_augmented_in_training_and_their_artefact_reads_files(run_her
     assert (scored.answers["label"] == pl.Series(digits.target[:100].astype(str))).sum() > 80
 
 
-def test_with_augmentation_a_seed_gives_the_same_weights_and_so_does_a_resumed_run(
-    run_here: RunHere, tmp_path: Path
-) -> None:
+def test_augmentation_is_reproducible_and_resumes(run_here: RunHere, tmp_path: Path) -> None:
     settings = (*IMAGES, *AUGMENT, "scheduler=none", "export=none", "test=false")
     plain = run_here(*IMAGES, "scheduler=none", "export=none", "trainer.max_epochs=2", folder=tmp_path / "plain")
     whole, again = (run_here(*settings, "trainer.max_epochs=2", folder=tmp_path / name) for name in ("a", "b"))
     assert equal(weights(whole), weights(again))
     assert not equal(weights(whole), weights(plain))
     parts = run_here(*settings, "trainer.max_epochs=1", folder=tmp_path / "parts")
-    last = parts / "checkpoints" / "last.ckpt"
-    run_here(*settings, "trainer.max_epochs=2", f"resume={last}", folder=parts)
+    train(compose(f"resume={parts}", "trainer.max_epochs=2"))
     assert equal(weights(whole), weights(parts))
 
 
-def test_augmentation_without_images_is_refused(run_here: RunHere) -> None:
-    message = "^augment needs a column of images, and there is none: leave it out.$"
+def test_augmentation_without_images_is_rejected(run_here: RunHere) -> None:
+    message = "^augment needs an image column, and there is none: use augment=none.$"
     with pytest.raises(ConfigError, match=message):
         run_here("augment=images", *QUICK)
 
@@ -162,12 +161,13 @@ def test_augmentation_without_images_is_refused(run_here: RunHere) -> None:
     ],
 )
 def test_choices_train_and_export(run_here: RunHere, overrides: tuple[str, ...]) -> None:
-    folder = run_here("trainer.max_epochs=3", "logger=none", *overrides)
+    folder = run_here("trainer.max_epochs=3", "logger=none", "baselines=false", *overrides)
     assert (folder / "model.pt").is_file()
     assert metrics(folder)["train/loss"] > 0
     assert ("test/loss" in metrics(folder)) == ("test=false" not in overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunHere, tmp_path: Path) -> None:
     settings = ("model=linear", "data=iris", "trainer.max_epochs=2", "logger=none", "model.inputs.unknown_rate=0")
@@ -177,13 +177,13 @@ def test_a_compiled_network_trains_and_exports_like_the_eager_one(run_here: RunH
     assert weights(compiled).keys() == weights(eager).keys()
 
 
-def test_a_run_may_end_before_an_epoch_does(run_here: RunHere) -> None:
-    folder = run_here("data=iris", "trainer.max_steps=1", "logger=none", "export=none")
+def test_a_run_may_end_within_an_epoch(run_here: RunHere) -> None:
+    folder = run_here("data=iris", "trainer.max_steps=1", "logger=none", "export=none", "baselines=false")
     assert metrics(folder)["fit/steps"] == 1
     assert metrics(folder)["val/loss"] > 0
 
 
-def test_a_checkpoint_left_out_leaves_none(run_here: RunHere) -> None:
+def test_checkpoints_can_be_turned_off(run_here: RunHere) -> None:
     folder = run_here(
         "data=iris", "callbacks.checkpoint=null", "callbacks.last_checkpoint=null", "callbacks.progress=null", *QUICK
     )
@@ -193,14 +193,13 @@ def test_a_checkpoint_left_out_leaves_none(run_here: RunHere) -> None:
 
 @pytest.mark.parametrize("debug", ["fast", "overfit", "limit", "profiler"])
 def test_debug_choices_run(run_here: RunHere, debug: str) -> None:
-    folder = run_here(f"debug={debug}", "data=iris", "logger=none")
+    folder = run_here(f"debug={debug}", "data=iris", "logger=none", "baselines=false")
     assert "train/loss" in metrics(folder)
 
 
-def test_a_sweep_gives_each_job_a_folder_of_its_own(tmp_path: Path) -> None:
-    done = run_script(
-        "train.py", "-m", "data=iris", "model=linear,mlp", "seed=0,1", *QUICK, f"hydra.sweep.dir={tmp_path}"
-    )
+def test_each_job_of_a_sweep_has_its_own_folder(tmp_path: Path) -> None:
+    settings = ("data=iris", "model=linear,mlp", "seed=0,1", *QUICK, "export=none", "trainer.max_epochs=1")
+    done = run_script("train.py", "-m", *settings, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     runs = sorted(path.parent for path in tmp_path.rglob("metrics.json"))
     assert len(runs) == 4
@@ -210,10 +209,8 @@ def test_a_sweep_gives_each_job_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_a_folder_is_never_shared_by_two_runs(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     before = (folder / "metrics.json").read_bytes()
-    done = run_script("train.py", f"hydra.run.dir={folder}")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert str(folder) in done.stderr
+    with pytest.raises(ConfigError, match=f"command line: hydra.run.dir: {folder} "):
+        compose(f"hydra.run.dir={folder}")
     assert (folder / "metrics.json").read_bytes() == before
 
 
@@ -231,44 +228,45 @@ def test_bad_data_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
     assert "c" in done.stderr + done.stdout
 
 
-def test_a_finished_run_that_is_resumed_keeps_its_figures_and_refuses_another_network(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert run_script("train.py", "data=iris", *QUICK, f"hydra.run.dir={run}").returncode == 0
+def test_a_finished_run_that_is_resumed_keeps_its_metrics_and_rejects_another_network(
+    run_here: RunHere, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = run_here("data=iris", *QUICK)
     before, kept = metrics(run), weights(run)
-    again = run_script("train.py", f"resume={run}")
-    assert again.returncode == 0, again.stderr
-    assert "nothing was left to train: the run had ended after 2 epochs" in again.stdout
+    train(compose(f"resume={run}"))
+    assert "nothing was left to train: the run had ended after 2 epochs" in caplog.text
     assert metrics(run) == before
     assert equal(weights(run), kept)
-    other = run_script("train.py", f"resume={run}", "model.hidden=[7]", "trainer.max_epochs=3")
-    assert (other.returncode, other.stderr) == (2, "")
-    assert other.stdout.endswith(
-        f"resume: {run}/checkpoints/last.ckpt holds a different network: keep the data and model settings of the run.\n"
+    with pytest.raises(ConfigError) as error:
+        train(compose(f"resume={run}", "model.hidden=[7]", "trainer.max_epochs=3"))
+    assert str(error.value) == (
+        f"resume: {run}/checkpoints/last.ckpt holds a different network: keep the data and model settings of the run."
     )
     assert equal(weights(run), kept)
 
 
-def test_a_folder_of_a_run_that_never_began_is_free(tmp_path: Path) -> None:
-    run = f"hydra.run.dir={tmp_path}/run"
-    assert run_script("train.py", "data=table", "data.path=nowhere.csv", "data.target=y", run).returncode == 2
-    assert run_script("train.py", "data=iris", *QUICK, run).returncode == 0
+def test_the_folder_of_a_run_that_failed_at_its_start_can_be_used(run_here: RunHere) -> None:
+    with pytest.raises(InputError):
+        run_here("data=table", "data.path=nowhere.csv", "data.target=y")
+    run_here("data=iris", *QUICK, "trainer.max_epochs=1", "export=none")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_gpu_that_is_not_there_is_said_before_the_data_are_read(tmp_path: Path) -> None:
-    done = run_script("train.py", "trainer=gpu", "data.path=nowhere", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 2
-    assert done.stdout == (
-        f"trainer.accelerator=gpu: torch {torch.__version__} finds no CUDA device here; take trainer=cpu, or see to the"
-        " driver and to a torch with CUDA\n"
+def test_a_missing_gpu_is_reported_before_the_data_are_read(run_here: RunHere) -> None:
+    with pytest.raises(InputError) as error:
+        run_here("trainer=gpu", "data.path=nowhere")
+    assert str(error.value) == (
+        f"trainer.accelerator=gpu: torch {torch.__version__} finds no CUDA device here. Use trainer=cpu, or install a"
+        " driver and a build of torch with CUDA"
     )
 
 
-def test_words_start_from_vectors_of_the_same_rows(
+def test_word_embeddings_start_from_vectors_of_the_same_rows(
     run_here: RunHere, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    settings = ("data=sms_spam", f"paths.data={data_dir}", "trainer.max_epochs=1", "logger=none")
+    settings = ("data=sms_spam", f"paths.data={data_dir}", *QUICK, "trainer.max_epochs=1")
     vectors = run_here(*settings, "model=word2vec", "model.size=8", folder=tmp_path / "words")
     assert (vectors / "vectors.txt").is_file()
     assert not (vectors / "model.pt").exists()
@@ -285,12 +283,12 @@ def test_words_start_from_vectors_of_the_same_rows(
     ) in caplog.text
 
 
-def test_rows_on_disk_end_in_the_weights_of_rows_in_memory(
+def test_rows_on_disk_and_in_memory_give_the_same_weights(
     run_here: RunHere, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "CHUNK", 1000)
     monkeypatch.setattr(batch_loader, "WINDOW", 50_000)  # several windows an epoch
-    settings = ("data=telco_churn", f"paths.data={data_dir}", "trainer.max_epochs=2", "logger=none", "export=none")
+    settings = ("data=telco_churn", f"paths.data={data_dir}", *QUICK, "export=none")
     memory, disk = (
         weights(
             run_here(*settings, f"data.store={store}", f"paths.cache={tmp_path}/cache-{store}", folder=tmp_path / store)
@@ -301,7 +299,7 @@ def test_rows_on_disk_end_in_the_weights_of_rows_in_memory(
     assert all(torch.equal(memory[name], disk[name]) for name in memory)
 
 
-def test_a_network_looks_at_rows_before_training_without_dropout_and_gradients(
+def test_a_network_sees_rows_before_training_in_eval_mode_without_gradients(
     run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, bool]] = []
@@ -309,5 +307,5 @@ def test_a_network_looks_at_rows_before_training_without_dropout_and_gradients(
         "models.architectures.mlp.MLP.start",
         lambda network, _: seen.append((network.training, torch.is_grad_enabled())),
     )
-    run_here("+trainer.fast_dev_run=true", "logger=none")
+    run_here("+trainer.fast_dev_run=true", "logger=none", "baselines=false")
     assert seen == [(False, False)]
