@@ -10,11 +10,11 @@ from models.layers.tabular_embedding import Pixels
 
 
 class ImageEncoder(nn.Module):
-    """An image column -> float (rows, `width`): stages that halve the image and double the channels, then their mean.
+    """An image column -> float (rows, `width`): stages that halve the image, then global average pooling.
 
-    A stage is `depth` times a convolution of 3 x 3, batch norm and ReLU; the first of them pools. There are as many as
-    leave at least two pixels of the shorter side: three for 28 pixels, six for 224. The channels start at `channels`
-    and end at eight times as many at most.
+    A stage has `depth` times a 3 x 3 convolution, batch norm and ReLU, with max pooling after the first convolution.
+    There are as many stages as leave at least two pixels on the shorter side: three for 28 pixels, six for 224. The
+    number of channels is `channels` in the first stage and doubles in each of the next three.
     """
 
     def __init__(self, spec: ImageSpec, channels: int, depth: int) -> None:
@@ -27,11 +27,11 @@ class ImageEncoder(nn.Module):
             outer = channels * 2 ** min(stage, 3)
             for step in range(depth):
                 layers.append(nn.Conv2d(inner, outer, 3, padding=1, bias=False))
-                if step == 0:  # before the norm, which then has a quarter of the work
+                if step == 0:  # before the norm, which then has a quarter of the pixels
                     layers.append(nn.MaxPool2d(2, ceil_mode=True))
                 layers += [BatchNorm(outer), nn.ReLU()]
                 inner = outer
-        # Convolutions are fastest with the channels last in memory.
+        # Convolutions are fastest in channels_last format.
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.width = inner
 
@@ -42,9 +42,9 @@ class ImageEncoder(nn.Module):
 
 
 class CNN(nn.Module):
-    """Each image column as a vector by `ImageEncoder`, dropout, then a linear head.
+    """`ImageEncoder` for each image column, dropout, and a linear head on the concatenated vectors.
 
-    Gives (rows, outputs) logits or standardised values. ValueError where no column holds images, or others do not.
+    Returns (rows, outputs) logits or standardized values. Raises ValueError for columns other than images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Several networks that answer the same rows."""
+"""An ensemble of several networks on the same rows."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """Gives (rows, members, k): the answers of all networks, or of their members, side by side; their mean of
-    probabilities or values is the answer. The networks are of one kind, so that each counts alike."""
+    """Stacks the outputs of networks, or of their members, to (rows, members, k); `combine` averages them.
+
+    The networks must have the same number of members, so that each has the same weight.
+    """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()

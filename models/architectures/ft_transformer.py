@@ -1,4 +1,4 @@
-"""Transformer on the columns of a table: each column of a row is a token."""
+"""FT-Transformer: a Transformer with one token per column of a table (arXiv 2106.11959)."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from datamodules.schema import InputSpec, TextSpec
 from models.layers.column_support import refuse_columns
 from models.layers.common import Dropout
-from models.layers.tabular_embedding import BAG, mask
+from models.layers.tabular_embedding import BAG, mask_codes
 from models.layers.text_bag import TextBag
 
-PART = 512
-"""Rows that are read at a time, so that a large batch without gradients needs little memory."""
+CHUNK_SIZE = 512
+"""Number of rows encoded at a time, so that a large batch without gradients needs little memory."""
 
 
 class TextToken(nn.Module):
-    """A text as `bag` has it, through a linear layer: (rows, `size`)."""
+    """Linear layer on the output of `bag`: (rows, `size`)."""
 
     def __init__(self, bag: TextBag, size: int) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class TextToken(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A row as one vector of `size` values a column: numbers and indicators, then categories, then texts.
+    """Feature tokenizer: one token of `size` values per column, in the order numbers, indicators, categories, texts.
 
-    A number x is `x * scale + shift`, a level is a learned vector plus its column's shift, a text is what `text` makes
-    of it through a linear layer. In training each code becomes 0 (unknown) with probability `unknown_rate`, so that an
-    unseen level has a trained meaning. Takes a batch of `spec`, gives float (rows, columns, `size`).
+    A number x gives `x * scale + shift`, a level its embedding plus the shift of its column, a text the output of
+    `text` through a linear layer. In training, each code becomes 0 (unknown) with probability `unknown_rate`, so that
+    unseen levels have a trained embedding. Batch of `spec` -> float (rows, columns, `size`).
     """
 
     no_weight_decay = True
@@ -59,7 +59,7 @@ class Tokens(nn.Module):
             return nn.Parameter(torch.empty(count, size).uniform_(-bound, bound))
 
         self.scale: nn.Parameter | None = draw(self.numbers) if self.numbers else None
-        # One table for all categories: one kernel, however many they are.
+        # One table for all categories needs only one kernel.
         self.levels: nn.Parameter | None = draw(int(levels.sum())) if spec.categories else None
         self.register_buffer("offset", levels.cumsum(0)[:-1], persistent=False)
         self.shift = draw(self.numbers + len(spec.categories))
@@ -72,7 +72,7 @@ class Tokens(nn.Module):
         if self.levels is not None:
             codes = batch["codes"]
             if self.training and self.unknown_rate > 0:
-                codes = mask(codes, self.unknown_rate)
+                codes = mask_codes(codes, self.unknown_rate)
             tokens.append(F.embedding(codes + self.offset, self.levels) + self.shift[self.numbers :])
         for text in self.texts:
             tokens += [text(batch).unsqueeze(1)]
@@ -80,10 +80,10 @@ class Tokens(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention among the tokens of a row, then ReGLU on each token, each added to what comes in.
+    """Pre-norm Transformer block: self-attention and a ReGLU feed-forward network, each with a residual connection.
 
-    Takes (rows, tokens, size) and gives the same; the `last` block gives the first token alone, (rows, 1, size),
-    because no other is read. The `first` one does not normalise what its attention reads.
+    (rows, tokens, size) -> (rows, tokens, size). The `last` block returns only the first token, (rows, 1, size), which
+    the head uses. The `first` block has no norm before its attention.
     """
 
     def __init__(
@@ -126,18 +126,16 @@ class Block(nn.Module):
         return x + added
 
     def split(self, x: Tensor) -> Tensor:
-        """(rows, tokens, size) -> (rows, heads, tokens, size of a head)."""
+        """(rows, tokens, size) -> (rows, heads, tokens, size / heads)."""
         rows, tokens, size = x.shape
         return x.reshape(rows, tokens, self.heads, size // self.heads).transpose(1, 2)
 
 
 class FTTransformer(nn.Module):
-    """A token for each column, and one that reads them all, through pre-norm blocks of attention.
+    """Pre-norm Transformer on one token per column and a [CLS] token; LayerNorm, ReLU and a linear head on the latter.
 
-    FT-Transformer of arXiv 2106.11959. `inputs` makes the tokens; `hidden` are the values of a token inside a block's
-    feed-forward part. LayerNorm, ReLU and a linear head make the answer of the token that reads.
-    Gives (rows, outputs) logits or standardised values. ValueError where a column holds images, and where there is
-    none.
+    `inputs` builds the tokens; `hidden` is the size of the feed-forward network. Returns (rows, outputs) logits or
+    standardized values. Raises ValueError for image columns, and if there are no columns.
     """
 
     def __init__(
@@ -158,8 +156,8 @@ class FTTransformer(nn.Module):
         size = self.inputs.size
         if size % heads:
             raise ValueError(f"inputs.size={size}: must be a multiple of heads={heads}.")
-        self.part: int = PART
-        # Of one dimension, as biases are: it is spared from decay.
+        self.chunk_size: int = CHUNK_SIZE
+        # The [CLS] token; one-dimensional, so that it has no weight decay.
         self.reader = nn.Parameter(torch.empty(size).uniform_(-1, 1) / size**0.5)
         self.blocks = nn.Sequential(
             *(
@@ -178,12 +176,12 @@ class FTTransformer(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(size), nn.ReLU(), nn.Linear(size, outputs))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        parts = torch.split(self.inputs(batch), self.part)
-        output: Tensor = self.head(torch.cat([self.read(part) for part in parts]))
+        chunks = torch.split(self.inputs(batch), self.chunk_size)
+        output: Tensor = self.head(torch.cat([self.encode(chunk) for chunk in chunks]))
         return output
 
-    def read(self, tokens: Tensor) -> Tensor:
-        """Tokens (rows, columns, size) -> what the reading token became, (rows, size)."""
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Tokens (rows, columns, size) -> output of the [CLS] token (rows, size)."""
         reader = self.reader.expand(len(tokens), 1, -1)
-        read: Tensor = self.blocks(torch.cat([reader, tokens], 1))[:, 0]
-        return read
+        encoded: Tensor = self.blocks(torch.cat([reader, tokens], 1))[:, 0]
+        return encoded

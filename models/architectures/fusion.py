@@ -1,4 +1,4 @@
-"""One network for rows of several kinds: an encoder for each kind, and a perceptron on what they give."""
+"""A network for several kinds of columns: an encoder for each kind, and an MLP on their outputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,10 +14,10 @@ from models.layers.tabular_embedding import TabularEmbedding
 
 
 class Fusion(nn.Module):
-    """Images by convolutions, all other columns as `inputs` has them, side by side under an MLP that mixes them.
+    """Convolutional encoders of images and `inputs` for all other columns, concatenated as the input of an MLP.
 
-    `channels` and `depth` are those of `ImageEncoder`; the others are those of `MLP`, which this is where no column
-    holds images. Gives (rows, outputs) logits or standardised values.
+    `channels` and `depth` are arguments of `ImageEncoder`, the others of `MLP`, to which this network is equal if there
+    are no images. Returns (rows, outputs) logits or standardized values.
     """
 
     def __init__(
@@ -52,6 +52,6 @@ class Fusion(nn.Module):
         return output
 
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Looks at training rows before the first step."""
+        """Scales the weights on training rows if `init` is "data"."""
         if self.init == "data":
             unit_variance(self, self.layers, batch)

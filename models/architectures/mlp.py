@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from datamodules.schema import InputSpec
-from models.layers.common import Dropout, Init, Norm, initialise, make_activation, make_norm, unit_variance
+from models.layers.common import Dropout, Init, Norm, initialize, make_activation, make_norm, unit_variance
 from models.layers.tabular_embedding import TabularEmbedding
 
 
 class MLP(nn.Module):
-    """Blocks of linear, normalisation, activation and dropout, one for each size in `hidden`, then a linear head.
+    """A block of linear layer, normalization, activation and dropout per size in `hidden`, then a linear head.
 
-    `inputs` makes the first layer. `init` draws the hidden weights, and "data" scales them in `start`; the head keeps
-    torch's small start, so that the first answers are near to even.
-    Gives (rows, outputs) logits or standardised values.
+    `inputs` builds the encoder of the columns. `init` is the initialization of hidden weights; "data" scales them in
+    `start`. The head keeps torch's small initial weights, so that first predictions are almost uniform.
+    Returns (rows, outputs) logits or standardized values.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MLP(nn.Module):
         return output
 
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Looks at training rows before the first step."""
+        """Scales the weights on training rows if `init` is "data"."""
         if self.init == "data":
             unit_variance(self, self.layers, batch)
 
@@ -47,10 +47,10 @@ class MLP(nn.Module):
 def perceptron(
     width: int, hidden: Sequence[int], outputs: int, activation: str, norm: Norm, dropout: float, init: Init
 ) -> nn.Sequential:
-    """The layers of an MLP from `width` values to `outputs`."""
+    """Returns the layers of an MLP from `width` inputs to `outputs`."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers.append(initialise(nn.Linear(width, size), init))
+        layers.append(initialize(nn.Linear(width, size), init))
         if norm != "none":
             layers.append(make_norm(norm, size))
         layers.append(make_activation(activation))

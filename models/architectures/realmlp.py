@@ -1,6 +1,6 @@
-"""RealMLP: a perceptron whose parts are tuned for tables together (arXiv 2407.04491), and several of them side by side.
+"""RealMLP: an MLP with tuned defaults for tables (arXiv 2407.04491), optionally as an ensemble.
 
-Between inputs and head all is (members, rows, width), so that one product of matrices serves all members.
+Hidden layers work on (members, rows, width), so that one batched matrix product computes all members.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from models.layers.tabular_embedding import TabularEmbedding
 
 
 class InputScale(nn.Module):
-    """A factor for each input: a rate of its own lets it choose among the inputs early.
+    """Learned factor per input; with a higher learning rate it selects inputs early in training.
 
-    Takes (1, rows, width), gives (members, rows, width).
+    (1, rows, width) -> (members, rows, width).
     """
 
     no_weight_decay = True
@@ -30,9 +30,10 @@ class InputScale(nn.Module):
 
 
 class NTKLinear(nn.Module):
-    """`x @ weight / sqrt(width) + bias` with weights near 1, so that one rate suits layers of any width.
+    """Linear layer in NTK parametrization (arXiv 1806.07572): `x @ weight / sqrt(width) + bias`.
 
-    The NTK parametrisation (arXiv 1806.07572). Takes (members, rows, width), gives (members, rows, size).
+    Weights are initially N(0, 1), so that one learning rate suits layers of any width.
+    (members, rows, width) -> (members, rows, size).
     """
 
     def __init__(self, members: int, width: int, size: int) -> None:
@@ -45,14 +46,15 @@ class NTKLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight, alpha=self.gain)
 
     def start(self, x: Tensor) -> None:
-        """Each unit gets deviation 1 over the rows of `x`, and is 0 at a point amid five of them, drawn at random, so
-        that activations bend inside the data (arXiv 1903.11482).
+        """Scales each unit to standard deviation 1 on the rows of `x`, with a bias such that its zero lies in the data.
+
+        The zero is at a random convex combination of five random rows (arXiv 1903.11482).
         """
         deviation = (x @ self.weight * self.gain).std(1, correction=0, keepdim=True)
         self.weight.div_(torch.where(deviation > 0, deviation, 1.0))
         members, rows, _ = x.shape
         size = self.bias.shape[2]
-        # A point's value is the mean of its five rows' values, each with its share.
+        # The value at the convex combination is the weighted mean of the values of its five rows.
         share = torch.empty(members, 5, size, device=x.device).exponential_()
         five = torch.randint(rows, (members, 5, size), device=x.device)
         value = (x @ self.weight * self.gain).gather(1, five)
@@ -60,9 +62,9 @@ class NTKLinear(nn.Module):
 
 
 class PartActivation(nn.Module):
-    """`x + share * (activation(x) - x)` with a learned share for each unit, 1 at the start.
+    """Parametric activation: `x + share * (activation(x) - x)` with a learned share per unit, initially 1.
 
-    Takes and gives (members, rows, size).
+    (members, rows, size) -> (members, rows, size).
     """
 
     no_weight_decay = True
@@ -78,12 +80,12 @@ class PartActivation(nn.Module):
 
 
 class RealMLP(nn.Module):
-    """RealMLP-TD: scaled inputs, then blocks of linear, activation and dropout for each size in `hidden`, and a head.
+    """RealMLP-TD: scaled inputs, a block of linear layer, activation and dropout per size in `hidden`, and a head.
 
-    `members`: so many of them, which share nothing but the encoded columns. `activation`: one of torch.nn by name.
-    `start` suits the weights to the data; without it they are N(0, 1). Its training (rates by part, coslog4, fading
-    decay and dropout) is `experiment=realmlp`.
-    Gives (rows, members, outputs) logits or standardised values.
+    `members`: number of networks, which share only the encoded columns. `activation`: a name in torch.nn. `start`
+    initializes the weights from data; otherwise they are N(0, 1). `experiment=realmlp` has the recommended training
+    (learning rates per parameter group, coslog4, annealed weight decay and dropout).
+    Returns (rows, members, outputs) logits or standardized values.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class RealMLP(nn.Module):
         return output.transpose(0, 1)
 
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Suits weights and biases to encoded training rows, a thousand or so, layer by layer."""
+        """Initializes weights and biases layer by layer on training rows (about a thousand)."""
         x = self.scale(self.inputs(batch).unsqueeze(0))
         for layer in self.layers:
             if isinstance(layer, NTKLinear):

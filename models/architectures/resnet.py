@@ -1,4 +1,4 @@
-"""Residual perceptron for tables."""
+"""ResNet for tables: an MLP with residual connections."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from models.layers.tabular_embedding import TabularEmbedding
 
 
 class Block(nn.Module):
-    """Two linear layers, the first to `hidden` values, whose result is added to what comes in. Keeps (rows, size)."""
+    """Residual block of two linear layers, (rows, size) -> (rows, `hidden`) -> (rows, size)."""
 
     def __init__(self, size: int, hidden: int, dropout: float, residual_dropout: float) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A linear layer to `size` values, `blocks` residual blocks on them, batch norm, ReLU and a linear head.
+    """A linear layer to `size` values, `blocks` residual blocks, batch norm, ReLU and a linear head (arXiv 2106.11959).
 
-    ResNet of arXiv 2106.11959. A block has `hidden` values inside, with `dropout`; `residual_dropout` is that of what
-    it adds. `inputs` makes the first layer. Gives (rows, outputs) logits or standardised values.
+    `dropout` applies to the `hidden` values in a block, `residual_dropout` to its output before the addition. `inputs`
+    builds the encoder of the columns. Returns (rows, outputs) logits or standardized values.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""TabM: one perceptron that imitates many, whose answers are averaged (arXiv 2410.24210)."""
+"""TabM: a parameter-efficient ensemble of MLPs with averaged predictions (arXiv 2410.24210)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from datamodules.schema import InputSpec
 from models.layers.common import Dropout, make_activation
 from models.layers.tabular_embedding import TabularEmbedding
-from models.training.prediction_head import combine
 
 
 class MemberScale(nn.Module):
-    """Each member's own view of a row: (rows, members or 1, width) times (members, width)."""
+    """Learned scale per member: (rows, members or 1, width) * (members, width)."""
 
     no_weight_decay = True
 
@@ -26,7 +25,7 @@ class MemberScale(nn.Module):
 
     @torch.no_grad()
     def differ(self, sizes: Sequence[int], signs: bool) -> "MemberScale":
-        """One random factor a member and column, for all of the column's values: a sign, or a normal number."""
+        """Draws a random factor per member and column, shared by all values of the column: a sign, or N(0, 1)."""
         factors = torch.randn(len(self.scale), len(sizes))
         factors = factors.sign() if signs else factors
         self.scale.copy_(factors.repeat_interleave(torch.tensor(sizes), 1))
@@ -34,9 +33,9 @@ class MemberScale(nn.Module):
 
 
 class SharedLinear(nn.Module):
-    """A linear layer that all members share, between scales of their own: ((x * r) W) * s + b.
+    """Linear layer shared by all members, with scales r, s and bias b per member: ((x * r) W) * s + b (BatchEnsemble).
 
-    Takes and gives (rows, members, width). Only the first layer's r is random at the start, see `MemberScale.differ`.
+    (rows, members, width) -> (rows, members, outer). Only r of the first layer is random, see `MemberScale.differ`.
     """
 
     def __init__(self, members: int, width: int, outer: int) -> None:
@@ -53,7 +52,7 @@ class SharedLinear(nn.Module):
 
 
 class Heads(nn.Module):
-    """A linear layer of its own for each member: (rows, members, width) -> (rows, members, outputs)."""
+    """A separate linear layer per member: (rows, members, width) -> (rows, members, outputs)."""
 
     def __init__(self, members: int, width: int, outputs: int) -> None:
         super().__init__()
@@ -66,13 +65,13 @@ class Heads(nn.Module):
 
 
 class TabM(nn.Module):
-    """`members` perceptrons of the sizes `hidden` that share their weights: weak alone, strong on average.
+    """`members` MLPs of sizes `hidden` that share most weights.
 
-    `variant`: "mini" gives the members only different views of the row and heads of their own; "full" also scales and
-    biases of their own in each layer. `keep`: members that remain once training has ended, chosen on the validation
-    rows, for speed; None keeps all.
+    `variant`: with "mini", members differ in the scales of their inputs and in their heads; with "full", also in scales
+    and biases of each layer. `keep`: number of members to keep after training, chosen on the validation rows, for
+    faster inference; None keeps all.
 
-    Gives (rows, members, outputs) logits or standardised values.
+    Returns (rows, members, outputs) logits or standardized values.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class TabM(nn.Module):
         self.keep = keep
         self.inputs = inputs(spec)
         width = self.inputs.width
-        signs = self.inputs.bent is None  # bent numbers are vectors, of which a sign would change too little
+        signs = self.inputs.bent is None  # for embedded numbers a sign would change too little
         self.views: nn.Module = nn.Identity()
         if variant == "mini":
             self.views = MemberScale(members, width).differ(self.inputs.sizes, signs)
@@ -117,19 +116,8 @@ class TabM(nn.Module):
 
     @torch.no_grad()
     def select(self, members: Sequence[int]) -> None:
-        """Keeps these members alone."""
+        """Keeps only these members."""
         for module in self.modules():
             if isinstance(module, MemberScale | SharedLinear | Heads):
                 for name, parameter in module.named_parameters(recurse=False):
                     setattr(module, name, nn.Parameter(parameter[list(members)]))
-
-
-@torch.no_grad()
-def choose_members(output: Tensor, truth: Tensor, loss: nn.Module, task: str, keep: int) -> list[int]:
-    """The `keep` members of `output` (rows, members, k) whose mean has the smallest loss, found one after another."""
-    chosen: list[int] = []
-    while len(chosen) < keep:
-        others = [member for member in range(output.shape[1]) if member not in chosen]
-        losses = [float(loss(combine(output[:, [*chosen, member]], task), truth)) for member in others]
-        chosen.append(others[losses.index(min(losses))])
-    return sorted(chosen)

@@ -1,4 +1,4 @@
-"""The classification networks of torchvision on images: from scratch, or from weights that others have trained."""
+"""Classification networks of torchvision, trained from scratch or fine-tuned from pretrained weights."""
 
 import logging
 import re
@@ -14,43 +14,42 @@ from torch import Tensor, nn
 from datamodules.schema import ImageSpec, InputSpec
 from models.layers.column_support import refuse_columns
 from models.layers.common import Dropout
-from models.layers.pretrained_weights import differences, fill, read_weights
+from models.layers.pretrained_weights import copy_weights, differences, read_weights
 from models.layers.tabular_embedding import Pixels
 
 log = logging.getLogger(__name__)
 
 Stem = Literal["auto", "small", "standard"]
 
-SMALL = 64
-"""Images with fewer pixels on the shorter side have a small stem: five halvings would leave nothing of them."""
-REFUSED = {
-    "googlenet": "it gives several answers in training",
-    "inception_v3": "it gives several answers in training",
-    "squeezenet1_0": "its answers cannot be below 0",
-    "squeezenet1_1": "its answers cannot be below 0",
+MIN_STANDARD_SIZE = 64
+"""Minimum pixels on the shorter side for the standard stem, with which a resnet halves an image five times."""
+UNSUPPORTED = {
+    "googlenet": "it has several outputs in training",
+    "inception_v3": "it has several outputs in training",
+    "squeezenet1_0": "its outputs cannot be negative",
+    "squeezenet1_1": "its outputs cannot be negative",
 }
 OLD_NAMES = {
     r"(denselayer\d+\.(norm|conv))\.(\d)\.": r"\1\3.",
     r"(\.mlp)\.linear_1\.": r"\1.0.",
     r"(\.mlp)\.linear_2\.": r"\1.3.",
 }
-"""Names in files of torchvision that its networks no longer have."""
+"""Parameter names in files of older torchvision versions, and their replacements."""
 
 
 class TorchvisionClassifier(nn.Module):
-    """The network of torchvision called `name`, whose last layer is one for this target.
+    """The torchvision network `name` with a new last layer for this target.
 
-    `weights`: null for a start from scratch; a file or a run folder (see `read_weights`); or `default`, torchvision's
-    own, which are downloaded where they are not there. Pixels are scaled as those that the weights were trained on,
-    grey ones repeated in three channels. A head for another number of outputs is drawn anew.
+    `weights`: null (random initialization), a file or run folder (see `read_weights`), or `default` (torchvision's
+    weights, downloaded if necessary). Pixels are standardized as in the training of the weights; gray images are
+    repeated to three channels. A head with another number of outputs is initialized randomly.
 
-    `freeze` names parts of the network that stay as they are: no gradients, and norms with the statistics of their
-    weights. The head is `head`, all else `body`, in names of parameters. The first layers of a resnet, its `stem`,
-    leave a quarter of the rows and columns where it is `standard`, and all where it is `small` (a convolution of 3 x 3
-    alone, as for CIFAR in arXiv 1512.03385); `auto` goes by the weights, or by the size of the images.
+    `freeze`: names of submodules without gradients and with fixed norm statistics. Parameter names start with `head` or
+    `body`. `stem` of a resnet: the `standard` one reduces height and width to a quarter, the `small` one (a 3 x 3
+    convolution, as for CIFAR in arXiv 1512.03385) keeps them; `auto` depends on the weights, or on the image size.
 
-    Gives (rows, outputs) logits or standardised values. ValueError for other columns than one of images, a name or a
-    part that there is not, images of a size that the network does not take, and weights of another network.
+    Returns (rows, outputs) logits or standardized values. Raises ValueError unless there is exactly one column, an
+    image, and for unknown names and submodules, unsupported image sizes and weights of another network.
     """
 
     frozen: list[str]
@@ -70,11 +69,9 @@ class TorchvisionClassifier(nn.Module):
         check_name(name)
         refuse_columns(spec, name, ["image"])
         if len(spec.images) > 1:
-            raise ValueError(
-                f"{name} takes one column of images, and there are {len(spec.images)}: choose model=fusion."
-            )
+            raise ValueError(f"{name} supports one image column, but there are {len(spec.images)}: use model=fusion.")
         if freeze and weights is None:
-            raise ValueError("freeze: without weights it would keep layers as they were drawn; set model.weights.")
+            raise ValueError("freeze: without weights it would freeze random layers; set model.weights.")
         check_name(name)
         (image,) = spec.images
         given = {} if weights is None else _read(name, weights)
@@ -82,9 +79,9 @@ class TorchvisionClassifier(nn.Module):
         head = head_of(body)
         if weights is not None:
             _load(body, name, given, f"weights={weights}")
-        mean, deviation = _colours(name, image, given)
+        mean, deviation = _normalization(name, image, given)
         self.pixels = Pixels(replace(image, mean=mean, deviation=deviation))
-        for buffer in ("mean", "deviation"):  # persistent: training goes on from a checkpoint with the same colours
+        for buffer in ("mean", "deviation"):  # persistent, so that weights of a run keep their standardization
             self.pixels.register_buffer(buffer, getattr(self.pixels, buffer))
         self.head = body.get_submodule(head)
         body.set_submodule(head, nn.Identity())
@@ -103,80 +100,80 @@ class TorchvisionClassifier(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pixels = self.pixels(batch).contiguous(memory_format=torch.channels_last)
-        alone = self.training and len(pixels) == 1
-        if alone:  # a batch norm cannot train on one value
+        single = self.training and len(pixels) == 1
+        if single:  # a batch norm cannot train on one value
             pixels = torch.cat([pixels, pixels])
         output: Tensor = self.head(self.dropout(self.body(pixels)))
-        return output[:1] if alone else output
+        return output[:1] if single else output
 
 
 def networks() -> list[str]:
-    """The names that TorchvisionClassifier takes."""
-    from torchvision import models  # slow to import
+    """Returns the names of the networks that TorchvisionClassifier supports."""
+    from torchvision import models  # here, because it is slow to import
 
-    return [name for name in models.list_models(module=models) if name not in REFUSED]
+    return [name for name in models.list_models(module=models) if name not in UNSUPPORTED]
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError where `name` is none of `networks`."""
-    if name in REFUSED:
-        raise ValueError(f"name={name} does not fit: {REFUSED[name]}. Choose another network, such as resnet18.")
+    """Raises ValueError if `name` is not one of `networks`."""
+    if name in UNSUPPORTED:
+        raise ValueError(f"name={name} is not supported: {UNSUPPORTED[name]}. Use another network, such as resnet18.")
     if name not in (known := networks()):
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}."
-        raise ValueError(f"name={name!r} is no classification network of torchvision: {hint}")
+        raise ValueError(f"name={name!r} is not a classification network of torchvision: {hint}")
 
 
 def head_of(network: nn.Module) -> str:
-    """The name of the layer that gives the answers, the last one in all of `networks`."""
+    """Returns the name of the output layer, which is the last linear layer in all `networks`."""
     names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return names[-1]
 
 
 def _build(name: str, outputs: int, shape: tuple[int, int, int], stem: Stem, given: Mapping[str, Tensor]) -> nn.Module:
-    """The network, which takes images of this shape."""
+    """Returns the network after checking that it supports images of this shape."""
     _, height, width = shape
     try:
-        network: nn.Module = _draw(name, outputs, shape, stem, given)
+        network: nn.Module = _make(name, outputs, shape, stem, given)
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, height, width))
     except (RuntimeError, AssertionError) as error:
-        (size,) = _published(name).transforms().crop_size
+        (size,) = _default_weights(name).transforms().crop_size
         raise ValueError(
-            f"{name} takes no images of {height} x {width} pixels: set data.image_size={size}. ({error})"
+            f"{name} does not support images of {height} x {width} pixels: set data.image_size={size}. ({error})"
         ) from error
     return network
 
 
-def _draw(name: str, outputs: int, shape: tuple[int, int, int], stem: Stem, given: Mapping[str, Tensor]) -> Any:
-    """The network as torchvision draws it, with the stem that is wanted, else that of the weights or of the size."""
-    from torchvision import models
+def _make(name: str, outputs: int, shape: tuple[int, int, int], stem: Stem, given: Mapping[str, Tensor]) -> Any:
+    """Returns a randomly initialized network; a resnet has the given stem, or the one of the weights or image size."""
+    from torchvision import models  # here, because it is slow to import
 
     _, height, width = shape
     sized = {"image_size": height} if name.startswith("vit_") else {}
     network = models.get_model(name, num_classes=outputs, **sized)
     if isinstance(network, models.ResNet):
         first = given.get("conv1.weight", given.get("body.conv1.weight"))
-        small = min(height, width) < SMALL if first is None else first.shape[-1] == 3
+        small = min(height, width) < MIN_STANDARD_SIZE if first is None else first.shape[-1] == 3
         if stem == "small" or (stem == "auto" and small):
             channels = network.conv1.out_channels
             network.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
     elif stem == "small":
-        raise ValueError(f"stem=small is for resnets, and {name} is none: set model.stem=auto.")
+        raise ValueError(f"stem=small is only for resnets, not for {name}: set model.stem=auto.")
     return network
 
 
-def _published(name: str) -> Any:
-    """What torchvision knows of its own weights for this network."""
-    from torchvision import models
+def _default_weights(name: str) -> Any:
+    """Returns torchvision's description of its weights for this network."""
+    from torchvision import models  # here, because it is slow to import
 
     return models.get_model_weights(name).DEFAULT
 
 
 def _read(name: str, weights: str) -> dict[str, Tensor]:
-    """The weights by the names that the network has today."""
+    """Returns the weights by their present names."""
     given = read_weights(_downloaded(name) if weights == "default" else weights)
     for old, new in OLD_NAMES.items():
         given = {re.sub(old, new, key): each for key, each in given.items()}
@@ -184,8 +181,8 @@ def _read(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def _downloaded(name: str) -> Path:
-    """The file of torchvision's own weights, where torch keeps such files; fetched if it is not there."""
-    url = _published(name).url
+    """Returns the file of torchvision's weights in the cache of torch.hub; downloads it if it is missing."""
+    url = _default_weights(name).url
     path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,19 +190,21 @@ def _downloaded(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"weights=default: {url} could not be fetched ({error}). Fetch it elsewhere and put it at {path}, or"
-                " give a file by model.weights=FILE."
+                f"weights=default: cannot download {url} ({error}). Download it elsewhere and copy it to {path}, or use"
+                " a file with model.weights=FILE."
             ) from error
     return path
 
 
-def _colours(name: str, image: ImageSpec, given: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of three channels: those that the weights were trained with, else those of the images."""
+def _normalization(
+    name: str, image: ImageSpec, given: Mapping[str, Tensor]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of three channels: of the weights' training, else of the images."""
     if "pixels.mean" in given:
         mean, deviation = (given[f"pixels.{key}"].flatten() / 255 for key in ("mean", "deviation"))
         return tuple(mean.tolist()), tuple(deviation.tolist())
     if given:
-        transforms = _published(name).transforms()
+        transforms = _default_weights(name).transforms()
         return tuple(transforms.mean), tuple(transforms.std)
     repeats = 3 // len(image.mean)
     return image.mean * repeats, image.deviation * repeats
@@ -215,25 +214,25 @@ def _load(network: nn.Module, name: str, given: Mapping[str, Tensor], source: st
     head = head_of(network)
     renamed = _renamed(given, head)
     if lines := differences(network, renamed, head):
-        fitting = next((other for other in networks() if other != name and _fits(other, given)), None)
-        advice = f"They fit model.name={fitting}." if fitting else "They are of another network."
+        match = next((other for other in networks() if other != name and _fits(other, given)), None)
+        advice = f"They fit model.name={match}." if match else "They belong to another network."
         raise ValueError("\n  ".join([f"{source} do not fit {name}. {advice}", *lines]))
-    if not fill(network, renamed, head):
-        log.info("%s: their head is for another number of answers than this target, so a new one is trained", source)
+    if not copy_weights(network, renamed, head):
+        log.info("%s: its head has another number of outputs, so a new head is trained", source)
 
 
 def _fits(name: str, given: Mapping[str, Tensor]) -> bool:
     try:
         with torch.device("meta"):
-            network = _draw(name, 1, (3, 224, 224), "auto", given)
-    except NotImplementedError:  # a regnet computes its widths with tensors, which have no values there
+            network = _make(name, 1, (3, 224, 224), "auto", given)
+    except NotImplementedError:  # a regnet computes its widths with tensors, which have no values on the meta device
         return False
     head = head_of(network)
     return not differences(network, _renamed(given, head), head)
 
 
 def _renamed(given: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """Weights of a TorchvisionClassifier by the names that they have in torchvision; others as they are."""
+    """Converts parameter names of a TorchvisionClassifier to those of torchvision; keeps others."""
     names = {name: re.sub(r"^body\.", "", re.sub(r"^head\.", f"{head}.", name)) for name in given}
     return {names[name]: values for name, values in given.items() if not name.startswith("pixels.")}
 
@@ -244,5 +243,5 @@ def _part(body: nn.Module, part: str, name: str) -> nn.Module:
     except AttributeError:
         parts = ", ".join(child for child, _ in body.named_children())
         raise ValueError(
-            f"freeze: {name} has no part {part!r}; it has {parts}, and parts of those, such as layer1.0."
+            f"freeze: {name} has no submodule {part!r}; it has {parts}, and their submodules, such as layer1.0."
         ) from None

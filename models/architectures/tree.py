@@ -1,4 +1,4 @@
-"""An ensemble of oblivious decision trees with soft splits, trained by gradient; and the hard trees nearest to it."""
+"""Differentiable oblivious decision trees with soft splits, and their approximation by hard trees."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,15 +11,14 @@ from models.layers.column_support import refuse_columns
 from models.layers.entmax import entmax15, entmoid15
 from models.layers.tabular_embedding import FLAT, TabularEmbedding
 
-LEAVES = 4096
-"""So many of all trees are looked at together: 2,048 trees of 64 leaves would need gigabytes for a batch."""
+CHUNK_LEAVES = 4096
+"""Number of leaves computed at a time: 2,048 trees with 64 leaves would need gigabytes per batch."""
 
 
 class Gates(nn.Module):
-    """The splits: each level of each tree mixes its inputs to one value and asks, softly, whether it is above a
-    threshold: entmoid15((x @ entmax15(choice) - threshold) / temperature).
+    """Soft splits: entmoid15((x @ entmax15(choice) - threshold) / temperature) for each level of each tree.
 
-    Takes (rows, width), gives (rows, trees, depth) in 0..1.
+    (rows, width) -> (rows, trees, depth) in [0, 1].
     """
 
     no_weight_decay = True
@@ -34,14 +33,12 @@ class Gates(nn.Module):
         return entmoid15((self.mix(x) - self.threshold) * torch.exp(-self.log_temperature))
 
     def mix(self, x: Tensor) -> Tensor:
-        """The value that each level asks about: (rows, trees, depth)."""
+        """Returns the weighted mean of inputs that each level compares: (rows, trees, depth)."""
         return torch.einsum("rw,tdw->rtd", x, entmax15(self.choice))
 
     @torch.jit.unused
     def start(self, x: Tensor) -> None:
-        """Thresholds at random quantiles of the mixed values; temperatures so that 95 % of the rows lie in the half
-        of the gate's slope where it is about linear.
-        """
+        """Sets thresholds to random quantiles, and temperatures so that gates are about linear for 95 % of rows."""
         mixed = self.mix(x)
         row = torch.randint(len(x), (1, *self.threshold.shape), device=x.device)
         self.threshold.copy_(mixed.gather(0, row)[0])
@@ -50,12 +47,12 @@ class Gates(nn.Module):
 
 
 class Tree(nn.Module):
-    """The mean of `trees` oblivious trees (NODE, arXiv 1909.06312): each asks `depth` questions, the same of all rows,
-    and has a response for each of the 2^depth answers; a row gets their mean, weighted by how far it is in each leaf.
+    """The mean of `trees` oblivious trees (NODE, arXiv 1909.06312) with `depth` soft splits and 2^depth leaves each.
 
-    Leaf i stands for the answers that are the digits of i in base 2, the first question's first. `inputs` makes the
-    first layer; by default a hard split is on a number or on a level. Gives (rows, outputs) logits or standardised
-    values. ValueError for columns of texts and images.
+    All nodes of a level have the same split. The output of a tree is the mean of its leaf responses, weighted by
+    `leaf_weights`. The binary digits of a leaf's index are its split results, the first split first. `inputs` encodes
+    the columns; by default each number and each level is one input. Returns (rows, outputs) logits or standardized
+    values. Raises ValueError for text and image columns.
     """
 
     def __init__(
@@ -71,29 +68,29 @@ class Tree(nn.Module):
         refuse_columns(spec, "tree", ["number", "category"])
         for setting, value in {"trees": trees, "depth": depth}.items():
             if value < 1:
-                raise ValueError(f"model.{setting}={value}: must be 1 or more.")
+                raise ValueError(f"model.{setting}={value}: must be at least 1.")
         self.inputs = inputs(spec)
         self.gates = Gates(self.inputs.width, trees, depth)
         self.responses = nn.Parameter(torch.randn(trees, 2**depth, outputs))
         self.trees = trees
-        self.at_once = max(1, LEAVES // 2**depth)
+        self.chunk_trees = max(1, CHUNK_LEAVES // 2**depth)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         gates = self.gates(self.inputs(batch))
         parts: list[Tensor] = []
-        for first in range(0, self.trees, self.at_once):
-            some = slice(first, first + self.at_once)
-            parts += [leaf_weights(gates[:, some]).flatten(1) @ self.responses[some].flatten(0, 1)]
+        for first in range(0, self.trees, self.chunk_trees):
+            chunk = slice(first, first + self.chunk_trees)
+            parts += [leaf_weights(gates[:, chunk]).flatten(1) @ self.responses[chunk].flatten(0, 1)]
         return torch.stack(parts).sum(0) / self.trees
 
     @torch.jit.unused
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Suits thresholds and temperatures to training rows, before the first step."""
+        """Initializes thresholds and temperatures from training rows."""
         self.gates.start(self.inputs(batch))
 
 
 def leaf_weights(gates: Tensor) -> Tensor:
-    """How far a row is in each leaf, by outer products: (rows, trees, depth) -> (rows, trees, 2^depth)."""
+    """Returns the weights of leaves, products of gates: (rows, trees, depth) -> (rows, trees, 2^depth)."""
     weights = torch.ones_like(gates[:, :, :1])
     for level in range(gates.shape[2]):
         above = gates[:, :, level : level + 1]
@@ -103,12 +100,13 @@ def leaf_weights(gates: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HardTrees:
-    """Trees whose every question is whether one input is above a threshold. A row's output is the sum of its leaves'
-    responses, one a tree, and the bias.
+    """Oblivious trees whose splits compare one input with a threshold (true if above).
+
+    The output of a row is the sum of the responses of its leaves, one per tree, plus the bias.
     """
 
     column: Tensor
-    """Which input is asked about, int64 (trees, depth)."""
+    """Index of the input of each split, int64 (trees, depth)."""
     threshold: Tensor
     """Float (trees, depth)."""
     responses: Tensor
@@ -117,47 +115,47 @@ class HardTrees:
     """Float (outputs,)."""
 
     def leaves(self, x: Tensor) -> Tensor:
-        """The leaf of each row in each tree: int64 (rows, trees)."""
+        """Returns the leaf of each row in each tree: int64 (rows, trees)."""
         trees, depth = self.column.shape
         above = (x[:, self.column.flatten()] > self.threshold.flatten()).view(-1, trees, depth)
         return (above * 2 ** torch.arange(depth - 1, -1, -1)).sum(2)
 
-    def rows_in(self, leaves: Tensor) -> Tensor:
-        """How many rows are in each leaf: int64 (trees, 2^depth)."""
+    def count_rows(self, leaves: Tensor) -> Tensor:
+        """Returns the number of rows in each leaf: int64 (trees, 2^depth)."""
         trees, count, _ = self.responses.shape
-        places = (leaves + torch.arange(trees) * count).flatten()
-        return torch.bincount(places, minlength=trees * count).view(trees, count)
+        indices = (leaves + torch.arange(trees) * count).flatten()
+        return torch.bincount(indices, minlength=trees * count).view(trees, count)
 
-    def sum_of(self, leaves: Tensor) -> Tensor:
-        """Leaves -> output (rows, outputs)."""
+    def output(self, leaves: Tensor) -> Tensor:
+        """Returns the output (rows, outputs) for the leaves of rows, (rows, trees)."""
         trees, count, _ = self.responses.shape
         return self.responses.flatten(0, 1)[leaves + torch.arange(trees) * count].sum(1) + self.bias
 
 
 @torch.no_grad()
 def harden(network: Tree, x: Tensor) -> tuple[HardTrees, float]:
-    """Each gate becomes the question that is nearest to it on the encoded rows `x`, (rows, width): in least squares,
-    over all inputs and all thresholds in the middle of two neighbouring values. The responses stay.
+    """Replaces each gate by the hard split closest to it in least squares on the encoded rows `x`, (rows, width).
 
-    Also gives the mean squared difference of gates and questions.
+    Candidates are all inputs with all midpoints of adjacent values. Responses are unchanged. Also returns the mean
+    squared difference between gates and splits.
     """
     gates = network.gates(x).flatten(1)
     column = torch.zeros(gates.shape[1], dtype=torch.int64)
     threshold = torch.full_like(gates[0], torch.inf)
-    # A question that is true for some rows is off by the mean of g^2, less the mean over all rows of 2g - 1 where it
-    # is true: the nearest one has the largest of these sums.
+    # With gates g, the squared difference of a split is sum(g^2) minus the sum of 2g - 1 over the rows where the split
+    # is true, so the best split maximizes the second sum.
     largest = torch.full_like(gates[0], -torch.inf)
     for index, values in enumerate(x.unbind(1)):
         ordered, row = values.sort(descending=True)
         ends = (ordered[:-1] > ordered[1:]).nonzero()[:, 0]
         if len(ends) == 0:
             continue
-        gained, place = (2 * gates[row] - 1).cumsum(0)[ends].max(0)
-        end = ends[place]
+        gain, index_of_end = (2 * gates[row] - 1).cumsum(0)[ends].max(0)
+        end = ends[index_of_end]
         middle = (ordered[end] + ordered[end + 1]) / 2
-        middle = torch.where(middle < ordered[end], middle, ordered[end + 1])  # of two that are next to each other
-        better = gained > largest
-        largest = torch.where(better, gained, largest)
+        middle = torch.where(middle < ordered[end], middle, ordered[end + 1])  # for adjacent floats
+        better = gain > largest
+        largest = torch.where(better, gain, largest)
         column[better] = index
         threshold = torch.where(better, middle, threshold)
     shape = network.gates.threshold.shape
@@ -169,8 +167,9 @@ def harden(network: Tree, x: Tensor) -> tuple[HardTrees, float]:
 def refit(
     hard: HardTrees, leaves: Tensor, truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor], penalty: float
 ) -> HardTrees:
-    """The same questions with other responses and bias: those with the least loss on these rows, and `penalty` / 2
-    times their squared distance from the old ones, divided by the rows. For the usual losses that is convex.
+    """Refits responses and bias with fixed splits: minimizes the loss plus an L2 penalty on changes of the responses.
+
+    The penalty is `penalty` / 2 / rows times the squared change. The objective is convex for the usual losses.
     """
     responses, bias = hard.responses.clone().requires_grad_(), hard.bias.clone().requires_grad_()
     fitted = replace(hard, responses=responses, bias=bias)
@@ -178,7 +177,7 @@ def refit(
 
     def closure() -> float:
         moved = (responses - hard.responses).square().sum()
-        total = loss(fitted.sum_of(leaves), truth) + penalty / 2 / len(truth) * moved
+        total = loss(fitted.output(leaves), truth) + penalty / 2 / len(truth) * moved
         responses.grad, bias.grad = torch.autograd.grad(total, [responses, bias])
         return float(total.detach())
 
@@ -187,13 +186,14 @@ def refit(
 
 
 def prune(hard: HardTrees, rows: Tensor) -> HardTrees:
-    """Gives the leaves behind a branch that none of the `rows` in leaves, (trees, 2^depth), has taken one response,
-    their mean: a question asked there says nothing.
+    """Gives all leaves of a branch without rows their mean response, so that splits in this branch have no effect.
+
+    `rows`: number of rows in each leaf, (trees, 2^depth).
     """
     responses = hard.responses
     trees, leaves, outputs = responses.shape
     for level in range(1, hard.column.shape[1]):
         branches = responses.view(trees, 2**level, -1, outputs)
-        taken = rows.view(trees, 2**level, -1, 1).sum(2, keepdim=True) > 0
-        responses = torch.where(taken, branches, branches.mean(2, keepdim=True)).view(trees, leaves, outputs)
+        has_rows = rows.view(trees, 2**level, -1, 1).sum(2, keepdim=True) > 0
+        responses = torch.where(has_rows, branches, branches.mean(2, keepdim=True)).view(trees, leaves, outputs)
     return replace(hard, responses=responses)

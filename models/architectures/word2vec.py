@@ -1,4 +1,4 @@
-"""Word2Vec: vectors of words from the words around them, learned on the texts of the training rows."""
+"""Word2Vec: word vectors learned from the contexts of words in the texts of the training rows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,26 +15,73 @@ from models.layers.text_bag import rows_of, shared_words, write_vectors
 from models.training.lightning_module import Batch, SupervisedModule
 
 NOISE = 256
-"""Words drawn as noise for a batch. They serve all its pairs, weighted down, so that a matrix product scores them."""
-PART = 1024
-"""Words that are held against the noise at a time, few enough for a processor's cache."""
+"""Number of negative samples per batch, shared by all pairs so that one matrix product scores them."""
+CHUNK_SIZE = 1024
+"""Number of words scored against the negative samples at a time, small enough for a CPU cache."""
 SCALE = 10.0
-"""A vector is so many times its parameters: it has to grow long, at the learning rate that suits other networks."""
-PROJECTED = 5000
-"""Words that the projector is given: more than that it draws slowly."""
+"""Ratio of vectors to parameters, so that vectors become long enough at the usual learning rates."""
+MAX_PROJECTED = 5000
+"""Maximum number of words for TensorBoard's projector, which is slow with more."""
+
+
+class _NetworkLoss(nn.Module):
+    """The loss of a network whose output is its loss."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return output
+
+
+class Word2VecModule(SupervisedModule):
+    """Trains Word2Vec. Does not use the target; logs only the loss.
+
+    Each evaluation draws the same pairs and negative samples, so that epochs are comparable.
+    """
+
+    answers_rows = False
+    network: "Word2Vec"
+
+    def __init__(self, network: "Word2Vec", target: TargetSpec, loss: nn.Module, *args: Any, **settings: Any) -> None:
+        super().__init__(network, target, _NetworkLoss(), *args, **settings)
+        if self.monitor not in ("train/loss", "val/loss"):
+            raise InputError(f"monitor: model=word2vec logs only train/loss and val/loss, not {self.monitor!r}.")
+        if self.l1 > 0:
+            raise InputError("l1: not supported by model=word2vec: use l1=0.")
+
+    def _update_metrics(self, batch: Batch) -> None:
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.eval_loss_mean.rows)
+            self.eval_loss_mean.add(self.network(batch), len(batch["target"]))
+
+    def _log_metrics(self, split: str) -> None:
+        self.guard.check_losses(split, self.eval_loss_mean)
+        self._log({f"{split}/loss": self.eval_loss_mean.total / self.eval_loss_mean.rows})
+
+    def write_results(self, folder: Path) -> list[str]:
+        """Writes the word vectors, most frequent word first; TensorBoard's projector shows the first MAX_PROJECTED.
+
+        `vectors` of models.layers.text_bag.TextBag and scripts/words.py read the file from this folder.
+        """
+        order = self.network.counts[1:].argsort(descending=True, stable=True).tolist()
+        words = [self.network.words[index] for index in order]
+        vectors = self.network.vectors()[order]
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_embedding(vectors[:MAX_PROJECTED], words[:MAX_PROJECTED], tag="words")
+        return [f"vectors of words: {write_vectors(folder, words, vectors)}"]
 
 
 class Word2Vec(nn.Module):
-    """Skip-gram with negative sampling and sub-sampling of frequent words (Mikolov et al., arXiv 1310.4546).
+    """Skip-gram with negative sampling and subsampling of frequent words (Mikolov et al., arXiv 1310.4546).
 
-    Each row of each text column is a sentence; the columns have one vocabulary of `words` together. A word is paired
-    with the words at most 1 to `window` (drawn) beside it, after unknown words are taken out and of each word of share
-    f in the texts all but sqrt(subsample / f). A pair counts as much as `negatives` words drawn by count^0.75.
+    Each row of each text column is a sentence; the columns share the vocabulary `words`. First, unknown words are
+    removed and a word with relative frequency f is kept with probability sqrt(subsample / f). A word is then paired
+    with its neighbors up to a random distance from 1 to `window`. Each pair has the weight of `negatives` negative
+    samples, drawn with probability proportional to count^0.75.
 
-    Takes a batch, gives the mean loss of its pairs; in training it counts the words that it sees.
+    Batch -> mean loss of its pairs, a scalar. Counts words in training.
     """
 
-    module_class: ClassVar[type[SupervisedModule]]
+    module_class: ClassVar = Word2VecModule
     unsupported: ClassVar[Mapping[str, str]] = {
         "several_processes": "Word2Vec counts words in one process",
         "ensemble": "the vectors of Word2Vec cannot be averaged",
@@ -55,9 +102,7 @@ class Word2Vec(nn.Module):
     ) -> None:
         super().__init__()
         if not spec.texts:
-            raise ValueError(
-                "model=word2vec learns from texts, and no column is one. data.columns='{NAME: text}' makes it one."
-            )
+            raise ValueError("model=word2vec needs a text column, and there is none: set data.columns='{NAME: text}'.")
         for name, value in {"size": size, "window": window, "negatives": negatives, "subsample": subsample}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
@@ -77,7 +122,7 @@ class Word2Vec(nn.Module):
         words, rows = self.sentences(batch)
         if self.training:
             self.counts += torch.bincount(words, minlength=len(self.counts))
-        counts = self.counts.clamp_min(1)  # in the first epoch a word may be drawn before it was seen
+        counts = self.counts.clamp_min(1)  # in the first epoch a word may be sampled before it is counted
         counts[0] = 0
         keep = (self.subsample * counts.sum() / counts).sqrt()
         kept = (words > 0) & (torch.rand(len(words), device=words.device) < keep[words])
@@ -89,18 +134,18 @@ class Word2Vec(nn.Module):
         loss = torch.zeros((), device=words.device)
         for distance in range(1, min(self.window + 1, len(words))):
             left, right = slice(None, -distance), slice(distance, None)
-            together = rows[left] == rows[right]
+            same_row = rows[left] == rows[right]
             for centre, context in ((left, right), (right, left)):
-                paired = (together & (reach[centre] >= distance)).float()
+                paired = (same_row & (reach[centre] >= distance)).float()
                 pairs[centre] += paired
                 loss = loss - (F.logsigmoid((centres[centre] * contexts[context]).sum(1)) * paired).sum()
         noise = SCALE * self.contexts(torch.multinomial(counts**0.75, NOISE, replacement=True))
-        for part, weight in zip(torch.split(centres, PART), torch.split(pairs, PART), strict=True):
-            loss = loss + self.negatives / NOISE * (F.softplus(part @ noise.T).sum(1) * weight).sum()
+        for chunk, weight in zip(torch.split(centres, CHUNK_SIZE), torch.split(pairs, CHUNK_SIZE), strict=True):
+            loss = loss + self.negatives / NOISE * (F.softplus(chunk @ noise.T).sum(1) * weight).sum()
         return loss / pairs.sum().clamp_min(1)
 
     def sentences(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The words of all columns, one behind the other, 0 for unknown, and of each the number of its sentence."""
+        """Returns the words of all columns, concatenated (0 is unknown), and the sentence number of each word."""
         words, rows = [], []
         for index, (name, start) in enumerate(zip(self.names, self.starts, strict=True)):
             offsets = batch[f"offsets.{name}"]
@@ -109,54 +154,5 @@ class Word2Vec(nn.Module):
         return torch.cat(words), torch.cat(rows)
 
     def vectors(self) -> Tensor:
-        """The vectors of `words`, (words, size): as centre and as context together, as GloVe has them (2014)."""
+        """Returns vectors of `words`, (words, size): the sum of center and context vectors, as in GloVe (2014)."""
         return SCALE * (self.centres.weight + self.contexts.weight).detach()[1:]
-
-
-class Word2VecModule(SupervisedModule):
-    """Trains Word2Vec as other networks are trained. The target plays no part: the loss is all that is measured.
-
-    Each measurement draws the same pairs and the same noise, so that epochs can be compared.
-    """
-
-    answers_rows = False
-    network: Word2Vec
-
-    def __init__(self, network: Word2Vec, target: TargetSpec, loss: nn.Module, *args: Any, **settings: Any) -> None:
-        super().__init__(network, target, _Given(), *args, **settings)
-        if self.monitor not in ("train/loss", "val/loss"):
-            raise InputError(f"monitor: model=word2vec logs train/loss and val/loss alone, not {self.monitor!r}.")
-        if self.l1 > 0:
-            raise InputError("l1: model=word2vec has vectors, and no weights to keep small: leave l1 at 0.")
-
-    def _update_metrics(self, batch: Batch) -> None:
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.eval_loss_mean.rows)
-            self.eval_loss_mean.add(self.network(batch), len(batch["target"]))
-
-    def _log_metrics(self, split: str) -> None:
-        self.guard.check_losses(split, self.eval_loss_mean)
-        self._log({f"{split}/loss": self.eval_loss_mean.total / self.eval_loss_mean.rows})
-
-    def write_results(self, folder: Path) -> list[str]:
-        """Writes the word vectors, most frequent word first; TensorBoard's projector shows the first PROJECTED.
-
-        `vectors` of models.layers.text_bag.TextBag and scripts/words.py read the file from this folder.
-        """
-        order = self.network.counts[1:].argsort(descending=True, stable=True).tolist()
-        words = [self.network.words[index] for index in order]
-        vectors = self.network.vectors()[order]
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_embedding(vectors[:PROJECTED], words[:PROJECTED], tag="words")
-        return [f"vectors of words: {write_vectors(folder, words, vectors)}"]
-
-
-Word2Vec.module_class = Word2VecModule
-
-
-class _Given(nn.Module):
-    """The loss of a network that gives its loss."""
-
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        return output

@@ -1,4 +1,4 @@
-"""Which networks fit which columns, and the sentence for one that does not."""
+"""Kinds of columns that networks support, and the error for columns that they do not."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,14 +22,14 @@ _NETWORKS: dict[str, tuple[Sequence[Kind], Kind | None]] = {
     "torchvision": (("image",), "image"),
     "fusion": ((*_TEXTS, "image"), "image"),
 }
-"""Those to recommend: what each is good for, and what must be there."""
+"""Networks to recommend: the kinds of columns that each supports, and the kind that it needs."""
 
 
 def refuse_columns(spec: InputSpec, network: str, takes: Sequence[Kind], needs: Kind | None = None) -> None:
-    """Raises ValueError where `spec` has a column that is none of what the network `takes`, or none that it `needs`.
+    """Raises ValueError if `spec` has a kind of column that the network does not take, or lacks one it `needs`.
 
-    Kinds are number, category, text and image; what it needs may be any of those that it takes unless it is said.
-    The message says what there is, which networks fit that, and how a column is left out or becomes another kind.
+    If `needs` is None, any kind in `takes` will do. The message names the present kinds, the networks that support
+    them, and the setting that drops columns or changes their kind.
     """
     columns: dict[Kind, list[str]] = {
         "number": list(spec.numbers),
@@ -37,30 +37,30 @@ def refuse_columns(spec: InputSpec, network: str, takes: Sequence[Kind], needs: 
         "text": [text.name for text in spec.texts],
         "image": [image.name for image in spec.images],
     }
-    there = {kind for kind in _PLURALS if columns[kind]}
-    if _fits(there, takes, needs):
+    present = {kind for kind in _PLURALS if columns[kind]}
+    if _fits(present, takes, needs):
         return
-    if lacks := needs is not None and needs not in there:
+    if lacks := needs is not None and needs not in present:
         claim = f"{network} needs {_PLURALS[needs]}"
     else:
-        claim = f"{network} takes {_joined([_PLURALS[kind] for kind in takes], 'and')} alone"
-    if not there:
-        raise ValueError(
-            f"{claim}, and there is no column to learn from: data.columns='{{NAME: KIND}}' says what a column is."
-        )
-    kinds = _joined([_PLURALS[kind] for kind in _PLURALS if kind in there], "and")
-    fitting = _joined([name for name, (good_for, must) in _NETWORKS.items() if _fits(there, good_for, must)], "or")
-    message = f"{claim}, and there are {kinds}: choose model={fitting}"
-    if not lacks and there & set(takes):
+        claim = f"{network} supports only {_joined([_PLURALS[kind] for kind in takes], 'and')}"
+    if not present:
+        raise ValueError(f"{claim}, but there are no input columns: set data.columns='{{NAME: KIND}}'.")
+    kinds = _joined([_PLURALS[kind] for kind in _PLURALS if kind in present], "and")
+    fitting = _joined(
+        [name for name, (supported, needed) in _NETWORKS.items() if _fits(present, supported, needed)], "or"
+    )
+    message = f"{claim}, but there are {kinds}: use model={fitting}"
+    if not lacks and present & set(takes):
         others = [name for kind in _PLURALS if kind not in takes for name in columns[kind]]
-        message += f", or leave columns out with {drop_setting(others)}"
+        message += f", or drop columns with {drop_setting(others)}"
     elif "text" in (needs, *takes):
-        message += ", or say which column is a text with data.columns='{NAME: text}'"
+        message += ", or declare a text column with data.columns='{NAME: text}'"
     raise ValueError(f"{message}.")
 
 
-def _fits(there: set[Kind], takes: Iterable[Kind], needs: Kind | None) -> bool:
-    return bool(there) and there <= set(takes) and (needs is None or needs in there)
+def _fits(present: set[Kind], takes: Iterable[Kind], needs: Kind | None) -> bool:
+    return bool(present) and present <= set(takes) and (needs is None or needs in present)
 
 
 def _joined(words: Sequence[str], last: str) -> str:

@@ -1,4 +1,4 @@
-"""Parts that several networks share: activations by name, initialisation, and a batch norm that takes any batch."""
+"""Layers that several networks share: activations by name, initialization, dropout and normalization."""
 
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from torch.nn.modules import activation as activations
 Init = Literal["he", "xavier", "orthogonal", "data"]
 Norm = Literal["none", "batch", "layer"]
 
-# Those left out change the width, mix columns, or need an argument.
+# Excluded are those that change the width, mix columns or need an argument.
 _NOT_BY_NAME = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "Threshold"}
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     name.lower(): getattr(nn, name) for name in activations.__all__ if name not in _NOT_BY_NAME
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation of torch.nn of this name, in any case: "relu", "SiLU". ValueError where there is none."""
+    """Returns the activation of torch.nn with this case-insensitive name. Raises ValueError if there is none."""
     if name.lower() not in ACTIVATIONS:
         close = get_close_matches(name.lower(), ACTIVATIONS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(ACTIVATIONS))}."
@@ -27,10 +27,10 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name.lower()]()
 
 
-def initialise(linear: nn.Linear, init: Init) -> nn.Linear:
-    """Draws the weight by He (arXiv 1502.01852), Xavier (Glorot and Bengio 2010) or orthogonal (1312.6120); bias 0.
+def initialize(linear: nn.Linear, init: Init) -> nn.Linear:
+    """Initializes the weight by He (arXiv 1502.01852), Xavier (Glorot and Bengio 2010) or orthogonal (arXiv 1312.6120).
 
-    "data" draws an orthogonal one too, for `unit_variance` to scale once there are rows.
+    "data" is orthogonal too; `unit_variance` scales it later. The bias is 0.
     """
     if init == "he":
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
@@ -45,11 +45,10 @@ def initialise(linear: nn.Linear, init: Init) -> nn.Linear:
 
 
 def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Tensor]) -> None:
-    """Scales the weights of the network's linear `layers`, all but the last, so that what each gives has variance 1.
+    """Scales the weights of all linear `layers` but the last so that their outputs have variance 1 on `batch`.
 
-    Layer-sequential unit variance (arXiv 1511.06422): a layer is measured on the rows of `batch` when all before it
-    are scaled, in one pass, without dropout and gradients. Biases have to be 0. A layer that always gives the same
-    stays as it is.
+    Layer-sequential unit variance (arXiv 1511.06422), in one forward pass: each layer is scaled before the next one is
+    computed. Call it in eval mode without gradients; biases must be 0. A layer with constant outputs is left unchanged.
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
@@ -68,11 +67,11 @@ def unit_variance(network: nn.Module, layers: nn.Sequential, batch: dict[str, Te
 
 
 def _random(count: int) -> Tensor:
-    """int64 (count,), every bit of them random."""
+    """int64 (count,) of random bits."""
     return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
 
 
-# torch.compile does not take `random_`.
+# torch.compile does not support `random_`.
 _random_in_graph = torch.library.custom_op(
     "lathe::random", _random, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
@@ -80,9 +79,9 @@ _random_in_graph.register_fake(lambda count: torch.empty(count, dtype=torch.int6
 
 
 class Dropout(nn.Dropout):
-    """Dropout (Srivastava et al. 2014) whose share is a multiple of 1/256, so that on the CPU a byte decides a value.
+    """Dropout (Srivastava et al. 2014); on the CPU it needs one random byte per value, so rates are multiples of 1/256.
 
-    torch draws a number a value, which there takes as long as a small layer does.
+    torch draws one random number per value, which takes as long as a small layer on the CPU.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -100,17 +99,17 @@ class Dropout(nn.Dropout):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm of (rows, features). A batch of one row has no variance, so running statistics normalise it."""
+    """Batch norm of (rows, features). A batch of one row, which has no variance, uses the running statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
-        own = self.training and input.shape[0] > 1
+        use_batch = self.training and input.shape[0] > 1
         return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, training=own, eps=self.eps
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=use_batch, eps=self.eps
         )
 
 
 def make_norm(norm: Norm, width: int) -> nn.Module:
-    """The normalisation layer of this name for (rows, width)."""
+    """Returns the normalization layer with this name for (rows, width)."""
     if norm == "none":
         return nn.Identity()
     if norm == "batch":

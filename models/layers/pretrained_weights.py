@@ -1,4 +1,4 @@
-"""Files of weights: what is in them, and how it goes into a network, each name and shape compared."""
+"""Reading pretrained weights, comparing their names and shapes with a network, and copying them."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,36 +7,36 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-SHOWN = 10
-"""Names that a message lists of each kind."""
+MAX_NAMES = 10
+"""Maximum number of names that a message lists of each kind."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state dict that torch wrote, by name; of a checkpoint of Lathe those of its network.
+    """Returns the tensors of a state dict file or of the network in a Lathe checkpoint, by name.
 
-    A run folder stands for its best checkpoint. Nothing in the file is run. ValueError where it is absent or damaged,
-    or holds other things.
+    `path` may be a run folder, whose best checkpoint is read. No code in the file is run. Raises ValueError if the
+    file is missing, damaged or not a state dict.
     """
     file = Path(path)
     if file.is_dir():
         file = file / "checkpoints" / "best.ckpt"
     if not file.is_file():
-        raise ValueError(f"weights={path}: there is no file {file}.")
+        raise ValueError(f"weights={path}: no such file: {file}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a model.pt, which is refused below
+            warnings.simplefilter("ignore")  # about a model.pt, which is rejected below
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for what is damaged or no file of tensors
+    except Exception as error:  # torch raises many types for damaged and other files
         raise ValueError(
-            f"weights={path}: cannot be read. It is damaged, or holds other things than tensors, as a model.pt does."
-            " Give a file written by torch.save(network.state_dict(), FILE), or a run folder."
+            f"weights={path}: cannot be read. The file is damaged or has contents other than tensors, like a model.pt."
+            " Use a file written by torch.save(network.state_dict(), FILE), or a run folder."
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not content or not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
         raise ValueError(
-            f"weights={path}: holds no state dict, which is a name and a tensor for each weight."
-            " torch.save(network.state_dict(), FILE) writes one."
+            f"weights={path}: is not a state dict, which maps names to tensors."
+            " Use a file written by torch.save(network.state_dict(), FILE)."
         )
     prefix = "network."
     network = {name.removeprefix(prefix): each for name, each in content.items() if name.startswith(prefix)}
@@ -44,44 +44,44 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def differences(network: nn.Module, weights: Mapping[str, Tensor], head: str) -> list[str]:
-    """Lines that say which names and shapes of `weights` are not the network's; none where they fit.
+    """Returns lines with the names and shapes in which `weights` differ from the network; empty if they fit.
 
-    The linear layer called `head` may be absent from them or have another number of outputs.
+    The linear layer called `head` may be missing or have another number of outputs.
     """
-    own, given = _counted_out(network.state_dict()), _counted_out(weights)
+    own, given = _without_batch_counts(network.state_dict()), _without_batch_counts(weights)
     shapes = []
     for name in own.keys() & given.keys():
         here, there = tuple(own[name].shape), tuple(given[name].shape)
-        if here != there and not (_of(head, name) and here[1:] == there[1:]):
+        if here != there and not (_is_in(head, name) and here[1:] == there[1:]):
             shapes.append(f"{name} {there} instead of {here}")
     kinds = {
-        "missing": [name for name in own.keys() - given.keys() if not _of(head, name)],
+        "missing": [name for name in own.keys() - given.keys() if not _is_in(head, name)],
         "unexpected": list(given.keys() - own.keys()),
-        "of other shapes": shapes,
+        "with other shapes": shapes,
     }
-    return [f"{len(names)} {kind}: {_first(sorted(names))}" for kind, names in kinds.items() if names]
+    return [f"{len(names)} {kind}: {_list(sorted(names))}" for kind, names in kinds.items() if names]
 
 
 @torch.no_grad()
-def fill(network: nn.Module, weights: Mapping[str, Tensor], head: str) -> bool:
-    """Copies weights that have no `differences`; the head only where it has the network's shape, which is returned."""
-    own, given = _counted_out(network.state_dict()), _counted_out(weights)
-    same_head = all(name in given and given[name].shape == own[name].shape for name in own if _of(head, name))
+def copy_weights(network: nn.Module, weights: Mapping[str, Tensor], head: str) -> bool:
+    """Copies weights without `differences` to the network; returns whether the head fits and was copied."""
+    own, given = _without_batch_counts(network.state_dict()), _without_batch_counts(weights)
+    same_head = all(name in given and given[name].shape == own[name].shape for name in own if _is_in(head, name))
     for name, values in own.items():
-        if same_head or not _of(head, name):
+        if same_head or not _is_in(head, name):
             values.copy_(given[name])
     return same_head
 
 
-def _counted_out(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the batches that a norm has seen, which play no part and which older files do not have."""
+def _without_batch_counts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the batch counts of norms, which are not used and which older files do not have."""
     return {name: values for name, values in weights.items() if not name.endswith(".num_batches_tracked")}
 
 
-def _of(layer: str, name: str) -> bool:
+def _is_in(layer: str, name: str) -> bool:
     return name.startswith(f"{layer}.")
 
 
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,4 +1,4 @@
-"""Encoded columns -> one float vector a row: the first layer of every network for tables."""
+"""Encoded columns -> one float vector per row: the first layer of networks for tables."""
 
 import functools
 import math
@@ -12,20 +12,20 @@ from datamodules.schema import ImageSpec, InputSpec, TextSpec
 from models.layers.text_bag import TextBag
 
 BAG = functools.partial(TextBag, size=64)
-"""What becomes of a text column unless the settings say another thing."""
+"""Default module of a text column."""
 
 
-def mask(codes: Tensor, rate: float) -> Tensor:
-    """Codes of which a share of `rate`, drawn one by one, is unknown. Scriptable."""
+def mask_codes(codes: Tensor, rate: float) -> Tensor:
+    """Sets each code to 0 (unknown) with probability `rate`. Scriptable."""
     return codes.masked_fill(torch.rand(codes.shape, device=codes.device) < rate, 0)
 
 
 class PiecewiseLinear(nn.Module):
-    """Numbers -> vectors that are piecewise linear in them: `linear * x + shift + bend @ PLE(x)`.
+    """Piecewise linear embedding of numbers: `linear * x + shift + bend @ PLE(x)` (arXiv 2203.05556).
 
-    Component t of PLE(x) is 0 below bin t, 1 above it and linear inside; the first bin is open below, the last above.
-    `bend` starts at zero: the vectors start linear and learn where to turn (arXiv 2203.05556, 2410.24210, variant B).
-    Takes (rows, columns), gives (rows, columns, `size`). `edges`: of the bins of each column, ascending.
+    Component t of PLE(x) is 0 below bin t, 1 above it and linear inside; the first and last bin extend to infinity.
+    `bend` starts at 0, so that embeddings start linear (variant B of arXiv 2410.24210). `edges`: ascending bin edges of
+    each column. (rows, columns) -> (rows, columns, `size`).
     """
 
     no_weight_decay = True
@@ -37,10 +37,10 @@ class PiecewiseLinear(nn.Module):
     def __init__(self, edges: Sequence[Sequence[float]], size: int) -> None:
         super().__init__()
         columns, bins = len(edges), max(len(column) for column in edges) - 1
-        # Bins that a column has not are held at 0.
+        # Missing bins of a column stay 0.
         slope, start, low, high = torch.zeros(4, columns, bins)
         for index, column in enumerate(edges):
-            ends: Tensor = torch.unique(torch.tensor(column))  # two may be one in float32
+            ends: Tensor = torch.unique(torch.tensor(column))  # edges may coincide in float32
             left, right = ends[:-1], ends[1:]
             last = len(left) - 1
             slope[index, : last + 1] = 1 / (right - left)
@@ -60,9 +60,9 @@ class PiecewiseLinear(nn.Module):
 
 
 class Periodic(nn.Module):
-    """Numbers -> vectors of the number itself and waves of it: `[x, mix @ cos(2 pi frequency x + phase) + shift]`.
+    """Periodic embedding of numbers: `[x, mix @ cos(2 pi frequency x + phase) + shift]` (PBLD, arXiv 2407.04491).
 
-    PBLD of arXiv 2407.04491. Takes (rows, columns), gives (rows, columns, `size`).
+    (rows, columns) -> (rows, columns, `size`).
     """
 
     def __init__(self, columns: int, size: int, frequencies: int = 16) -> None:
@@ -79,9 +79,9 @@ class Periodic(nn.Module):
 
 
 class Pixels(nn.Module):
-    """An image column of a batch, uint8, as floats whose channels have mean 0 and deviation 1 over the training images.
+    """Standardizes a uint8 image column of a batch with the mean and standard deviation of each channel.
 
-    Gives (rows, C, H, W).
+    Returns float (rows, C, H, W).
     """
 
     mean: Tensor
@@ -91,7 +91,7 @@ class Pixels(nn.Module):
         super().__init__()
         self.name = f"images.{spec.name}"
         for name, values in {"mean": spec.mean, "deviation": spec.deviation}.items():
-            # Not persistent: it follows from the data, not from training.
+            # Not persistent: it depends on the data, not on training.
             self.register_buffer(name, 255 * torch.tensor(values).reshape(-1, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -99,18 +99,16 @@ class Pixels(nn.Module):
 
 
 class TabularEmbedding(nn.Module):
-    """Numbers as vectors, then what is 0/1, narrow categories, wide ones as learned vectors, texts, and pixels.
+    """Concatenates embedded numbers, plain numbers and indicators, categories, texts and pixels of a batch.
 
-    A number of three values and more becomes a vector of `number_size` values, by `number_embedding`; with
-    `number_size=0` it stays a number. A category of two known levels (three, unknown counted) is one column: -1, +1,
-    and 0 for unknown. One of up to `one_hot_max` levels is one-hot; a wider one is a learned embedding of
-    `embedding_size` values. In training each code becomes 0 (unknown) with probability `unknown_rate`, so that an
-    unseen level has a trained meaning, and `noise` is the standard deviation of what is added to each encoded number
-    (indicators stay as they are). `text` makes of a text column a module with a `width`; of images each pixel is a
-    number.
+    A number with three or more values gets an embedding of `number_size` values by `number_embedding` (`ple`:
+    PiecewiseLinear, `pbld`: Periodic); with `number_size=0` it is used as is. A category with two known levels (three
+    with unknown) is one value: -1, +1, or 0 for unknown. Categories with up to `one_hot_max` levels are one-hot, others
+    have a learned embedding of `embedding_size` values. In training, each code becomes 0 (unknown) with probability
+    `unknown_rate`, so that unseen levels have a trained embedding, and Gaussian noise with standard deviation `noise`
+    is added to encoded numbers (not to indicators). `text` builds the module of a text column, which has a `width`.
 
-    Takes a batch of `spec`, gives float (rows, `width`). ValueError where the spec has no column, or `noise` is
-    negative.
+    Batch of `spec` -> float (rows, `width`). Raises ValueError if there are no columns or `noise` is negative.
     """
 
     numbers_bent: Tensor
@@ -146,8 +144,8 @@ class TabularEmbedding(nn.Module):
         self.unknown_rate = float(unknown_rate)
         self.noise = noise
         self.noisy = len(spec.numbers)
-        # Output j of the narrow block is (code[column] == plus) - (code[column] == minus): one-hot has no minus (-1
-        # matches no code), a binary column has level 2 as plus and level 1 as minus.
+        # Output j of narrow categories is (code[column] == plus) - (code[column] == minus). One-hot columns have minus
+        # -1, which matches no code; binary columns have plus 2 and minus 1.
         narrow: list[tuple[int, int, int]] = []
         wide: list[int] = []
         offset: list[int] = []
@@ -171,7 +169,7 @@ class TabularEmbedding(nn.Module):
             "offset": offset,
         }.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.int32))
-        # One table for all wide columns: one kernel, however many they are.
+        # One table for all wide columns needs only one kernel.
         self.embedding = nn.Embedding(rows, embedding_size) if wide else None
         self.plain = len(plain)
         self.narrow = len(narrow)
@@ -184,8 +182,8 @@ class TabularEmbedding(nn.Module):
         self.width = sum(self.sizes)
         if self.width == 0:
             raise ValueError(
-                "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-                " data.columns='{NAME: KIND}' says what a column is."
+                "there are no input columns: all columns but the target are constant, identifiers or dropped."
+                " Set data.columns='{NAME: KIND}'."
             )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -202,7 +200,7 @@ class TabularEmbedding(nn.Module):
         if self.narrow > 0 or self.embedding is not None:
             codes = batch["codes"]
             if self.training and self.unknown_rate > 0:
-                codes = mask(codes, self.unknown_rate)
+                codes = mask_codes(codes, self.unknown_rate)
             if self.narrow > 0:
                 code = codes.index_select(1, self.column)
                 blocks.append((code == self.plus).float() - (code == self.minus).float())
@@ -216,4 +214,4 @@ class TabularEmbedding(nn.Module):
 
 
 FLAT = functools.partial(TabularEmbedding, number_size=0, one_hot_max=256)
-"""One value a number and one a level."""
+"""One value per number and per level."""

@@ -1,4 +1,4 @@
-"""Changes to training batches, on the batch's device: images that keep their class, and rows mixed in pairs."""
+"""Augmentation of training batches, on the device of the batch: image transforms, mixup and cutmix."""
 
 import torch
 from torch import Tensor, nn
@@ -7,19 +7,19 @@ from torch.nn import functional as F
 from datamodules.schema import InputSpec, drop_setting
 
 CHUNK = 16
-"""Images that share a draw of RandAugment: one each would take longer than the network does."""
+"""Number of images per draw of RandAugment: one draw per image would take longer than the network."""
 
 
 class Augment(nn.Module):
-    """Flips, crops, RandAugment, then mixup or cutmix, whichever are asked for. For training batches alone.
+    """Random flip, crop and RandAugment of images, then mixup or cutmix; for training batches only.
 
-    `flip`: mirrors half of the images, left to right; not for writing. `crop`: moves each by up to so many pixels,
-    black comes in. `rand_augment`: two of 14 changes of shape or colour (arXiv 1909.13719). `mixup` (1710.09412) and
-    `cutmix` (1905.04899): the two parameters of the beta distribution of the shares, 0 for none; with both, each
-    batch has the one or the other.
+    `flip`: mirrors half of the images horizontally; do not use it for text. `crop`: pads with this many black pixels,
+    then crops at random to the original size. `rand_augment`: two of 14 transforms (arXiv 1909.13719). `mixup` (arXiv
+    1710.09412) and `cutmix` (arXiv 1905.04899): both parameters of the beta distribution of the mixing weight, 0 to
+    disable; if both are set, each batch uses one of them.
 
-    All draws are from torch's own generators, so that a resumed run goes on as it would have. ValueError for settings
-    that do not suit the images.
+    All draws use torch's global generators, so that a resumed run continues with the same draws. Raises ValueError for
+    settings that do not fit the images.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Augment(nn.Module):
         super().__init__()
         side = min((min(image.shape[1:]) for image in spec.images), default=0)
         if not spec.images:
-            raise ValueError("augment needs a column of images, and there is none: leave it out.")
+            raise ValueError("augment needs an image column, and there is none: use augment=none.")
         if not 0 <= crop < side:
             raise ValueError(
                 f"augment.crop={crop}: must be at least 0 and below the {side} pixels of the shorter side."
@@ -44,11 +44,10 @@ class Augment(nn.Module):
             raise ValueError(f"augment.mixup={mixup}, augment.cutmix={cutmix}: must not be negative.")
         if (mixup > 0 or cutmix > 0) and spec != InputSpec(images=spec.images[:1]):
             raise ValueError(
-                "augment.mixup and augment.cutmix are for one column of images alone, and there are others: leave them"
-                " out."
+                "augment.mixup and augment.cutmix need a single image column and no other columns: set both to 0."
             )
         if rand_augment:
-            from torchvision.transforms.v2 import RandAugment  # slow to import
+            from torchvision.transforms.v2 import RandAugment  # here, because it is slow to import
 
         self.names = [f"images.{image.name}" for image in spec.images]
         self.flip = flip
@@ -58,10 +57,10 @@ class Augment(nn.Module):
         self.cutmix = cutmix
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch with changed `images.NAME`, uint8 as before.
+        """Returns a batch with augmented `images.NAME`, uint8.
 
-        After mixup or cutmix each image is `share` (a scalar) of its own and the rest of another, whose target is in
-        `other_target`: the loss is `mixed_loss`.
+        After mixup or cutmix it also has `share` (a scalar), the weight of the row itself, and `other_target`, the
+        target of the row that it is mixed with; see `mixed_loss`.
         """
         batch = dict(batch)
         for name in self.names:
@@ -82,11 +81,11 @@ class Augment(nn.Module):
 
 
 class TableMixup(nn.Module):
-    """Mixup (arXiv 1710.09412) for tables: each training row becomes a share of its own and the rest of another row.
+    """Mixup (arXiv 1710.09412) for tables: mixes each training row with another row of the batch.
 
-    Numbers, indicators among them, are means weighted by the shares; a code, which has nothing between two levels, is
-    the row's own with the probability of its share, cell by cell. `alpha` is the two parameters of the beta
-    distribution of the shares, one draw a batch. ValueError where a column holds texts or images.
+    Numbers and indicators are weighted means; each category code is taken from the row itself with a probability equal
+    to its weight, otherwise from the other row. `alpha`: both parameters of the beta distribution of the weight, which
+    is drawn once per batch. Raises ValueError for text and image columns.
     """
 
     def __init__(self, spec: InputSpec, *, alpha: float = 0.2) -> None:
@@ -94,15 +93,15 @@ class TableMixup(nn.Module):
         if spec.texts or spec.images:
             names = [*(text.name for text in spec.texts), *(image.name for image in spec.images)]
             raise ValueError(
-                f"augment=mixup mixes numbers and categories alone, and there are texts or images: {', '.join(names)}."
-                f" Leave them out with {drop_setting(names)}, or take augment=none."
+                f"augment=mixup does not support text and image columns: {', '.join(names)}."
+                f" Drop them with {drop_setting(names)}, or use augment=none."
             )
         if alpha <= 0:
             raise ValueError(f"augment.alpha={alpha}: must be above 0.")
         self.alpha = alpha
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch of mixed rows, each with `share` (a scalar) of its own target and the rest of `other_target`."""
+        """Returns a batch of mixed rows with `share` (a scalar), the weight of `target`, and `other_target`."""
         share = _draw_share(self.alpha)
         numbers, codes = batch["numbers"], batch["codes"]
         own = torch.rand(codes.shape, device=codes.device) < share
@@ -114,12 +113,12 @@ class TableMixup(nn.Module):
 
 
 def mixed_loss(loss: nn.Module, output: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """The loss for the targets of a batch; of a mixed one, for both targets by their shares.
+    """Returns the loss of a batch; for a mixed batch, the mean of the losses of both targets, weighted by `share`.
 
-    With cross-entropy, which is linear in the target, that is the loss for the mixed target. With squared errors it is
-    more than that by share * (1 - share) * (difference of the targets)^2, which no weight changes: the gradient is
-    that of the mixed target. Other losses of numbers go to another point between the two: absolute errors to the
-    target of the larger share.
+    With cross-entropy, which is linear in the target, this equals the loss of the mixed target. With squared error it
+    exceeds it by share * (1 - share) * (difference of the targets)^2, a constant, so that gradients are equal. Other
+    regression losses have another minimum between both targets; absolute error has it at the target with the larger
+    weight.
     """
     value = _mean_loss(loss, output, batch["target"])
     if "share" in batch:
@@ -128,7 +127,7 @@ def mixed_loss(loss: nn.Module, output: Tensor, batch: dict[str, Tensor]) -> Ten
 
 
 def _mean_loss(loss: nn.Module, output: Tensor, target: Tensor) -> Tensor:
-    """Of (rows, members, k) the mean of the members' losses, which is not the loss of their mean."""
+    """Mean loss over rows, and over members if `output` is (rows, members, k)."""
     if output.ndim == 3:
         target, output = target.repeat_interleave(output.shape[1]), output.flatten(0, 1)
     value: Tensor = loss(output, target)
@@ -140,7 +139,7 @@ def _draw_share(alpha: float) -> float:
 
 
 def _both_targets(batch: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    # Batches are shuffled: the row before is any row.
+    # Batches are shuffled, so the previous row is a random row.
     target = batch["target"]
     return {"other_target": target.roll(1, 0), "share": torch.full((), share, device=target.device)}
 
@@ -150,15 +149,15 @@ def _flip(images: Tensor) -> Tensor:
     return torch.where(mirrored, images.flip(3), images)
 
 
-def _crop(images: Tensor, most: int) -> Tensor:
+def _crop(images: Tensor, padding: int) -> Tensor:
     rows, channels, height, width = images.shape
     device = images.device
-    top, left = torch.randint(0, 2 * most + 1, (2, rows, 1, 1, 1), device=device)
+    top, left = torch.randint(0, 2 * padding + 1, (2, rows, 1, 1, 1), device=device)
     y = top + torch.arange(height, device=device).view(1, 1, -1, 1)
     x = left + torch.arange(width, device=device)
     row = torch.arange(rows, device=device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
-    return F.pad(images, [most] * 4)[row, channel, y, x]
+    return F.pad(images, [padding] * 4)[row, channel, y, x]
 
 
 def _mixup(images: Tensor, share: float) -> tuple[Tensor, float]:
@@ -167,7 +166,7 @@ def _mixup(images: Tensor, share: float) -> tuple[Tensor, float]:
 
 
 def _cutmix(images: Tensor, share: float) -> tuple[Tensor, float]:
-    """A box anywhere is the other image's; the share is what is left outside of it."""
+    """Pastes a random box of the other image; returns the images and the share of pixels outside the box."""
     half = (1 - share) ** 0.5 / 2
     rows, columns = (
         slice(round(max(middle - half, 0) * size), round(min(middle + half, 1) * size))

@@ -1,4 +1,4 @@
-"""What the processes that train one network together share: sums, and with FSDP the weights."""
+"""Communication between the processes that train one network: sums, buffers and, with FSDP, weights."""
 
 import torch
 import torch.distributed as dist
@@ -7,12 +7,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from common.distributed import world_size
 
-BLOCK = 1_000_000
-"""Weights from which on a member of a list of modules is gathered by itself: smaller ones are not worth a message."""
+MIN_SHARD_SIZE = 1_000_000
+"""Minimum number of weights of a block that is gathered separately; smaller ones are not worth a message."""
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of what all of them call it with; of one it is the value itself."""
+    """Returns the sum of `value` over all processes; with one process, the value itself."""
     if world_size() == 1:
         return value
     value = value.detach().clone()
@@ -21,10 +21,9 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def scale_loss_for_ddp(loss: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-    """The loss of this process's rows, a mean, so scaled that the mean of the processes' gradients is the gradient of
-    the mean over the rows of all: their numbers of rows differ, and so do the weights of classes.
+    """Scales the mean loss of this process so that DDP's mean gradient is that of the mean over all rows.
 
-    `target` (rows,) of the rows; `weights` one a class.
+    Processes may differ in their number of rows and sum of class weights. `target`: (rows,); `weights`: (classes,).
     """
     if world_size() == 1:
         return loss
@@ -33,21 +32,21 @@ def scale_loss_for_ddp(loss: Tensor, target: Tensor, weights: Tensor | None) -> 
 
 
 def broadcast_buffers(network: nn.Module) -> None:
-    """Running statistics are of each process's own rows; those of rank 0 are kept."""
+    """Copies buffers of rank 0 to all processes: each has running statistics of its own rows."""
     if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Leaves each process of the mesh its part of the weights, which are gathered while they are needed (FSDP2).
+    """Shards the weights over the processes of the mesh; they are gathered when needed (FSDP2).
 
-    Large members of a `ModuleList`, as the blocks of a transformer, are gathered one after the other.
+    Large members of a `ModuleList`, such as the blocks of a transformer, are gathered separately.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard  # here, because it is slow to import
 
     for module in network.modules():
         for block in module if isinstance(module, nn.ModuleList) else ():
-            if sum(parameter.numel() for parameter in block.parameters()) >= BLOCK:
+            if sum(parameter.numel() for parameter in block.parameters()) >= MIN_SHARD_SIZE:
                 fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)

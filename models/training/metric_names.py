@@ -1,4 +1,4 @@
-"""The names of the metrics, apart from their code, so that settings are checked without importing torch."""
+"""Names of the metrics, in a module of their own so that settings are checked without importing torch."""
 
 from datamodules.schema import Task
 
@@ -15,9 +15,9 @@ CLASSES = (
 NUMBERS = ("rmse", "mae", "r2", "mape")
 
 NAMES: dict[Task, tuple[str, ...]] = {"binary": CLASSES, "multiclass": CLASSES, "regression": NUMBERS}
-"""Logged after `val/` or `test/` beside `loss`; for classes also `f1/<class>`."""
+"""Logged with the prefix `val/` or `test/`, in addition to `loss`; for classes also `f1/<class>`."""
 
 THRESHOLD_FOR = ("accuracy", "balanced_accuracy", "f1")
-"""What `threshold` of two classes may be chosen for; also `f1/<class>`."""
+"""Metrics for which `threshold` of a binary target can be chosen; also `f1/<class>`."""
 
 HIGHER_IS_BETTER = frozenset({"accuracy", "balanced_accuracy", "f1", "auroc", "average_precision", "r2"})

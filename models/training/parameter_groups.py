@@ -1,4 +1,4 @@
-"""Parameters in groups: what weight decay spares, and factors of the optimizer's settings by name."""
+"""Parameter groups: parameters without weight decay, and factors for optimizer settings by parameter name."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,13 +10,15 @@ from torch import nn
 from common.errors import InputError
 
 Factors = Mapping[str, float]
-"""Of the optimizer's own `lr` and `weight_decay`."""
+"""Factors for the optimizer's `lr` and `weight_decay`."""
 
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights, which are to be kept small; and all others that are trained: biases (by name), scales of norms,
-    embeddings, and those of modules with the attribute `no_weight_decay`."""
-    spared = {
+    """Returns the parameters with weight decay, and the other trainable parameters.
+
+    The others are biases (by name), norms, embeddings and parameters of modules with the attribute `no_weight_decay`.
+    """
+    excluded = {
         id(parameter)
         for module in network.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) or getattr(module, "no_weight_decay", False)
@@ -26,7 +28,7 @@ def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            is_weight = parameter.ndim >= 2 and id(parameter) not in spared and not name.endswith("bias")
+            is_weight = parameter.ndim >= 2 and id(parameter) not in excluded and not name.endswith("bias")
             (weights if is_weight else others).append(parameter)
     return weights, others
 
@@ -34,17 +36,17 @@ def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
 def parameter_groups(
     network: nn.Module, optimizer: Callable[..., Any], patterns: Mapping[str, Factors]
 ) -> list[dict[str, Any]]:
-    """Groups for `optimizer`, a partial with its settings: one for each pair of factors, weights apart from others.
+    """Returns parameter groups for `optimizer`, a partial with its settings: weights and others per pattern.
 
-    `patterns` match names of parameters as a shell matches files, "a|b" what a or b matches; the last that matches a
-    parameter counts. Others than weights have no weight decay. Each group has a `name` for messages. Raises InputError
-    for a pattern that matches nothing, or where the optimizer has no such setting.
+    `patterns` match parameter names as a shell matches file names, "a|b" matches a or b; the last matching pattern
+    applies. Only weights have weight decay, see `split_parameters`. Each group has a `name` for messages. Raises
+    InputError for a pattern that matches no parameter and for a setting that the optimizer does not have.
     """
     settings = inspect.signature(optimizer).parameters
     for setting in {setting for factors in patterns.values() for setting in factors}:
         if setting not in ("lr", "weight_decay") or setting not in settings:
             raise InputError(
-                f"param_groups: {setting}: lr and weight_decay can be multiplied, where the optimizer has them."
+                f"param_groups: {setting}: only lr and weight_decay have factors, if the optimizer has them."
             )
     weights = {id(parameter) for parameter in split_parameters(network)[0]}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
@@ -67,5 +69,5 @@ def parameter_groups(
         groups[pattern, is_weight]["params"].append(parameter)
     if unused := [pattern for pattern in patterns if pattern not in used]:
         names = ", ".join(name for name, _ in network.named_parameters())
-        raise InputError(f"param_groups: no parameter is named {' or '.join(map(repr, unused))}; there are {names}.")
+        raise InputError(f"param_groups: no parameter matches {' or '.join(map(repr, unused))}; parameters: {names}.")
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""Small made-up problems of each task, and one way to train on them, for the tests of networks and callbacks."""
+"""Small synthetic problems for each task, and functions to train on them, for tests of networks and callbacks."""
 
 import functools
 import warnings
@@ -38,7 +38,7 @@ def target(task: Task) -> TargetSpec:
 
 
 def rows(task: Task, count: int, seed: int = 0) -> dict[str, Tensor]:
-    """Encoded rows whose target follows from two numbers and a category."""
+    """Encoded rows whose target depends on two numbers and a category."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(count, 4, generator=generator)
     numbers[:, 3] = (numbers[:, 3] > 1).float()
@@ -51,7 +51,7 @@ def rows(task: Task, count: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def mixed_rows(count: int, seed: int = 0) -> dict[str, Tensor]:
-    """Rows of a number, a text and an image, each of which says as much of the binary target as the others."""
+    """Rows of a number, a text and an image, which are equally informative about the binary target."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(count, 1, generator=generator)
     lengths = torch.randint(0, 5, (count,), generator=generator)
@@ -77,7 +77,7 @@ def mixed_rows(count: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def start(network: Any, batch: dict[str, Tensor]) -> None:
-    """As a run does it."""
+    """Calls `start` as a run does."""
     network.eval()
     with torch.no_grad():
         network.start(batch)
@@ -92,7 +92,7 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def check_trains_and_scripts(network: nn.Module, batch: dict[str, Tensor], shape: tuple[int, ...]) -> None:
-    """Gradients reach every parameter, and TorchScript answers as the network does: an output of this shape."""
+    """Checks that all parameters have gradients, and that TorchScript gives the same output of this shape."""
     network(batch).square().sum().backward()
     assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
     network.eval()
@@ -110,7 +110,7 @@ def build(
     scheduler: Callable[..., Any] | None = None,
     **settings: Any,
 ) -> SupervisedModule:
-    """The module with an MLP with dropout, drawn from seed 0, unless a network is given."""
+    """A module with the given network, by default an MLP with dropout initialized with seed 0."""
     torch.manual_seed(0)
     spec = target(task)
     network = network or MLP(INPUTS, spec.outputs, hidden=(16, 16), dropout=0.2)
@@ -129,7 +129,7 @@ def fit(
     resume: Path | None = None,
     **settings: Any,
 ) -> Trainer:
-    """Trains on the CPU with one thread; validates on other rows of the same task."""
+    """Trains on the CPU with one thread and validates on other rows of the same task."""
     settings = {"enable_progress_bar": False, "logger": False} | settings
     trainer = Trainer(
         accelerator="cpu",

@@ -1,4 +1,4 @@
-"""The convolutional network: any size of image, one form in training and in TorchScript, and that it learns."""
+"""CNN: images of any size, TorchScript, stages and learning."""
 
 import re
 
@@ -25,7 +25,7 @@ def spec(*shapes: tuple[int, int, int]) -> InputSpec:
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1, 1)], [(3, 5, 2)], [(1, 28, 28)], [(3, 40, 96)], [(1, 8, 8), (3, 9, 7)]])
-def test_images_of_any_size_have_the_same_answers_in_torchscript(shapes: list[tuple[int, int, int]]) -> None:
+def test_torchscript_agrees_for_images_of_any_size(shapes: list[tuple[int, int, int]]) -> None:
     torch.manual_seed(0)
     network = CNN(spec(*shapes), 3, channels=4, dropout=0.5)
     batch = {f"images.photo {i}": torch.randint(0, 256, (6, *shape)).byte() for i, shape in enumerate(shapes)}
@@ -34,12 +34,12 @@ def test_images_of_any_size_have_the_same_answers_in_torchscript(shapes: list[tu
     network.eval()
     assert network(batch).shape == (6, 3)
     torch.testing.assert_close(script(network)(batch), network(batch))
-    # A row has the same answer alone.
+    # The output of a row does not depend on the batch.
     torch.testing.assert_close(network({name: pixels[2:3] for name, pixels in batch.items()})[0], network(batch)[2])
 
 
 @pytest.mark.parametrize(("size", "stages", "width"), [(1, 1, 4), (8, 2, 8), (28, 3, 16), (32, 4, 32), (224, 6, 32)])
-def test_stages_halve_the_image_until_it_is_small_and_double_the_channels(size: int, stages: int, width: int) -> None:
+def test_stages_halve_the_image_and_double_the_channels(size: int, stages: int, width: int) -> None:
     encoder = ImageEncoder(ImageSpec("photo", (3, size, size), (0.5,) * 3, (0.25,) * 3), channels=4, depth=3)
     kinds = [type(layer) for layer in encoder.layers]
     assert kinds.count(nn.MaxPool2d) == stages
@@ -47,12 +47,12 @@ def test_stages_halve_the_image_until_it_is_small_and_double_the_channels(size: 
     assert encoder.width == width
 
 
-def test_the_shipped_config_is_the_networks_own() -> None:
+def test_the_config_equals_the_defaults_of_the_code() -> None:
     shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "cnn.yaml"), spec=spec((1, 8, 8)), outputs=2)
     assert str(shipped) == str(CNN(spec((1, 8, 8)), 2))
 
 
-def test_a_single_row_can_be_trained_on() -> None:
+def test_training_on_a_single_row() -> None:
     network = CNN(spec((1, 4, 4)), 1)
     assert network({"images.photo 0": torch.zeros(1, 1, 4, 4).byte()}).isfinite().all()
 
@@ -76,6 +76,6 @@ def test_digits_are_learned() -> None:
 
 
 def test_other_columns_are_refused() -> None:
-    message = "cnn takes images alone, and there are numbers, texts and images: choose model=fusion,"
+    message = "cnn supports only images, but there are numbers, texts and images: use model=fusion,"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         CNN(MIXED, 1)

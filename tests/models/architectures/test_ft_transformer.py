@@ -1,4 +1,4 @@
-"""The transformer on columns: what a token is, its blocks by hand, TorchScript, what is spared, and that it learns."""
+"""FT-Transformer: tokens, blocks compared with their formulas, TorchScript, weight decay, learning."""
 
 import math
 import re
@@ -26,7 +26,7 @@ def small(spec: InputSpec, outputs: int, size: int = 16, **settings: float) -> F
 
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
-def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: Task) -> None:
+def test_all_parameters_have_gradients_and_torchscript_agrees(task: Task) -> None:
     torch.manual_seed(0)
     outputs = target(task).outputs
     network, batch = small(INPUTS, outputs), rows(task, 40)
@@ -57,7 +57,7 @@ def test_tokens_are_numbers_indicators_categories_and_texts() -> None:
     assert float(given[:, 1].detach().std(0).min()) > 0
 
 
-def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> None:
+def test_codes_become_unknown_only_in_training_at_the_given_rate() -> None:
     torch.manual_seed(0)
     tokens = Tokens(InputSpec(categories=(("narrow", 5), ("wide", 21))), size=1, unknown_rate=0.1)
     codes = torch.tensor([[3, 7]]).int().repeat(20_000, 1)
@@ -67,7 +67,7 @@ def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> 
     assert changed.mean(0).flatten().tolist() == pytest.approx([0.1, 0.1], abs=0.01)
 
 
-def test_blocks_are_attention_and_reglu_and_only_the_reading_token_is_read() -> None:
+def test_blocks_are_attention_and_reglu_and_return_the_first_token() -> None:
     torch.manual_seed(0)
     x, heads = torch.randn(5, 7, 12), 3
     blocks = [Block(12, heads, 10, 0.3, 0.3, first=index == 0, last=index == 1).eval() for index in range(2)]
@@ -89,15 +89,15 @@ def test_blocks_are_attention_and_reglu_and_only_the_reading_token_is_read() -> 
     torch.testing.assert_close(given, x[:, :1], rtol=1e-4, atol=1e-5)
 
 
-def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_encoded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, whole = rows("binary", 50), small(INPUTS, 1).eval()
-    monkeypatch.setattr(ft_transformer, "PART", 7)
-    parts = small(INPUTS, 1).eval()
-    parts.load_state_dict(whole.state_dict())
-    torch.testing.assert_close(parts(batch), whole(batch))
+    monkeypatch.setattr(ft_transformer, "CHUNK_SIZE", 7)
+    chunked = small(INPUTS, 1).eval()
+    chunked.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(chunked(batch), whole(batch))
 
 
-def test_what_makes_tokens_norms_and_biases_is_spared_from_decay() -> None:
+def test_tokens_norms_and_biases_have_no_weight_decay() -> None:
     network = small(TEXT, 1)
     weights = {id(weight) for weight in split_parameters(network)[0]}
     decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
@@ -108,7 +108,7 @@ def test_what_makes_tokens_norms_and_biases_is_spared_from_decay() -> None:
 @pytest.mark.parametrize(
     "spec", [InputSpec(numbers=("a",)), InputSpec(categories=(("b", 4),)), InputSpec(texts=MIXED.texts)]
 )
-def test_a_table_may_have_one_kind_of_column_alone(spec: InputSpec) -> None:
+def test_a_single_kind_of_column_is_supported(spec: InputSpec) -> None:
     batch: dict[str, Tensor] = {"numbers": torch.randn(6, len(spec.numbers)), "codes": torch.ones(6, 1).int()}
     batch = mixed_rows(6) if spec.texts else batch
     network = small(spec, 1).eval()
@@ -124,14 +124,14 @@ def test_a_known_function_is_learned(task: Task, metric: str, least: float) -> N
     assert float(trainer.callback_metrics[f"val/{metric}"]) > least
 
 
-def test_the_loss_after_some_steps_is_as_it_was() -> None:
+def test_golden_loss() -> None:
     torch.manual_seed(0)
     module = build("binary", network=small(INPUTS, 1))
     trainer = fit(module, rows("binary", 256), epochs=3)
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(0.66149, rel=1e-3)
 
 
-def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
+def test_the_config_equals_the_defaults_of_the_code() -> None:
     torch.manual_seed(0)
     shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "ft_transformer.yaml"), spec=TEXT, outputs=2)
     torch.manual_seed(0)
@@ -142,11 +142,11 @@ def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
 
 
 def test_images_are_refused() -> None:
-    message = "ft_transformer takes numbers, categories and texts alone, and there are numbers, texts and images"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}: choose model=fusion"):
+    message = "ft_transformer supports only numbers, categories and texts, but there are numbers, texts and images"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}: use model=fusion"):
         FTTransformer(MIXED, 1)
 
 
-def test_a_size_that_the_heads_cannot_share_is_refused() -> None:
+def test_a_size_that_is_not_a_multiple_of_the_heads_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^inputs\.size=18: must be a multiple of heads=4\.$"):
         small(INPUTS, 1, size=18)

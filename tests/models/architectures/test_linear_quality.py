@@ -1,4 +1,4 @@
-"""model=linear beside scikit-learn's own ridge and logistic regression, on the same encoded rows."""
+"""model=linear compared with scikit-learn's ridge and logistic regression on the same encoded rows."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ TABLES: dict[str, Any] = {"binary": load_breast_cancer, "multiclass": load_wine,
 
 
 def splits(task: str) -> tuple[Batch, Batch]:
-    """Two thirds of a real table and the rest, standardised."""
+    """Two thirds of a real table and the rest, standardized."""
     features, truth = (torch.tensor(each) for each in TABLES[task](return_X_y=True))
     order = torch.randperm(len(truth), generator=torch.Generator().manual_seed(0))
     train, val = order[: 2 * len(order) // 3], order[2 * len(order) // 3 :]
@@ -39,7 +39,7 @@ def splits(task: str) -> tuple[Batch, Batch]:
 
 
 def theirs(features: np.ndarray, truth: np.ndarray, task: str) -> Any:
-    """scikit-learn's model with the penalty that it finds best over the same folds."""
+    """scikit-learn's model with the best penalty over the same folds."""
     folds = PredefinedSplit(np.arange(len(truth)) % FOLDS)
     scoring = "neg_mean_squared_error" if task == "regression" else "neg_log_loss"
 
@@ -53,7 +53,7 @@ def theirs(features: np.ndarray, truth: np.ndarray, task: str) -> Any:
 
 
 def answers(model: Any, features: np.ndarray, task: str) -> Tensor:
-    """As a network gives them."""
+    """Predictions in the form of network outputs."""
     if task == "regression":
         return torch.from_numpy(model.predict(features)).unsqueeze(1)
     logits = torch.from_numpy(model.predict_log_proba(features))
@@ -72,7 +72,7 @@ def linear(train: Batch, outputs: int) -> Linear:
 
 @pytest.mark.parametrize("task", TABLES)
 @torch.no_grad()
-def test_it_starts_where_scikit_learn_ends(task: str) -> None:
+def test_the_start_equals_scikit_learn(task: str) -> None:
     train, val = splits(task)
     network = linear(train, 3 if task == "multiclass" else 1)
     start(network, train)
@@ -82,8 +82,8 @@ def test_it_starts_where_scikit_learn_ends(task: str) -> None:
 
 
 @pytest.mark.parametrize(("data", "metric"), [("breast_cancer", "log_loss"), ("diabetes", "rmse")])
-def test_a_run_is_as_good_as_scikit_learn(data: str, metric: str, run_here: Callable[..., Path]) -> None:
-    """The command as it is, on the rows that it encodes."""
+def test_a_run_is_as_accurate_as_scikit_learn(data: str, metric: str, run_here: Callable[..., Path]) -> None:
+    """The default command, on the rows that it encodes."""
     folder = run_here(
         f"data={data}", "model=linear", "calibrate=false", "logger=none", "export=none", "baselines=false"
     )
@@ -95,7 +95,7 @@ def test_a_run_is_as_good_as_scikit_learn(data: str, metric: str, run_here: Call
         assert ours[f"{split}/{metric}"] < 1.005 * loss
 
 
-def test_rows_that_are_equal_few_or_extreme_are_solved_too() -> None:
+def test_duplicate_few_and_extreme_rows_are_solved() -> None:
     column = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
     truth = 2 * column[:, 0] + 1
     weight, bias = solve(torch.cat([column, column], 1), truth, 1)
@@ -114,7 +114,7 @@ SPECS = {"numbers and words": WORDS, "words alone": replace(WORDS, numbers=())}
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @torch.no_grad()
-def test_words_are_solved_for_too(spec: InputSpec) -> None:
+def test_word_weights_are_solved(spec: InputSpec) -> None:
     train, val = mixed_rows(200), mixed_rows(200, seed=1)
     network = Linear(spec, 1)
     start(network, train)
@@ -126,7 +126,7 @@ def test_words_are_solved_for_too(spec: InputSpec) -> None:
 
 
 @torch.no_grad()
-def test_wide_rows_and_values_that_are_not_finite_leave_it_at_zero() -> None:
+def test_wide_and_nonfinite_rows_leave_the_weights_at_zero() -> None:
     many = tuple(map(str, range(2001)))
     texts = Linear(replace(WORDS, texts=(TextSpec("title", many, (1.0,) * 2001),)), 1)
     start(texts, mixed_rows(32))
@@ -139,7 +139,7 @@ def test_wide_rows_and_values_that_are_not_finite_leave_it_at_zero() -> None:
         assert all(bool((weight == 0).all()) for weight in network.parameters())
 
 
-def test_a_text_without_known_words_has_the_odds_alone() -> None:
+def test_texts_without_known_words_give_the_class_frequencies() -> None:
     spec = InputSpec(texts=(TextSpec("title", (), ()),))
     linear = Linear(spec, 1)
     target = torch.tensor([1, 1, 1, 0] * 8)

@@ -1,4 +1,4 @@
-"""Pretrained encoders: what transformers itself gives, TorchScript, frozen layers, training, artefact, refusals."""
+"""Pretrained encoders: equality with transformers, TorchScript, frozen layers, training, artifact, errors."""
 
 import copy
 import functools
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def notes(lengths: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
-    """Texts of so many tokens, and 1 where the first is "good" or a later one is."""
+    """Texts with these numbers of tokens; the target is 1 if one of the tokens is "good"."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     tokens = torch.randint(6, len(TOKENS) + 1, (int(offsets[-1]),), generator=generator)
@@ -52,7 +52,7 @@ def notes(lengths: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
 
 
 def drawn(network: nn.Module) -> nn.Module:
-    """With weights from torch's generator alone, so that no version of transformers changes them."""
+    """Draws the weights with torch, so that they do not depend on the version of transformers."""
     generator = torch.Generator().manual_seed(0)
     for _, parameter in sorted(network.named_parameters()):
         nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -74,7 +74,7 @@ def test_shapes_and_torchscript_of_any_length(tmp_path: Path, family: str, pooli
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])
-def test_answers_are_those_of_transformers_alone(folder: str, pooling: str) -> None:
+def test_outputs_equal_those_of_transformers(folder: str, pooling: str) -> None:
     package = transformers()
     tokenizer = package.AutoTokenizer.from_pretrained(folder)
     model = package.AutoModel.from_pretrained(folder).eval()
@@ -85,7 +85,7 @@ def test_answers_are_those_of_transformers_alone(folder: str, pooling: str) -> N
     mask = given.attention_mask.unsqueeze(2)
     expected = (hidden * mask).sum(1) / mask.sum(1) if pooling == "mean" else hidden[:, 0]
 
-    # Ours begin at 1, and 0 is unknown.
+    # Tokens of a batch begin at 1, and 0 is unknown.
     rows = [
         [0 if token == tokenizer.unk_token_id else token + 1 for token in tokenizer(text).input_ids[1:-1]]
         for text in texts
@@ -100,7 +100,7 @@ def test_answers_are_those_of_transformers_alone(folder: str, pooling: str) -> N
     torch.testing.assert_close(network(batch), expected, rtol=0, atol=1e-5)
 
 
-def test_every_parameter_is_trained_unless_it_is_frozen(folder: str) -> None:
+def test_all_parameters_are_trained_unless_frozen(folder: str) -> None:
     def trained(**settings: bool | int) -> tuple[set[str], set[str]]:
         network = PretrainedText(TEXT, 1, folder=folder, **settings)
         drawn(network)
@@ -109,7 +109,7 @@ def test_every_parameter_is_trained_unless_it_is_frozen(folder: str) -> None:
         return moved, {name for name, _ in network.named_parameters()}
 
     moved, every = trained()
-    # Positions and tokens that no row has are no matter; keys have a bias that no softmax sees.
+    # Key biases have no effect on the softmax and thus no gradient.
     assert {name for name in every - moved if "key.bias" not in name} == set()
     assert trained(freeze=True)[0] == {"head.weight", "head.bias"}
     upper = {name for name in every if ".layer.1." in name or name.startswith("head.")}
@@ -118,7 +118,7 @@ def test_every_parameter_is_trained_unless_it_is_frozen(folder: str) -> None:
     assert trained(freeze=2)[0] == {"head.weight", "head.bias"}
 
 
-def test_dropout_of_the_encoder_is_at_work_in_training_unless_it_is_frozen(folder: str) -> None:
+def test_the_encoder_has_dropout_in_training_unless_frozen(folder: str) -> None:
     batch = notes([4, 2, 9])
     tuned, frozen = (PretrainedText(TEXT, 1, folder=folder, dropout=0.0, freeze=freeze) for freeze in (False, True))
     assert not torch.equal(tuned(batch), tuned(batch))
@@ -126,7 +126,7 @@ def test_dropout_of_the_encoder_is_at_work_in_training_unless_it_is_frozen(folde
     assert torch.equal(frozen.train()(batch), frozen.eval()(batch))
 
 
-def test_rates_of_encoder_and_head_go_by_their_names(folder: str) -> None:
+def test_learning_rates_of_encoder_and_head_by_name(folder: str) -> None:
     network = PretrainedText(TEXT, 1, folder=folder)
     groups = parameter_groups(network, functools.partial(torch.optim.AdamW, lr=1e-3), {"body.*": {"lr": 0.03}})
     rates = {id(each): group.get("lr", 1e-3) for group in groups for each in group["params"]}
@@ -134,7 +134,7 @@ def test_rates_of_encoder_and_head_go_by_their_names(folder: str) -> None:
     assert {rates[id(each)] for each in network.head.parameters()} == {1e-3}
 
 
-def test_the_first_losses_are_as_they_were(folder: str) -> None:
+def test_golden_losses(folder: str) -> None:
     network = drawn(PretrainedText(TEXT, 1, folder=folder, dropout=0.0)).eval()  # without the encoder's dropout
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     batch, losses = notes([4, 2, 9, 0, 5, 3] * 4), []
@@ -147,7 +147,7 @@ def test_the_first_losses_are_as_they_were(folder: str) -> None:
     assert losses == pytest.approx(GOLDEN, abs=1e-3)
 
 
-def test_a_word_anywhere_in_the_text_is_learnt(folder: str) -> None:
+def test_a_word_anywhere_in_the_text_is_learned(folder: str) -> None:
     lengths = [int(length) for length in torch.randint(1, 8, (600,), generator=torch.Generator().manual_seed(1))]
     torch.manual_seed(0)
     network = PretrainedText(TEXT, 1, folder=folder)
@@ -163,7 +163,7 @@ def test_a_word_anywhere_in_the_text_is_learnt(folder: str) -> None:
     assert right.float().mean() > 0.97
 
 
-def test_messages_are_learnt_to_an_artefact_that_needs_neither_transformers_nor_lathe(
+def test_a_run_learns_and_its_artifact_needs_neither_transformers_nor_lathe(
     tmp_path: Path, data_dir: Path, run_here: Callable[..., Path]
 ) -> None:
     lines = (data_dir / "sms_spam" / "sms.tsv").read_text("utf-8").split("\n")[:1600]
@@ -198,52 +198,50 @@ def refused(message: str, spec: InputSpec = TEXT, **settings: object) -> None:
         PretrainedText(spec, 1, **settings)
 
 
-def test_other_columns_than_one_text_are_refused() -> None:
+def test_columns_other_than_one_text_are_refused() -> None:
     refused(
-        "pretrained_text takes texts alone, and there are numbers, texts and images: choose model=fusion, or leave"
-        " columns out with data.columns='{size: drop, photo: drop}'.",
+        "pretrained_text supports only texts, but there are numbers, texts and images: use model=fusion, or drop"
+        " columns with data.columns='{size: drop, photo: drop}'.",
         MIXED,
         folder="there",
     )
     two = InputSpec(texts=(TextSpec("a", (), ()), TextSpec("b", (), ())))
     refused(
-        "pretrained_text takes one column of texts, and there are a, b: leave out all but one, as with"
-        " data.columns='{b: drop}', or choose model=text_transformer, fusion or mlp.",
+        "pretrained_text supports one text column, but there are a, b: drop all but one, for example with"
+        " data.columns='{b: drop}', or use model=text_transformer, fusion or mlp.",
         two,
         folder="there",
     )
 
 
-def test_settings_that_cannot_be_are_refused(folder: str) -> None:
+def test_invalid_settings_are_refused(folder: str) -> None:
     refused("folder: pretrained_text needs the folder of an encoder: set data.wordpiece=DIR.", folder=None)
-    refused("folder=there: there is no such folder.", folder="there")
-    refused("pooling='max': choose mean or first.", folder=folder, pooling="max")
-    refused("freeze=3: must be true, false, or a number of layers up to 2.", folder=folder, freeze=3)
-    refused(f"max_length=129: must be from 3 to 128, the most that {folder} can read.", folder=folder, max_length=129)
+    refused("folder=there: no such folder.", folder="there")
+    refused("pooling='max': must be mean or first.", folder=folder, pooling="max")
+    refused("freeze=3: must be true, false or a number of layers up to 2.", folder=folder, freeze=3)
+    refused("max_length=129: must be from 3 to 128, the maximum of this encoder.", folder=folder, max_length=129)
 
 
-def test_a_folder_that_does_not_fit_is_refused(folder: str, tmp_path: Path) -> None:
+def test_an_unsuitable_folder_is_refused(folder: str, tmp_path: Path) -> None:
     spec = InputSpec(texts=(TextSpec("note", ("good", "bad"), (1.0, 1.0)),))
     refused(
-        f"folder={folder}: the tokens of 'note' are not this encoder's: set data.wordpiece to its folder.",
+        f"folder={folder}: the tokens of 'note' are not those of this encoder: set data.wordpiece to its folder.",
         spec,
         folder=folder,
     )
     bare = write_tokenizer(tmp_path / "bare", TOKENS)
-    with pytest.raises(ValueError, match=rf"^folder={bare}: holds no encoder that transformers can load: \w+: "):
+    with pytest.raises(ValueError, match=rf"^folder={bare}: has no encoder that transformers can load: \w+: "):
         PretrainedText(TEXT, 1, folder=str(bare))
     other = write_encoder(tmp_path / "other", TOKENS)
     weights = write_encoder(tmp_path / "weights", TOKENS, num_hidden_layers=1, intermediate_size=48)
     (weights / "model.safetensors").rename(other / "model.safetensors")
-    with pytest.raises(ValueError, match=r"its weights are of another network than its config\.json says: ") as raised:
+    with pytest.raises(ValueError, match=r"its weights do not match its config\.json: ") as raised:
         PretrainedText(TEXT, 1, folder=str(other))
     assert "encoder.layer.0.intermediate.dense.weight (48, 32) instead of (64, 32)" in str(raised.value)
     assert str(raised.value).endswith("and 14 more.")
 
 
-def test_where_transformers_is_absent_the_message_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_transformers_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     refused(
         "pretrained_text needs transformers, which is not installed: uv sync --extra text, or"

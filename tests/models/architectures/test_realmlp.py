@@ -1,4 +1,4 @@
-"""RealMLP: its start from data, its parts, and what it learns."""
+"""RealMLP: initialization from data, layers, parameter groups and learning."""
 
 import functools
 from dataclasses import replace
@@ -38,18 +38,18 @@ def started(task: Task, spec: InputSpec = BENT, dropout: float = 0.15) -> RealML
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: Task) -> None:
+def test_all_parameters_have_gradients_and_torchscript_agrees(task: Task) -> None:
     network, batch = started(task), rows(task, 400, seed=1)
     check_trains_and_scripts(network, batch, (400, 2, target(task).outputs))
 
 
-def test_units_have_deviation_one_at_the_start_and_bend_inside_the_data() -> None:
+def test_units_start_with_unit_deviation_and_zeros_inside_the_data() -> None:
     network = started("multiclass").eval()
     seen: list[torch.Tensor] = []
     for layer in network.layers:
         if isinstance(layer, NTKLinear):
             layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.detach()))
-    network(rows("multiclass", 500))  # those that it started from
+    network(rows("multiclass", 500))  # the rows of the start
     assert [tuple(values.shape) for values in seen] == [(2, 500, 16), (2, 500, 16), (2, 500, 3)]
     for values in seen:
         torch.testing.assert_close(values.std(1), torch.ones(2, values.shape[2]), rtol=0, atol=0.1)
@@ -57,7 +57,7 @@ def test_units_have_deviation_one_at_the_start_and_bend_inside_the_data() -> Non
         assert (values < 0).any(1).all()
 
 
-def test_a_unit_whose_inputs_never_change_keeps_its_weights_and_starts_at_zero() -> None:
+def test_a_unit_with_constant_inputs_keeps_its_weights_and_starts_at_zero() -> None:
     torch.manual_seed(0)
     layer = NTKLinear(2, 3, 4)
     before = layer.weight.detach().clone()
@@ -67,14 +67,14 @@ def test_a_unit_whose_inputs_never_change_keeps_its_weights_and_starts_at_zero()
     torch.testing.assert_close(layer(torch.ones(2, 2, 3)).detach(), torch.zeros(2, 2, 4), rtol=0, atol=1e-6)
 
 
-def test_the_size_of_what_a_layer_gives_does_not_hang_on_its_width() -> None:
+def test_the_scale_of_outputs_does_not_depend_on_the_width() -> None:
     torch.manual_seed(0)
     for width in (10, 1000):
         output = NTKLinear(1, width, 2000)(torch.ones(1, 1, width)).detach()
         assert float(output.std()) == pytest.approx(1, rel=0.05)
 
 
-def test_members_share_nothing_but_the_columns() -> None:
+def test_members_share_only_the_encoded_columns() -> None:
     network, batch = started("binary", dropout=0.0).eval(), rows("binary", 20)
     before = network(batch).detach()
     with torch.no_grad():
@@ -91,14 +91,14 @@ def test_there_is_at_least_one_member() -> None:
         RealMLP(INPUTS, 1, members=0)
 
 
-def test_the_share_of_an_activation_leads_from_none_of_it_to_all() -> None:
+def test_the_share_interpolates_between_identity_and_activation() -> None:
     part, x = PartActivation("relu", 1, 3), torch.tensor([[[-1.0, -1.0, -1.0]]])
     part.share.data = torch.tensor([[[0.0, 0.25, 1.0]]])
     assert part(x).tolist() == [[[-1.0, -0.75, 0.0]]]
 
 
-@pytest.mark.parametrize("spec", [BENT, INPUTS], ids=["numbers", "nothing to bend"])
-def test_the_recipes_groups_match_what_they_mean_and_scale_and_shares_are_spared(spec: InputSpec) -> None:
+@pytest.mark.parametrize("spec", [BENT, INPUTS], ids=["numbers", "no edges"])
+def test_the_recipe_has_matching_groups_and_scales_have_no_weight_decay(spec: InputSpec) -> None:
     network = started("binary", spec)
     weights = {id(weight) for weight in split_parameters(network)[0]}
     decayed = {name for name, weight in network.named_parameters() if id(weight) in weights}
@@ -115,14 +115,14 @@ def test_the_recipes_groups_match_what_they_mean_and_scale_and_shares_are_spared
     }
 
 
-def test_texts_and_images_may_be_among_the_columns() -> None:
+def test_text_and_image_columns_are_supported() -> None:
     network = small(MIXED, 2)
     start(network, mixed_rows(20))
     network.eval()
     torch.testing.assert_close(script(network)(mixed_rows(6)), network(mixed_rows(6)))
 
 
-def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
+def test_the_config_equals_the_defaults_of_the_code() -> None:
     shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "realmlp.yaml"), spec=INPUTS, outputs=2)
     assert str(shipped) == str(RealMLP(INPUTS, 2))
 
@@ -134,6 +134,6 @@ def test_a_known_function_is_learned(task: Task, metric: str, least: float) -> N
     assert float(trainer.callback_metrics[f"val/{metric}"]) > least
 
 
-def test_the_loss_after_some_steps_is_as_it_was() -> None:
+def test_golden_loss() -> None:
     trainer = fit(build("binary", network=started("binary")), rows("binary", 256), epochs=3)
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(0.55028, abs=1e-4)

@@ -1,4 +1,4 @@
-"""TabM: its members, what they share, and which of them stay."""
+"""TabM: differences between members, averaging, losses, and selection of members."""
 
 import functools
 from typing import Literal
@@ -8,9 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 from datamodules.schema import Task
-from models.architectures.tabm import TabM, choose_members
+from models.architectures.tabm import TabM
 from models.layers.tabular_embedding import TabularEmbedding
 from models.training import losses
+from models.training.members import choose_members
 from models.training.prediction_head import PredictionHead, combine
 from tests.conftest import ROOT
 from tests.models.problems import INPUTS, MIXED, build, check_trains_and_scripts, fit, mixed_rows, rows, script, target
@@ -23,9 +24,7 @@ small = functools.partial(TabM, INPUTS, members=4, hidden=(8, 8))
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("task", TASKS)
-def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(
-    task: Task, variant: Literal["mini", "full"]
-) -> None:
+def test_all_parameters_have_gradients_and_torchscript_agrees(task: Task, variant: Literal["mini", "full"]) -> None:
     torch.manual_seed(0)
     spec, batch = target(task), rows(task, 40)
     network = small(outputs=spec.outputs, variant=variant)
@@ -35,7 +34,7 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_members_differ_from_the_start_and_columns_are_scaled_whole(variant: Literal["mini", "full"]) -> None:
+def test_members_differ_initially_with_one_scale_per_column(variant: Literal["mini", "full"]) -> None:
     torch.manual_seed(0)
     network = small(outputs=1, variant=variant).eval()
     views = network.views if variant == "mini" else network.layers[0].before
@@ -43,12 +42,12 @@ def test_members_differ_from_the_start_and_columns_are_scaled_whole(variant: Lit
     first = sum(network.inputs.sizes[:narrow])
     block = views.scale[:, first : first + 5]
     assert torch.equal(block, block[:, :1].expand(4, 5))
-    assert views.scale.abs().eq(1).all()  # without vectors of numbers the factors are signs
+    assert views.scale.abs().eq(1).all()  # without embedded numbers the factors are signs
     hidden = network.layers(network.views(network.inputs(rows("binary", 8)).unsqueeze(1)))
     assert (hidden[:, 0] != hidden[:, 1]).any()
 
 
-def test_the_answer_is_the_mean_of_the_members_probabilities() -> None:
+def test_the_prediction_is_the_mean_of_the_members_probabilities() -> None:
     output = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0)) * 4
     answers = PredictionHead(target("multiclass"))(output)
     torch.testing.assert_close(answers, torch.softmax(output, 2).mean(1))
@@ -58,7 +57,7 @@ def test_the_answer_is_the_mean_of_the_members_probabilities() -> None:
     torch.testing.assert_close(values, output[:, :, 0].mean(1) * 8 + 50)
 
 
-def test_what_is_minimised_is_the_mean_of_the_members_losses() -> None:
+def test_the_training_loss_is_the_mean_of_the_members_losses() -> None:
     module = build(
         "multiclass",
         network=small(outputs=3, dropout=0.0, inputs=functools.partial(TabularEmbedding, unknown_rate=0.0)),
@@ -72,7 +71,7 @@ def test_what_is_minimised_is_the_mean_of_the_members_losses() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_members_that_stay_answer_as_before(task: Task, variant: Literal["mini", "full"]) -> None:
+def test_selected_members_keep_their_outputs(task: Task, variant: Literal["mini", "full"]) -> None:
     torch.manual_seed(0)
     spec, batch = target(task), rows(task, 50)
     network = small(outputs=spec.outputs, variant=variant).eval()
@@ -82,7 +81,7 @@ def test_the_members_that_stay_answer_as_before(task: Task, variant: Literal["mi
     torch.testing.assert_close(network(batch), output[:, chosen])
 
 
-def test_members_are_chosen_one_after_another_by_the_loss_of_their_mean() -> None:
+def test_members_are_chosen_greedily_by_the_loss_of_their_mean() -> None:
     truth = torch.zeros(3)
     output = torch.tensor([[3.0, 1.0, -2.5, -0.9]]).expand(3, 4).unsqueeze(2)
     spec = target("regression")
@@ -91,17 +90,17 @@ def test_members_are_chosen_one_after_another_by_the_loss_of_their_mean() -> Non
     assert choose_members(output, truth, losses.MSE(spec), "regression", 4) == [0, 1, 2, 3]
 
 
-def test_more_members_cannot_stay_than_there_are() -> None:
+def test_keep_must_not_exceed_members() -> None:
     with pytest.raises(ValueError, match=r"^model.keep=5: must be from 1 to the 4 of model.members, or null.$"):
         small(outputs=1, keep=5)
 
 
-def test_texts_and_images_may_be_among_the_columns() -> None:
+def test_text_and_image_columns_are_supported() -> None:
     network = TabM(MIXED, 2, members=3, hidden=(8,)).eval()
     torch.testing.assert_close(script(network)(mixed_rows(6)), network(mixed_rows(6)))
 
 
-def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
+def test_the_config_equals_the_defaults_of_the_code() -> None:
     shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "tabm.yaml"), spec=INPUTS, outputs=2)
     assert str(shipped) == str(TabM(INPUTS, 2))
 
@@ -115,7 +114,7 @@ def test_a_known_function_is_learned(task: Task, metric: str, least: float, vari
     assert float(trainer.callback_metrics[f"val/{metric}"]) > least
 
 
-def test_the_loss_after_some_steps_is_as_it_was() -> None:
+def test_golden_loss() -> None:
     torch.manual_seed(0)
     module = build("binary", network=small(outputs=1))
     trainer = fit(module, rows("binary", 256), epochs=3)

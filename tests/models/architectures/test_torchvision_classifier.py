@@ -1,4 +1,4 @@
-"""Networks of torchvision: any by name, in TorchScript as in training, from weights, with frozen parts; refusals."""
+"""Networks of torchvision: TorchScript, learning, pretrained weights, frozen submodules and errors."""
 
 import functools
 import logging
@@ -52,8 +52,8 @@ def checkpoint(path: Path, network: nn.Module) -> str:
 
 
 @pytest.fixture
-def lively() -> nn.Module:
-    """A network as torchvision has it, whose norms are not as drawn."""
+def source_network() -> nn.Module:
+    """A network of torchvision with norm statistics from data."""
     torch.manual_seed(1)
     network: nn.Module = models.get_model(SMALL, num_classes=5)
     network(torch.randn(4, 3, 32, 32))
@@ -70,15 +70,15 @@ def lively() -> nn.Module:
         ("vit_b_32", (3, 64, 64), 3),
     ],
 )
-def test_answers_gradients_and_torchscript(name: str, shape: tuple[int, int, int], outputs: int) -> None:
+def test_outputs_gradients_and_torchscript(name: str, shape: tuple[int, int, int], outputs: int) -> None:
     torch.manual_seed(0)
     network = TorchvisionClassifier(spec(shape), outputs, name=name, dropout=0.2)
     batch = pixels(4, *shape)
     network(batch).square().sum().backward()
     assert [name for name, each in network.named_parameters() if each.grad is None] == []
-    assert network(pixels(1, *shape)).shape == (1, outputs)  # a last batch may be of one row
+    assert network(pixels(1, *shape)).shape == (1, outputs)  # the last batch may have one row
     network.eval()
-    nn.init.normal_(network.head.weight)  # some start at zero
+    nn.init.normal_(network.head.weight)  # some are initially zero
     with torch.no_grad():
         answers = network(batch)
         assert answers.shape == (4, outputs)
@@ -92,14 +92,14 @@ def test_answers_gradients_and_torchscript(name: str, shape: tuple[int, int, int
 )
 def test_other_families_have_a_head_for_the_target(name: str) -> None:
     assert name in networks()
-    with torch.device("meta"):  # nothing is computed
+    with torch.device("meta"):  # without computation
         network = TorchvisionClassifier(spec((3, 224, 224)), 3, name=name)
         assert network.head.out_features == 3
         assert network({"images.photo 0": torch.zeros(2, 3, 224, 224).byte()}).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision"])
-def test_the_shipped_settings_are_the_defaults_of_the_code(name: str) -> None:
+def test_the_config_equals_the_defaults_of_the_code(name: str) -> None:
     settings = OmegaConf.load(ROOT / "conf" / "model" / "torchvision.yaml")
     settings = OmegaConf.merge(settings, {"name": "resnet18"} if name == "torchvision" else shipped(name))
     built = instantiate(settings, spec=spec((1, 8, 8)), outputs=2)
@@ -133,7 +133,7 @@ def test_digits_are_learned() -> None:
     assert float((answers == target[1400:]).float().mean()) > 0.8
 
 
-def test_the_stem_goes_by_the_size_of_the_images_and_by_the_weights(tmp_path: Path) -> None:
+def test_the_stem_depends_on_image_size_and_weights(tmp_path: Path) -> None:
     def stem(size: int, **settings: Any) -> tuple[int, bool]:
         body = TorchvisionClassifier(spec((3, size, size)), 2, name="resnet18", **settings).body
         return body.conv1.kernel_size[0], isinstance(body.maxpool, nn.MaxPool2d)
@@ -146,25 +146,27 @@ def test_the_stem_goes_by_the_size_of_the_images_and_by_the_weights(tmp_path: Pa
     assert stem(32, weights=saved(tmp_path / "a.pth", models.resnet18(num_classes=2))) == standard
     trained = TorchvisionClassifier(spec((3, 32, 32)), 2, name="resnet18")
     assert stem(64, weights=checkpoint(tmp_path / "a.ckpt", trained)) == small
-    with pytest.raises(ValueError, match=f"^stem=small is for resnets, and {SMALL} is none: set model.stem=auto.$"):
+    with pytest.raises(ValueError, match=f"^stem=small is only for resnets, not for {SMALL}: set model.stem=auto.$"):
         TorchvisionClassifier(spec((3, 32, 32)), 2, name=SMALL, stem="small")
 
 
-def test_weights_of_torchvision_give_its_answers_to_images_in_its_colours(tmp_path: Path, lively: nn.Module) -> None:
-    network = TorchvisionClassifier(spec((3, 32, 32)), 5, name=SMALL, weights=saved(tmp_path / "a.pth", lively)).eval()
+def test_pretrained_weights_give_the_outputs_of_torchvision(tmp_path: Path, source_network: nn.Module) -> None:
+    network = TorchvisionClassifier(
+        spec((3, 32, 32)), 5, name=SMALL, weights=saved(tmp_path / "a.pth", source_network)
+    ).eval()
     batch = pixels(4, 3, 32, 32)
     mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     with torch.no_grad():
-        expected = lively((batch["images.photo 0"] / 255 - mean) / deviation)
+        expected = source_network((batch["images.photo 0"] / 255 - mean) / deviation)
         torch.testing.assert_close(network(batch), expected, rtol=1e-4, atol=1e-4)
-    # A grey image is one whose three colours are the same.
-    grey = TorchvisionClassifier(spec((1, 32, 32)), 5, name=SMALL, weights=str(tmp_path / "a.pth")).eval()
+    # A gray image has three equal channels.
+    gray = TorchvisionClassifier(spec((1, 32, 32)), 5, name=SMALL, weights=str(tmp_path / "a.pth")).eval()
     batch = pixels(4, 1, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(grey(batch), network({k: each.repeat(1, 3, 1, 1) for k, each in batch.items()}))
+        torch.testing.assert_close(gray(batch), network({k: each.repeat(1, 3, 1, 1) for k, each in batch.items()}))
 
 
-def test_a_checkpoint_is_gone_on_from_in_its_own_colours(tmp_path: Path) -> None:
+def test_weights_of_a_checkpoint_keep_their_standardization(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = InputSpec(images=(ImageSpec("photo 0", (1, 32, 32), (0.2,), (0.4,)),))
     trained = TorchvisionClassifier(first, 3, name=SMALL).eval()
@@ -175,7 +177,7 @@ def test_a_checkpoint_is_gone_on_from_in_its_own_colours(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", [saved, checkpoint])
-def test_a_head_for_other_answers_is_drawn_anew_and_said(
+def test_a_head_with_other_outputs_is_replaced_and_logged(
     tmp_path: Path, form: Callable[[Path, nn.Module], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     source = models.get_model(SMALL, num_classes=9)
@@ -184,16 +186,14 @@ def test_a_head_for_other_answers_is_drawn_anew_and_said(
     path = form(tmp_path / "a.pt", source)
     with caplog.at_level(logging.INFO):
         network = TorchvisionClassifier(spec((3, 32, 32)), 2, name=SMALL, weights=path)
-    assert caplog.messages == [
-        f"weights={path}: their head is for another number of answers than this target, so a new one is trained"
-    ]
+    assert caplog.messages == [f"weights={path}: its head has another number of outputs, so a new head is trained"]
     assert network.head.out_features == 2
     body = source.body if form is checkpoint else source
     for name, values in network.body.state_dict().items():
         assert torch.equal(values, body.state_dict()[name]), name
 
 
-def test_weights_of_another_network_are_refused_with_names_and_shapes(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", models.densenet121(num_classes=2))
     with pytest.raises(ValueError, match="do not fit resnet18") as caught:
         TorchvisionClassifier(spec((3, 32, 32)), 2, name="resnet18", weights=path)
@@ -204,7 +204,7 @@ def test_weights_of_another_network_are_refused_with_names_and_shapes(tmp_path: 
     assert re.fullmatch(r"  \d+ unexpected: classifier\.bias, classifier\.weight, .* and \d+ more", unexpected)
 
 
-def test_names_of_older_files_are_read(tmp_path: Path) -> None:
+def test_parameter_names_of_older_versions_are_converted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = models.densenet121(num_classes=2)
     old = {
@@ -222,26 +222,27 @@ def test_names_of_older_files_are_read(tmp_path: Path) -> None:
     )
 
 
-def test_torchvisions_own_weights_are_taken_from_its_folder_or_said_to_be_out_of_reach(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lively: nn.Module
+def test_default_weights_are_read_from_the_cache_or_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source_network: nn.Module
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody answers there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a closed port
     path = tmp_path / "hub" / "checkpoints" / "mobilenet_v3_small-047dcff4.pth"
     message = (
-        r"weights=default: https://download\.pytorch\.org/models/mobilenet_v3_small-047dcff4\.pth could not be fetched"
-        rf" \(.+\)\. Fetch it elsewhere and put it at {re.escape(str(path))}, or give a file by model\.weights=FILE\."
+        r"weights=default: cannot download https://download\.pytorch\.org/models/mobilenet_v3_small-047dcff4\.pth"
+        rf" \(.+\)\. Download it elsewhere and copy it to {re.escape(str(path))}, or use a file with"
+        r" model\.weights=FILE\."
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
         TorchvisionClassifier(spec((3, 32, 32)), 5, name=SMALL, weights="default")
     assert list(path.parent.iterdir()) == []
-    saved(path, lively)
+    saved(path, source_network)
     network = TorchvisionClassifier(spec((3, 32, 32)), 5, name=SMALL, weights="default")
-    assert torch.equal(network.head.weight, lively.classifier[3].weight)
+    assert torch.equal(network.head.weight, source_network.classifier[3].weight)
 
 
-def test_frozen_parts_stay_as_they_are_and_the_others_learn(tmp_path: Path) -> None:
+def test_frozen_submodules_do_not_change_and_others_do(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", models.resnet18(num_classes=2))
     frozen = ["conv1", "bn1", "layer1", "layer2.0"]
     network = TorchvisionClassifier(spec((3, 64, 64)), 2, name="resnet18", weights=path, freeze=frozen)
@@ -255,7 +256,7 @@ def test_frozen_parts_stay_as_they_are_and_the_others_learn(tmp_path: Path) -> N
     before = {name: values.clone() for name, values in network.state_dict().items()}
     optimizer = torch.optim.AdamW(groups)
     network.eval()
-    network.train()  # as a trainer does after validation
+    network.train()  # as after validation
     network(pixels(4, 3, 64, 64)).square().sum().backward()
     optimizer.step()
     for name, values in network.state_dict().items():
@@ -263,7 +264,7 @@ def test_frozen_parts_stay_as_they_are_and_the_others_learn(tmp_path: Path) -> N
         assert changed == (not name.startswith((*prefixes, "pixels."))), name
 
 
-def test_the_shipped_recipe_moves_the_body_slower_than_the_head(tmp_path: Path) -> None:
+def test_the_recipe_has_a_smaller_learning_rate_for_the_body(tmp_path: Path) -> None:
     recipe: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / "finetune.yaml"))
     path = saved(tmp_path / "a.pth", models.resnet18(num_classes=2))
     settings = recipe["model"] | {"weights": path}
@@ -278,9 +279,7 @@ def test_the_shipped_recipe_moves_the_body_slower_than_the_head(tmp_path: Path) 
     assert id(network.body.layer1[0].conv1.weight) not in rates
 
 
-def test_photographs_are_learned_from_the_weights_of_a_run_and_exported(
-    tmp_path: Path, run_here: Callable[..., Path]
-) -> None:
+def test_a_run_is_fine_tuned_from_another_run_and_exported(tmp_path: Path, run_here: Callable[..., Path]) -> None:
     for label, shade in (("dark", 60), ("light", 180)):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for index in range(20):
@@ -319,47 +318,50 @@ def test_photographs_are_learned_from_the_weights_of_a_run_and_exported(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "resnet19"}, "name='resnet19' is no classification network of torchvision: did you mean 'resnet18'?"),
+        (
+            {"name": "resnet19"},
+            "name='resnet19' is not a classification network of torchvision: did you mean 'resnet18'?",
+        ),
         (
             {"name": "googlenet"},
-            "name=googlenet does not fit: it gives several answers in training. Choose another network, such as"
+            "name=googlenet is not supported: it has several outputs in training. Use another network, such as"
             " resnet18.",
         ),
         (
             {"name": "resnet18", "freeze": ["layer1"]},
-            "freeze: without weights it would keep layers as they were drawn; set model.weights.",
+            "freeze: without weights it would freeze random layers; set model.weights.",
         ),
         (
             {"name": "vgg11"},
-            "vgg11 takes no images of 16 x 16 pixels: set data.image_size=224. (Given input size: (512x1x1). Calculated"
-            " output size: (512x0x0). Output size is too small)",
+            "vgg11 does not support images of 16 x 16 pixels: set data.image_size=224. (Given input size: (512x1x1)."
+            " Calculated output size: (512x0x0). Output size is too small)",
         ),
         (
             {"name": "vit_b_32"},
-            "vit_b_32 takes no images of 16 x 16 pixels: set data.image_size=224. (Input shape indivisible by patch"
-            " size!)",
+            "vit_b_32 does not support images of 16 x 16 pixels: set data.image_size=224. (Input shape indivisible by"
+            " patch size!)",
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TorchvisionClassifier(spec((3, 16, 16)), 2, **settings)
 
 
-def test_parts_that_there_are_not_are_refused(tmp_path: Path) -> None:
+def test_unknown_submodules_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", models.resnet18(num_classes=2))
     message = (
-        "freeze: resnet18 has no part 'stage1'; it has conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4,"
-        " avgpool, fc, and parts of those, such as layer1.0."
+        "freeze: resnet18 has no submodule 'stage1'; it has conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4,"
+        " avgpool, fc, and their submodules, such as layer1.0."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TorchvisionClassifier(spec((3, 64, 64)), 2, name="resnet18", weights=path, freeze=["conv1", "stage1"])
 
 
 def test_other_columns_are_refused() -> None:
-    message = "resnet18 takes images alone, and there are numbers, texts and images: choose model=fusion,"
+    message = "resnet18 supports only images, but there are numbers, texts and images: use model=fusion,"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         TorchvisionClassifier(MIXED, 1, name="resnet18")
-    message = "resnet18 takes one column of images, and there are 2: choose model=fusion."
+    message = "resnet18 supports one image column, but there are 2: use model=fusion."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TorchvisionClassifier(spec((3, 32, 32), (1, 32, 32)), 1, name="resnet18")

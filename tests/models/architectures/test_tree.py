@@ -1,4 +1,4 @@
-"""Soft trees: entmax, shapes, TorchScript, the start on data, learning; and the hard trees that they become."""
+"""Soft trees: entmax, TorchScript, initialization from data, learning, and conversion to hard trees."""
 
 import re
 
@@ -30,7 +30,7 @@ def by_bisection(scores: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 30.0])
-def test_entmax_is_what_its_definition_says_and_has_its_gradient(spread: float) -> None:
+def test_entmax_equals_its_definition_and_has_exact_gradients(spread: float) -> None:
     torch.manual_seed(0)
     scores = (spread * torch.randn(40, 9, dtype=torch.float64)).requires_grad_()
     weights = entmax15(scores)
@@ -38,7 +38,7 @@ def test_entmax_is_what_its_definition_says_and_has_its_gradient(spread: float) 
     torch.testing.assert_close(script(Entmax())(scores), weights)
     if spread == 30.0:
         assert (weights == 0).float().mean() > 0.8
-    if spread > 0:  # where all are equal it has a kink
+    if spread > 0:  # not differentiable where all scores are equal
         assert torch.autograd.gradcheck(entmax15, (scores[:4].detach().requires_grad_(),))
 
 
@@ -61,7 +61,7 @@ class Entmax(nn.Module):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: Task) -> None:
+def test_all_parameters_have_gradients_and_torchscript_agrees(task: Task) -> None:
     torch.manual_seed(0)
     outputs = target(task).outputs
     network, batch = Tree(INPUTS, outputs, trees=5, depth=3), rows(task, 40)
@@ -69,15 +69,15 @@ def test_gradients_reach_every_parameter_and_torchscript_answers_the_same(task: 
     check_trains_and_scripts(network, batch, (40, outputs))
 
 
-def test_trees_that_are_looked_at_one_by_one_give_the_same_mean() -> None:
+def test_trees_in_chunks_give_the_same_output() -> None:
     torch.manual_seed(0)
     network, batch = Tree(INPUTS, 2, trees=7, depth=2).eval(), rows("binary", 20)
     together = network(batch)
-    network.at_once = 3
+    network.chunk_trees = 3
     torch.testing.assert_close(network(batch), together)
 
 
-def test_a_leaf_stands_for_the_answers_that_are_its_digits() -> None:
+def test_the_digits_of_a_leaf_index_are_its_split_results() -> None:
     gates = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]])
     assert leaf_weights(gates).argmax(2).tolist() == [[0b101, 0b011]]
     soft = leaf_weights(torch.rand(9, 4, 5))
@@ -85,7 +85,7 @@ def test_a_leaf_stands_for_the_answers_that_are_its_digits() -> None:
     torch.testing.assert_close(soft.sum(2), torch.ones(9, 4))
 
 
-def test_a_row_gets_the_mean_of_its_leaves_responses() -> None:
+def test_the_output_is_the_mean_of_the_leaf_responses() -> None:
     network = Tree(InputSpec(numbers=("a", "b")), 1, trees=2, depth=1)
     with torch.no_grad():
         network.gates.choice.copy_(torch.tensor([[[9.0, 0.0]], [[0.0, 9.0]]]))
@@ -95,27 +95,27 @@ def test_a_row_gets_the_mean_of_its_leaves_responses() -> None:
     torch.testing.assert_close(answers, torch.tensor([[(3 + 10) / 2], [(1 + 30) / 2]]))
 
 
-def test_the_start_puts_thresholds_among_the_rows_and_the_rows_where_gates_have_a_slope() -> None:
+def test_the_start_sets_thresholds_and_temperatures_from_the_rows() -> None:
     torch.manual_seed(0)
     network, batch = Tree(INPUTS, 1, trees=50, depth=4), rows("binary", 2000)
     batch["numbers"][:, :3] = 100 * batch["numbers"][:, :3] + 5
     start(network, batch)
     gates = network.gates(network.eval().inputs(batch))
     share = (gates > 0.5).float().mean(0).flatten()
-    # A random quantile: on average half of the rows are above it, and all shares come up.
+    # Thresholds are random quantiles: the shares of rows above them are uniformly distributed.
     assert float(share.mean()) == pytest.approx(0.5, abs=0.07)
     assert float(share.std()) == pytest.approx(12**-0.5, abs=0.06)
     assert float(((gates > 0) & (gates < 1)).float().mean()) > 0.95
 
 
-def test_weight_decay_spares_what_splits() -> None:
+def test_gates_have_no_weight_decay() -> None:
     network = Tree(INPUTS, 1, trees=2, depth=2)
     weights, others = split_parameters(network)
     assert [id(weight) for weight in weights] == [id(network.responses)]
     assert len(others) == 3
 
 
-def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
+def test_the_config_equals_the_defaults_of_the_code() -> None:
     torch.manual_seed(0)
     shipped = instantiate(OmegaConf.load(ROOT / "conf" / "model" / "tree.yaml"), spec=INPUTS, outputs=2)
     torch.manual_seed(0)
@@ -126,15 +126,15 @@ def test_the_shipped_settings_are_the_defaults_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("setting", ["trees", "depth"])
-def test_a_tree_has_one_question_at_least(setting: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(f'model.{setting}=0: must be 1 or more.')}$"):
+def test_trees_and_depth_are_at_least_1(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'model.{setting}=0: must be at least 1.')}$"):
         Tree(INPUTS, 1, **{setting: 0})
 
 
 def test_texts_are_refused() -> None:
     message = (
-        "tree takes numbers and categories alone, and there are numbers and texts: choose model=mlp, linear,"
-        " tabm, realmlp, resnet, ft_transformer or text_transformer, or leave columns out with"
+        "tree supports only numbers and categories, but there are numbers and texts: use model=mlp, linear,"
+        " tabm, realmlp, resnet, ft_transformer or text_transformer, or drop columns with"
         " data.columns='{t: drop}'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -150,7 +150,7 @@ def test_a_known_function_is_learned(task: Task, metric: str, least: float) -> N
     assert float(trainer.callback_metrics[f"val/{metric}"]) > least
 
 
-def test_the_loss_after_some_steps_is_as_it_was() -> None:
+def test_golden_loss() -> None:
     torch.manual_seed(0)
     network, train = Tree(INPUTS, 1, trees=8, depth=3), rows("binary", 256)
     start(network, train)
@@ -159,7 +159,7 @@ def test_the_loss_after_some_steps_is_as_it_was() -> None:
 
 
 def sharp(trees: int, depth: int, width: int) -> Tree:
-    """Trees that are all but hard: each level looks at one input, and its gate is steep."""
+    """Almost hard trees: each level uses one input, and its gate is steep."""
     network = Tree(InputSpec(numbers=tuple(f"x{i}" for i in range(width))), 2, trees=trees, depth=depth)
     with torch.no_grad():
         network.gates.choice.copy_(9.0 * nn.functional.one_hot(torch.randint(width, (trees, depth)), width))
@@ -174,7 +174,7 @@ def test_trees_that_are_hard_stay_what_they_are() -> None:
     hard, distance = harden(network, x)
     assert distance < 1e-3
     assert torch.equal(hard.column, network.gates.choice.argmax(2))
-    torch.testing.assert_close(hard.sum_of(hard.leaves(x)), network({"numbers": x}), rtol=0, atol=1e-4)
+    torch.testing.assert_close(hard.output(hard.leaves(x)), network({"numbers": x}), rtol=0, atol=1e-4)
     torch.testing.assert_close(hard.threshold, network.gates.threshold.detach(), rtol=0, atol=0.05)
 
 
@@ -198,7 +198,7 @@ def test_a_soft_gate_becomes_the_question_that_is_nearest_to_it() -> None:
     assert distance == pytest.approx(sum(least) / len(least), abs=1e-6)
 
 
-def test_a_threshold_between_neighbouring_floats_parts_them() -> None:
+def test_a_threshold_separates_adjacent_floats() -> None:
     one = torch.tensor(1.0)
     x = torch.stack([one, one.nextafter(torch.tensor(2.0))]).repeat(10)[:, None]
     network = Tree(InputSpec(numbers=("a",)), 1, trees=1, depth=1)
@@ -217,12 +217,12 @@ def logistic(output: Tensor, truth: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(output[:, 0], truth)
 
 
-def test_fitting_the_leaves_anew_finds_the_least_loss() -> None:
+def test_refitting_the_leaves_minimizes_the_loss() -> None:
     hard, leaves, truth = some_trees()
     fitted = refit(hard, leaves, truth, logistic, penalty=1.0)
-    assert logistic(fitted.sum_of(leaves), truth) < logistic(hard.sum_of(leaves), truth)
+    assert logistic(fitted.output(leaves), truth) < logistic(hard.output(leaves), truth)
     responses, bias = fitted.responses.clone().requires_grad_(), fitted.bias.clone().requires_grad_()
-    loss = logistic(HardTrees(hard.column, hard.threshold, responses, bias).sum_of(leaves), truth)
+    loss = logistic(HardTrees(hard.column, hard.threshold, responses, bias).output(leaves), truth)
     loss = loss + 0.5 / 400 * (responses - hard.responses).square().sum()
     for gradient in torch.autograd.grad(loss, [responses, bias]):
         assert gradient.abs().max() < 1e-4
@@ -230,14 +230,14 @@ def test_fitting_the_leaves_anew_finds_the_least_loss() -> None:
     torch.testing.assert_close(still.responses, hard.responses, rtol=0, atol=1e-2)
 
 
-def test_branches_that_no_row_takes_have_one_response() -> None:
+def test_branches_without_rows_have_a_single_response() -> None:
     hard = HardTrees(torch.zeros(1, 3).long(), torch.zeros(1, 3), torch.arange(8.0).view(1, 8, 1), torch.zeros(1))
     pruned = prune(hard, torch.tensor([[0, 0, 0, 0, 5, 0, 0, 0]]))
     assert pruned.responses.flatten().tolist() == [1.5, 1.5, 1.5, 1.5, 4.0, 5.0, 6.5, 6.5]
     assert prune(hard, torch.ones(1, 8)).responses.equal(hard.responses)
 
 
-def test_rows_are_counted_in_each_leaf_of_each_tree() -> None:
+def test_rows_are_counted_per_leaf() -> None:
     hard, leaves, _ = some_trees()
-    counts = hard.rows_in(leaves)
+    counts = hard.count_rows(leaves)
     assert counts.tolist() == [[int((leaves[:, tree] == leaf).sum()) for leaf in range(4)] for tree in range(5)]

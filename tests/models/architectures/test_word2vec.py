@@ -1,4 +1,4 @@
-"""Word2Vec: what it counts as pairs, what it learns, what it writes, and the listing of nearest words."""
+"""Word2Vec: its loss, subsampling, learned vectors, written files, and the list of nearest words."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.models import problems
 
 
 def texts(*columns: tuple[str, ...]) -> InputSpec:
-    """Text columns named a, b, ... of these words."""
+    """Text columns named a, b, ... with these words."""
     named = zip("abc", columns, strict=False)
     return InputSpec(texts=tuple(TextSpec(name, words, (1.0,) * len(words)) for name, words in named))
 
@@ -39,12 +39,12 @@ def drawn(rows: int, length: int, shares: list[float]) -> list[list[int]]:
     return tokens
 
 
-def test_the_loss_is_that_of_all_pairs_within_the_window_and_of_noise_by_its_share() -> None:
+def test_the_loss_is_that_of_pairs_within_the_window_and_negative_samples() -> None:
     torch.manual_seed(0)
     network = Word2Vec(texts(tuple("stuvw")), 1, size=4, window=3, negatives=2, subsample=1e9)
     for table in (network.centres, network.contexts):
         nn.init.normal_(table.weight, std=1.5 / SCALE)
-    # Neighbouring rows have other words, so that pairs across them would show.
+    # Adjacent rows have different words, so that pairs across rows would change the loss.
     halves = drawn(40, 9, [0.1, 0.6, 0.3, 0, 0, 0]), drawn(40, 4, [0.1, 0, 0, 0.5, 0.3, 0.1])
     rows = [row for pair in zip(*halves, strict=True) for row in pair]
     network(ragged(rows))  # counts the words
@@ -62,26 +62,26 @@ def test_the_loss_is_that_of_all_pairs_within_the_window_and_of_noise_by_its_sha
         for i, centre in enumerate(known):
             for j, context in enumerate(known):
                 if 0 < abs(i - j) <= 3:
-                    likely = (4 - abs(i - j)) / 3  # as the reach of a word is 1, 2 or 3
+                    likely = (4 - abs(i - j)) / 3  # the window of a word is 1, 2 or 3
                     total += likely * float(F.softplus(-scores[centre, context]) + 2 * noise[centre])
                     weights += likely
     assert float(measured) == pytest.approx(total / weights, rel=0.01)
 
 
-def test_frequent_words_are_taken_by_the_root_of_their_share() -> None:
+def test_frequent_words_are_subsampled() -> None:
     torch.manual_seed(0)
     network = Word2Vec(texts(("often", "seldom", "rare")), 1, size=1, negatives=5, subsample=0.05)
     nn.init.zeros_(network.centres.weight)
     nn.init.ones_(network.contexts.weight)
     network(ragged(drawn(2000, 30, [0, 0.8, 0.18, 0.02]))).backward()
-    # At zero each pair pulls its centre by as much, so the pull tells the share of the pairs.
+    # At zero all pairs have equal gradients, so gradients are proportional to the number of pairs.
     pull = network.centres.weight.grad
     assert pull is not None
     kept = torch.tensor([0, (0.8 * 0.05) ** 0.5, (0.18 * 0.05) ** 0.5, 0.02])
     torch.testing.assert_close(pull[:, 0] / pull.sum(), kept / kept.sum(), rtol=0.06, atol=0)
 
 
-def test_columns_share_their_words_and_ngrams_are_none() -> None:
+def test_columns_share_a_vocabulary_without_ngrams() -> None:
     network = Word2Vec(texts(("oil", "#<oi", "war"), ("peace", "war")), 1)
     assert network.words == ("oil", "war", "peace")
     batch = ragged([[1, 2, 3], [0]]) | ragged([[2], [1, 2]], "b")
@@ -91,7 +91,7 @@ def test_columns_share_their_words_and_ngrams_are_none() -> None:
 
 
 @pytest.mark.parametrize("rows", [[[]], [[0, 0], []], [[1]], [[1], [2]]])
-def test_rows_without_a_pair_have_no_loss(rows: list[list[int]]) -> None:
+def test_rows_without_pairs_have_zero_loss(rows: list[list[int]]) -> None:
     loss = Word2Vec(texts(("oil", "war")), 1)(ragged(rows))
     loss.backward()
     assert loss.item() == 0
@@ -101,7 +101,7 @@ WORDS = ("the", "oil", "crude", "barrel", "goal", "match", "coach")
 
 
 def sentences(rows: int, seed: int) -> dict[str, Tensor]:
-    """Each row speaks of oil or of sport, with "the" in between."""
+    """Each row has words on oil or on sport, mixed with "the"."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 3, (rows, 12), generator=generator) + 2
     tokens[rows // 2 :] += 3
@@ -116,7 +116,7 @@ def module(network: Word2Vec, **settings: Any) -> Word2VecModule:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the vectors of a short run, its measurements and TensorBoard's files."""
+    """A folder with the vectors of a short run and TensorBoard's files."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("words")
     torch.manual_seed(0)
@@ -138,11 +138,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert torch.equal(torch.get_rng_state(), state)
     assert after[0] == after[1]
     assert after[0][0]["val/loss"] < 0.8 * before[0]["val/loss"]
-    learned.write_results(folder)
+    assert learned.write_results(folder) == [f"vectors of words: {folder / 'vectors.txt'}"]
     return folder
 
 
-def test_words_of_one_topic_are_near_to_each_other(run: Path) -> None:
+def test_words_of_one_topic_have_similar_vectors(run: Path) -> None:
     words, vectors = read_vectors(str(run))
     unit = dict(zip(words, F.normalize(vectors), strict=True))
     for topic, other in ((WORDS[1:4], WORDS[4:]), (WORDS[4:], WORDS[1:4])):
@@ -151,7 +151,7 @@ def test_words_of_one_topic_are_near_to_each_other(run: Path) -> None:
             assert max(float(unit[word] @ unit[far]) for far in other) < 0.3
 
 
-def test_vectors_are_written_by_frequency_for_other_runs_and_for_the_projector(run: Path) -> None:
+def test_vectors_are_written_by_frequency_for_text_bags_and_the_projector(run: Path) -> None:
     words, vectors = read_vectors(str(run))
     assert words[0] == "the"
     assert sorted(words) == sorted(WORDS)
@@ -166,7 +166,7 @@ def test_vectors_are_written_by_frequency_for_other_runs_and_for_the_projector(r
     torch.testing.assert_close(shown, vectors)
 
 
-def test_nearest_words_are_listed_with_their_cosines(tmp_path: Path) -> None:
+def test_nearest_words_are_listed_with_cosine_similarities(tmp_path: Path) -> None:
     write_vectors(tmp_path, ("oil", "war", "crude"), torch.tensor([[1.0, 0.0], [0.0, -2.0], [3.0, 4.0]]))
     assert nearest(str(tmp_path), ["Oil", "war"], 10) == (
         "oil\n  0.600  crude\n  0.000  war\nwar\n  0.000  oil\n  -0.800  crude"
@@ -174,30 +174,30 @@ def test_nearest_words_are_listed_with_their_cosines(tmp_path: Path) -> None:
     assert nearest(str(tmp_path), ["crude"], 1) == "crude\n  0.600  oil"
 
 
-def test_a_word_that_is_not_there_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_an_unknown_word_ends_with_a_message(tmp_path: Path) -> None:
     write_vectors(tmp_path, ("microsoft", "war", "crude"), torch.randn(3, 2))
     done = run_script("scripts/words.py", "--run", str(tmp_path), "--near", "war", "microsft")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{tmp_path}: no word 'microsft' among its 3 words. Near in spelling: microsoft.\n"
-    message = f"{tmp_path}/no holds no vectors.txt: give the folder of a run of model=word2vec."
+    message = f"{tmp_path}/no has no vectors.txt: use the folder of a run of model=word2vec."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         nearest(f"{tmp_path}/no", ["war"], 3)
 
 
-def test_data_without_texts_and_settings_that_do_not_apply_are_refused() -> None:
+def test_data_without_texts_and_unsupported_settings_are_refused() -> None:
     refused = [
         (
             lambda: Word2Vec(InputSpec(numbers=("age",)), 1),
-            "model=word2vec learns from texts, and no column is one. data.columns='{NAME: text}' makes it one.",
+            "model=word2vec needs a text column, and there is none: set data.columns='{NAME: text}'.",
         ),
         (lambda: Word2Vec(texts(WORDS), 1, window=0), "window=0: must be above 0."),
         (
             lambda: module(Word2Vec(texts(WORDS), 1), monitor="val/accuracy"),
-            "monitor: model=word2vec logs train/loss and val/loss alone, not 'val/accuracy'.",
+            "monitor: model=word2vec logs only train/loss and val/loss, not 'val/accuracy'.",
         ),
         (
             lambda: module(Word2Vec(texts(WORDS), 1), l1=0.1),
-            "l1: model=word2vec has vectors, and no weights to keep small: leave l1 at 0.",
+            "l1: not supported by model=word2vec: use l1=0.",
         ),
     ]
     for build, message in refused:

@@ -1,4 +1,4 @@
-"""A network that does not fit the columns: the whole sentence, and that it names networks that there are."""
+"""Errors for columns that a network does not support, and the networks that they recommend."""
 
 import re
 from collections.abc import Sequence
@@ -20,71 +20,70 @@ REFUSED: list[tuple[InputSpec, Sequence[Kind], Kind | None, str]] = [
         INPUTS,
         ["image"],
         None,
-        "net takes images alone, and there are numbers and categories: choose model=mlp, linear, tabm, realmlp, resnet,"
+        "net supports only images, but there are numbers and categories: use model=mlp, linear, tabm, realmlp, resnet,"
         " ft_transformer or tree.",
     ),
     (
         IMAGES,
         TABLE,
         None,
-        "net takes numbers and categories alone, and there are images: choose model=cnn, resnet18, torchvision or"
+        "net supports only numbers and categories, but there are images: use model=cnn, resnet18, torchvision or"
         " fusion.",
     ),
     (
         TEXTS,
         TABLE,
         None,
-        "net takes numbers and categories alone, and there are texts: choose model=mlp, linear,"
+        "net supports only numbers and categories, but there are texts: use model=mlp, linear,"
         " tabm, realmlp, resnet, ft_transformer, text_transformer or pretrained_text.",
     ),
     (
         replace(MIXED, images=()),
         TABLE,
         None,
-        "net takes numbers and categories alone, and there are numbers and texts: choose model=mlp, linear,"
-        " tabm, realmlp, resnet, ft_transformer or text_transformer, or leave columns out with"
+        "net supports only numbers and categories, but there are numbers and texts: use model=mlp, linear,"
+        " tabm, realmlp, resnet, ft_transformer or text_transformer, or drop columns with"
         " data.columns='{title: drop}'.",
     ),
     (
         MIXED,
         ["image"],
         None,
-        "net takes images alone, and there are numbers, texts and images: choose model=fusion, or leave columns out"
+        "net supports only images, but there are numbers, texts and images: use model=fusion, or drop columns"
         " with data.columns='{size: drop, title: drop}'.",
     ),
     (
         NUMBERS,
         ["number", "text"],
         "text",
-        "net needs texts, and there are numbers: choose model=mlp, linear, tabm, realmlp, resnet, ft_transformer or"
-        " tree, or say which column is a text with data.columns='{NAME: text}'.",
+        "net needs texts, but there are numbers: use model=mlp, linear, tabm, realmlp, resnet, ft_transformer or"
+        " tree, or declare a text column with data.columns='{NAME: text}'.",
     ),
     (
         InputSpec(),
         TABLE,
         None,
-        "net takes numbers and categories alone, and there is no column to learn from: data.columns='{NAME: KIND}' says"
-        " what a column is.",
+        "net supports only numbers and categories, but there are no input columns: set data.columns='{NAME: KIND}'.",
     ),
 ]
 
 
 @pytest.mark.parametrize(("spec", "takes", "needs", "message"), REFUSED)
-def test_what_is_there_and_what_fits_it_is_said(
+def test_the_error_names_the_columns_and_supporting_networks(
     spec: InputSpec, takes: Sequence[Kind], needs: Kind | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         refuse_columns(spec, "net", takes, needs)
 
 
-def test_what_fits_is_taken() -> None:
+def test_supported_columns_are_accepted() -> None:
     refuse_columns(NUMBERS, "net", TABLE)
     refuse_columns(IMAGES, "net", ["image"])
     refuse_columns(MIXED, "net", ["number", "text", "image"], needs="text")
 
 
-def test_the_networks_that_are_named_are_there() -> None:
-    found = [re.search(r"choose model=(.+?)(, or |\.$)", message) for *_, message in REFUSED]
+def test_the_recommended_networks_exist() -> None:
+    found = [re.search(r"use model=(.+?)(, or |\.$)", message) for *_, message in REFUSED]
     names = {name for match in found if match for name in re.split(", | or ", match[1])}
     assert len(names) == 13
     assert names <= {file.stem for file in (ROOT / "conf" / "model").iterdir()}

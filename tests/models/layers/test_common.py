@@ -1,4 +1,4 @@
-"""Weights that are scaled to the first rows: which, to what, and that nothing else changes."""
+"""Data-dependent initialization: unit variance of hidden layers, and no other changes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.models.problems import INPUTS, rows, script, start
 
 @pytest.mark.parametrize("kind", [MLP, Fusion])
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_each_hidden_layer_gives_variance_1(kind: type[MLP] | type[Fusion], norm: Norm) -> None:
+def test_each_hidden_layer_has_unit_variance(kind: type[MLP] | type[Fusion], norm: Norm) -> None:
     torch.manual_seed(0)
     network = kind(INPUTS, 3, hidden=(50, 40, 30), activation="tanh", norm=norm, init="data", dropout=0.5)
     batch = rows("multiclass", 500)
@@ -22,7 +22,7 @@ def test_each_hidden_layer_gives_variance_1(kind: type[MLP] | type[Fusion], norm
     random = torch.get_rng_state()
     start(network, batch)
     assert torch.equal(torch.get_rng_state(), random)
-    names = [f"layers.{place}.weight" for place, layer in enumerate(network.layers) if isinstance(layer, nn.Linear)]
+    names = [f"layers.{index}.weight" for index, layer in enumerate(network.layers) if isinstance(layer, nn.Linear)]
     changed = [name for name, values in network.state_dict().items() if not torch.equal(values, state[name])]
     assert changed == names[:-1]
 
@@ -36,7 +36,7 @@ def test_each_hidden_layer_gives_variance_1(kind: type[MLP] | type[Fusion], norm
     assert [float(output.detach().std(correction=0)) for output in given[:-1]] == pytest.approx([1.0] * 3, abs=1e-4)
 
 
-def test_what_is_compiled_before_answers_as_what_is_not() -> None:
+def test_a_network_compiled_before_its_start_has_the_same_outputs() -> None:
     torch.manual_seed(0)
     network, batch = MLP(INPUTS, 1, init="data"), rows("binary", 50)
     network.compile(backend="eager")
@@ -47,7 +47,7 @@ def test_what_is_compiled_before_answers_as_what_is_not() -> None:
         torch.testing.assert_close(network(others), network.forward(others))
 
 
-def test_rows_that_are_all_the_same_scale_nothing() -> None:
+def test_constant_rows_do_not_change_weights() -> None:
     network = MLP(InputSpec(numbers=("a",)), 1, hidden=(1,), init="data")
     weight = network.layers[0].weight.detach().clone()
     start(network, {"numbers": torch.ones(20, 1)})
@@ -55,7 +55,7 @@ def test_rows_that_are_all_the_same_scale_nothing() -> None:
     assert torch.equal(network.layers[0].weight, weight)
 
 
-def test_weights_that_are_not_to_be_scaled_stay() -> None:
+def test_other_initializations_are_not_scaled() -> None:
     network = MLP(INPUTS, 1)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     start(network, rows("binary", 50))

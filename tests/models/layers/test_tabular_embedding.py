@@ -1,4 +1,4 @@
-"""The first layer: what it makes of each kind of column."""
+"""TabularEmbedding: the encoding of each kind of column."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from models.layers.text_bag import TextBag
 from tests.models.problems import INPUTS, MIXED, mixed_rows, script
 
 
-def test_inputs_are_numbers_then_signs_and_one_hot_then_vectors() -> None:
+def test_outputs_are_numbers_binary_one_hot_and_embedded_categories() -> None:
     inputs = TabularEmbedding(INPUTS, embedding_size=2).eval()
     batch = {"numbers": torch.tensor([[0.5, -1.0, 2.0, 1.0]]).repeat(3, 1), "codes": torch.zeros(3, 4).int()}
     batch["codes"][1] = torch.tensor([1, 4, 20, 12])
@@ -35,7 +35,7 @@ def test_inputs_are_numbers_then_signs_and_one_hot_then_vectors() -> None:
     assert torch.equal(encoded[2, 10:], torch.cat([table[1], table[21]]))
 
 
-def test_a_piecewise_linear_vector_starts_linear_and_its_bends_turn_at_the_edges() -> None:
+def test_a_piecewise_linear_embedding_starts_linear_and_has_knots_at_the_edges() -> None:
     edges = [[-1.0, 0.0, 0.5, 2.0], [0.0, 1.0, 3.0]]
     layer = PiecewiseLinear(edges, 4)
     numbers = torch.tensor([[-3.0, -1.0], [-0.5, 0.5], [0.25, 1.0], [2.0, 2.0], [9.0, 30.0]])
@@ -43,7 +43,7 @@ def test_a_piecewise_linear_vector_starts_linear_and_its_bends_turn_at_the_edges
     torch.testing.assert_close(layer(numbers), linear)
     bend = nn.init.normal_(layer.bend).detach()
     for column, ends in enumerate(edges):
-        # At edge t the bend is the sum of the first t; between the edges, and beyond them, it goes on straight.
+        # At edge t the term is the sum of the first t bends; between and beyond the edges it is linear.
         at = torch.cat([torch.zeros(1, 4), bend[column, : len(ends) - 1].cumsum(0)])
         for row, x in enumerate(numbers[:, column].tolist()):
             t = min(max(bisect(ends, x) - 1, 0), len(ends) - 2)
@@ -51,7 +51,7 @@ def test_a_piecewise_linear_vector_starts_linear_and_its_bends_turn_at_the_edges
             torch.testing.assert_close(layer(numbers)[row, column], expected)
 
 
-def test_edges_that_are_one_in_single_precision_are_one() -> None:
+def test_edges_equal_in_single_precision_are_merged() -> None:
     layer = PiecewiseLinear([[0.0, 1.0, 1.0 + 1e-12, 2.0], [5.0, 5.0 + 1e-12, 5.0 + 2e-12, 5.0 + 3e-12]], 2)
     nn.init.normal_(layer.bend)
     plain = PiecewiseLinear([[0.0, 1.0, 2.0], [5.0, 6.0]], 2)
@@ -61,7 +61,7 @@ def test_edges_that_are_one_in_single_precision_are_one() -> None:
     assert bool(layer(numbers).isfinite().all())
 
 
-def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> None:
+def test_codes_become_unknown_only_in_training_at_the_given_rate() -> None:
     torch.manual_seed(0)
     inputs = TabularEmbedding(InputSpec(categories=(("narrow", 5), ("wide", 21))), unknown_rate=0.1)
     assert inputs.embedding is not None
@@ -71,7 +71,7 @@ def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> 
     narrow, wide = encoded[:, 0], (encoded[:, 5:] == 0).all(1).float()
     for unknown in (narrow, wide):
         assert 0.09 < float(unknown.detach().mean()) < 0.11
-    # Each cell by itself, not a row at a time.
+    # Cells are drawn independently, not whole rows.
     assert 0.005 < float((narrow * wide).detach().mean()) < 0.015
     encoded[:, 5:].sum().backward()
     assert inputs.embedding.weight.grad is not None
@@ -80,7 +80,7 @@ def test_unknown_levels_are_seen_in_training_at_their_rate_and_never_after() -> 
 
 
 @pytest.mark.parametrize("edges", [(), ((-2.0, 0.0, 2.0), (-2.0, 1.0, 2.0))])
-def test_noise_is_added_to_numbers_in_training_and_to_nothing_else(edges: tuple[tuple[float, ...], ...]) -> None:
+def test_noise_is_added_only_to_numbers_in_training(edges: tuple[tuple[float, ...], ...]) -> None:
     torch.manual_seed(0)
     spec = InputSpec(numbers=("a", "b"), indicators=("b",), categories=(("yes", 3),), edges=edges)
     inputs = TabularEmbedding(spec, number_size=1, unknown_rate=0.0, noise=0.1)
@@ -95,12 +95,12 @@ def test_noise_is_added_to_numbers_in_training_and_to_nothing_else(edges: tuple[
     torch.testing.assert_close(script(inputs)(batch), inputs(batch))
 
 
-def test_noise_below_zero_is_refused() -> None:
+def test_negative_noise_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^noise=-0.1: must not be negative\.$"):
         TabularEmbedding(INPUTS, noise=-0.1)
 
 
-def test_a_periodic_vector_is_the_number_and_waves_of_it() -> None:
+def test_a_periodic_embedding_is_the_number_and_cosines_of_it() -> None:
     torch.manual_seed(0)
     layer = Periodic(2, 4)
     numbers = torch.tensor([[-3.0, 0.0], [0.5, 2.0]])
@@ -115,7 +115,7 @@ def test_a_periodic_vector_is_the_number_and_waves_of_it() -> None:
 
 
 @pytest.mark.parametrize("embedding", ["ple", "pbld"])
-def test_numbers_of_two_values_are_not_embedded(embedding: Literal["ple", "pbld"]) -> None:
+def test_numbers_with_two_values_are_not_embedded(embedding: Literal["ple", "pbld"]) -> None:
     spec = InputSpec(numbers=("a", "b"), edges=((0.0, 1.0), (0.0, 1.0, 2.0)), indicators=("a",))
     inputs = TabularEmbedding(spec, number_size=3, number_embedding=embedding)
     assert inputs.width == 3 + 1 + 1
@@ -123,7 +123,7 @@ def test_numbers_of_two_values_are_not_embedded(embedding: Literal["ple", "pbld"
     assert torch.equal(inputs({"numbers": numbers})[:, 3:], numbers[:, [0, 2]])
 
 
-def test_texts_are_bags_of_words_and_images_are_flat_pixels_of_the_training_images_scale() -> None:
+def test_texts_are_bags_of_words_and_images_are_standardized_pixels() -> None:
     inputs = TabularEmbedding(MIXED, text=functools.partial(TextBag, size=5, weighting="mean")).eval()
     batch = mixed_rows(6)
     encoded = inputs(batch)
@@ -134,7 +134,7 @@ def test_texts_are_bags_of_words_and_images_are_flat_pixels_of_the_training_imag
     torch.testing.assert_close(script(inputs)(batch), encoded)
 
 
-def test_a_linear_network_has_a_weight_for_each_word_times_its_tfidf() -> None:
+def test_a_linear_network_has_a_weight_for_the_tfidf_of_each_word() -> None:
     batch = mixed_rows(6)
     network = Linear(MIXED, 2)
     assert not network(batch).any()
@@ -149,7 +149,7 @@ def test_a_linear_network_has_a_weight_for_each_word_times_its_tfidf() -> None:
     assert network.layer.in_features == 1 + 64
 
 
-def test_a_linear_network_may_have_texts_alone() -> None:
+def test_a_linear_network_supports_text_columns_only() -> None:
     batch = mixed_rows(20)
     network = Linear(InputSpec(texts=MIXED.texts), 1)
     for parameter in network.parameters():
@@ -162,10 +162,10 @@ def test_a_linear_network_may_have_texts_alone() -> None:
 
 
 @pytest.mark.parametrize("network", [Linear, MLP])
-def test_a_table_without_a_column_to_learn_from_is_refused(network: type[Linear] | type[MLP]) -> None:
+def test_a_table_without_input_columns_is_refused(network: type[Linear] | type[MLP]) -> None:
     message = (
-        "there is nothing to learn from: every column but the target is constant, an identifier or left out."
-        " data.columns='{NAME: KIND}' says what a column is."
+        "there are no input columns: all columns but the target are constant, identifiers or dropped."
+        " Set data.columns='{NAME: KIND}'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         network(InputSpec(), 1)

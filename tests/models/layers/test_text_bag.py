@@ -1,4 +1,4 @@
-"""Token ids to vectors: the weights of scikit-learn, and what rows of unknown words and given vectors give."""
+"""TextBag and TextTransformer: TF-IDF as in scikit-learn, unknown words, given vectors, order of words."""
 
 import logging
 import re
@@ -38,14 +38,14 @@ def script(module: torch.nn.Module) -> torch.jit.ScriptModule:
 
 
 def dense(rows: list[list[int]], weights: Tensor, width: int) -> Tensor:
-    """The weights of each row by token, (rows, width)."""
+    """Returns the weights of each row by token, (rows, width)."""
     matrix = torch.zeros(len(rows), width, dtype=weights.dtype)
     row = torch.tensor([index for index, row in enumerate(rows) for _ in row], dtype=torch.int64)
     token = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
     return matrix.index_put_((row, token), weights, accumulate=True)
 
 
-def test_weights_are_those_of_scikit_learn_on_sms_spam(data_dir: Path) -> None:
+def test_tfidf_weights_equal_those_of_scikit_learn_on_sms_spam(data_dir: Path) -> None:
     lines = (data_dir / "sms_spam" / "sms.tsv").read_text(encoding="utf-8").splitlines()
     texts = [re.findall(r"\w+", line.partition("\t")[2].lower()) for line in lines]
     train, rest = texts[:4000], texts[4000:]
@@ -67,7 +67,7 @@ SCRIPTED = [script(bag) for bag in BAGS]
 
 @given(rows=st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=6))
 @settings(deadline=None)
-def test_a_row_has_one_vector_in_any_batch_in_any_order_and_in_torchscript(rows: list[list[int]]) -> None:
+def test_a_vector_does_not_depend_on_batch_word_order_or_torchscript(rows: list[list[int]]) -> None:
     for bag, scripted in zip(BAGS, SCRIPTED, strict=True):
         together = bag(ragged(rows)).detach()
         assert together.shape == (len(rows), bag.width) == (len(rows), 3)
@@ -77,7 +77,7 @@ def test_a_row_has_one_vector_in_any_batch_in_any_order_and_in_torchscript(rows:
             torch.testing.assert_close(bag(ragged([row[::-1]])).detach()[0], vector)
 
 
-def test_the_mean_is_over_the_known_words() -> None:
+def test_the_mean_is_over_known_words() -> None:
     bag = TextBag(SPEC, 2, "mean")
     words = bag.embedding.weight.detach()
     means = bag(ragged(ROWS)).detach()
@@ -86,7 +86,7 @@ def test_the_mean_is_over_the_known_words() -> None:
     assert not means[[1, 3]].any()
 
 
-def test_unknown_words_weigh_nothing_and_teach_nothing() -> None:
+def test_unknown_words_have_no_weight_and_no_gradient() -> None:
     for bag in BAGS:
         bag.zero_grad()
         bag(ragged(ROWS)).square().sum().backward()
@@ -95,7 +95,7 @@ def test_unknown_words_weigh_nothing_and_teach_nothing() -> None:
         assert gradient.any(1).tolist() == [False, True, True, True, True]
 
 
-def test_a_bag_starts_from_the_vectors_of_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_vectors_are_initialized_from_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vectors = torch.randn(4, 7)
     write_vectors(tmp_path, ("oil", "1e5", "null", 'rises"'), vectors)
     words, read = read_vectors(str(tmp_path))
@@ -104,7 +104,7 @@ def test_a_bag_starts_from_the_vectors_of_a_run(tmp_path: Path, caplog: pytest.L
     spec = TextSpec("title", ("war", "oil", "1e5"), (1.0, 1.0, 1.0))
     with caplog.at_level(logging.INFO):
         bag = TextBag(spec, 3, "mean", vectors=str(tmp_path))
-    assert caplog.messages == [f"title: vectors of 2 of 3 words start as in {tmp_path}"]
+    assert caplog.messages == [f"title: vectors of 2 of 3 words are initialized from {tmp_path}"]
     assert bag.width == 7
     start = bag.embedding.weight.detach()
     assert torch.equal(start[2:], vectors[:2])
@@ -112,12 +112,12 @@ def test_a_bag_starts_from_the_vectors_of_a_run(tmp_path: Path, caplog: pytest.L
     assert bag.embedding.weight.requires_grad
 
 
-def test_a_folder_without_vectors_or_with_those_of_other_texts_is_refused(tmp_path: Path) -> None:
-    message = f"{tmp_path} holds no vectors.txt: give the folder of a run of model=word2vec."
+def test_a_folder_without_vectors_or_without_common_words_is_refused(tmp_path: Path) -> None:
+    message = f"{tmp_path} has no vectors.txt: use the folder of a run of model=word2vec."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TextBag(SPEC, 3, vectors=str(tmp_path))
     write_vectors(tmp_path, ("petrol",), torch.randn(1, 7))
-    message = f"vectors={tmp_path}: none of its words is in the column 'title'; it is a run on other texts."
+    message = f"vectors={tmp_path}: none of its words occurs in column 'title'; use a run on similar texts."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TextBag(SPEC, 3, vectors=str(tmp_path))
 
@@ -130,12 +130,12 @@ def transformer(spec: InputSpec, **settings: Any) -> TextTransformer:
     torch.manual_seed(0)
     network = TextTransformer(spec, 2, size=8, heads=2, **settings).eval()
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)  # those that start small would hide a difference
+        torch.nn.init.normal_(parameter, std=0.5)  # small initial weights would hide differences
     return network
 
 
-@pytest.mark.parametrize("spec", [TWO, replace(TWO, numbers=("size",), categories=(("colour", 4),))])
-def test_a_transformer_reads_a_row_alike_alone_in_any_batch_and_in_torchscript(spec: InputSpec) -> None:
+@pytest.mark.parametrize("spec", [TWO, replace(TWO, numbers=("size",), categories=(("color", 4),))])
+def test_transformer_outputs_do_not_depend_on_the_batch_or_torchscript(spec: InputSpec) -> None:
     rows, others, network = ROWS * 60, OTHER_ROWS * 60, transformer(spec)
     table = {"numbers": torch.randn(300, len(spec.numbers)), "codes": torch.ones(300, len(spec.categories)).int()}
     answers = network(table | ragged(rows) | ragged(others, "lead"))
@@ -152,7 +152,7 @@ def test_a_transformer_reads_a_row_alike_alone_in_any_batch_and_in_torchscript(s
     )
 
 
-def test_a_transformer_minds_the_order_the_column_and_the_beginning_alone() -> None:
+def test_a_transformer_uses_order_column_and_the_first_words_only() -> None:
     network = transformer(TWO, max_length=3)
 
     def answer(title: list[int], lead: list[int]) -> Tensor:
@@ -162,12 +162,12 @@ def test_a_transformer_minds_the_order_the_column_and_the_beginning_alone() -> N
     torch.testing.assert_close(answer([1, 2, 3, 4, 1], [2]), first)
     for other in (answer([2, 1, 3], [2]), answer([1, 2], [2]), answer([1, 2, 0], [2]), answer([1, 2, 3], [])):
         assert float((other - first).abs().max()) > 1e-3
-    # "war" is one word in both columns, but not at home in both alike.
+    # "war" is the same word in both columns, with different column vectors.
     assert int(network.ids[network.starts[0] + 3]) == int(network.ids[network.starts[1] + 1])
     assert float((answer([3], []) - answer([], [1])).abs().max()) > 1e-3
 
 
-def test_a_transformer_learns_what_only_the_order_tells() -> None:
+def test_a_transformer_learns_from_word_order() -> None:
     torch.manual_seed(0)
     network = TextTransformer(InputSpec(texts=(SPEC,)), 1, size=16, layers=1, heads=2, dropout=0.0)
     rows = torch.randint(1, 5, (256, 6))
@@ -182,20 +182,20 @@ def test_a_transformer_learns_what_only_the_order_tells() -> None:
     assert float(right) > 0.95
 
 
-def test_words_become_unknown_in_training_at_their_rate_and_never_after() -> None:
+def test_words_become_unknown_only_in_training_at_the_given_rate() -> None:
     torch.manual_seed(0)
     network = transformer(InputSpec(texts=(SPEC,)), unknown_rate=0.1).train()
     batch = ragged([[4] * 20] * 500)
-    tokens, there = network.pad(batch["tokens.title"], batch["offsets.title"])
-    assert bool(there.all())
+    tokens, mask = network.pad(batch["tokens.title"], batch["offsets.title"])
+    assert bool(mask.all())
     assert 0.09 < float(tokens.eq(0).float().mean()) < 0.11
     assert bool(network.eval().pad(batch["tokens.title"], batch["offsets.title"])[0].eq(4).all())
 
 
 def test_a_transformer_without_texts_or_with_uneven_heads_is_refused() -> None:
     message = (
-        "text_transformer needs texts, and there are numbers: choose model=mlp, linear, tabm, realmlp, resnet,"
-        " ft_transformer or tree, or say which column is a text with data.columns='{NAME: text}'."
+        "text_transformer needs texts, but there are numbers: use model=mlp, linear, tabm, realmlp, resnet,"
+        " ft_transformer or tree, or declare a text column with data.columns='{NAME: text}'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TextTransformer(InputSpec(numbers=("size",)), 2)

@@ -1,4 +1,4 @@
-"""Augmentation: what each change does to a batch, and that the loss of a mixed one is that of the mixed target."""
+"""Augmentation: the effect of each transform on a batch, and the loss of mixed batches."""
 
 import re
 from typing import Any
@@ -15,14 +15,14 @@ from models.training.losses import CrossEntropy
 from tests.models import problems
 from tests.models.problems import INPUTS, MIXED, build, fit, target
 
-GREY = ImageSpec("photo", (1, 8, 6), (0.5,), (0.25,))
-COLOUR = ImageSpec("scan", (3, 9, 9), (0.5,) * 3, (0.25,) * 3)
+GRAY = ImageSpec("photo", (1, 8, 6), (0.5,), (0.25,))
+COLOR = ImageSpec("scan", (3, 9, 9), (0.5,) * 3, (0.25,) * 3)
 
 
 def rows(count: int = 200) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
-        "images.photo": torch.randint(1, 256, (count, *GREY.shape), generator=generator).byte(),
+        "images.photo": torch.randint(1, 256, (count, *GRAY.shape), generator=generator).byte(),
         "target": torch.randint(0, 3, (count,), generator=generator),
     }
 
@@ -31,20 +31,20 @@ def augmented(**settings: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     torch.manual_seed(0)
     batch = rows()
     before = batch["images.photo"].clone()
-    result = Augment(InputSpec(images=(GREY,)), **settings)(batch)
+    result = Augment(InputSpec(images=(GRAY,)), **settings)(batch)
     assert torch.equal(batch["images.photo"], before)
     assert result["images.photo"].dtype == torch.uint8
     assert result["images.photo"].shape == before.shape
     return batch, result
 
 
-def test_nothing_is_changed_unless_asked_for() -> None:
+def test_the_default_changes_nothing() -> None:
     batch, result = augmented()
     assert result.keys() == batch.keys()
     assert torch.equal(result["images.photo"], batch["images.photo"])
 
 
-def test_about_half_of_the_images_are_mirrored_each_by_itself() -> None:
+def test_about_half_of_the_images_are_mirrored_independently() -> None:
     batch, result = augmented(flip=True)
     old, new = batch["images.photo"], result["images.photo"]
     same, mirrored = (new == old).flatten(1).all(1), (new == old.flip(3)).flatten(1).all(1)
@@ -52,7 +52,7 @@ def test_about_half_of_the_images_are_mirrored_each_by_itself() -> None:
     assert 70 < int(mirrored.sum()) < 130
 
 
-def test_each_image_is_moved_by_itself_and_black_comes_in() -> None:
+def test_images_are_shifted_independently_with_black_borders() -> None:
     batch, result = augmented(crop=2)
     moves = set()
     for old, new in zip(F.pad(batch["images.photo"], [2] * 4), result["images.photo"], strict=True):
@@ -62,10 +62,10 @@ def test_each_image_is_moved_by_itself_and_black_comes_in() -> None:
     assert len(moves) == 25
 
 
-def test_rand_augment_changes_images_of_any_channels_and_leaves_the_rest() -> None:
+def test_rand_augment_changes_only_images_with_any_number_of_channels() -> None:
     torch.manual_seed(0)
-    batch = rows(40) | {"images.scan": torch.randint(0, 256, (40, *COLOUR.shape)).byte()}
-    result = Augment(InputSpec(images=(GREY, COLOUR)), rand_augment=True)(batch)
+    batch = rows(40) | {"images.scan": torch.randint(0, 256, (40, *COLOR.shape)).byte()}
+    result = Augment(InputSpec(images=(GRAY, COLOR)), rand_augment=True)(batch)
     for name in ("images.photo", "images.scan"):
         assert result[name].dtype == torch.uint8
         assert result[name].shape == batch[name].shape
@@ -73,7 +73,7 @@ def test_rand_augment_changes_images_of_any_channels_and_leaves_the_rest() -> No
     assert torch.equal(result["target"], batch["target"])
 
 
-def test_mixup_adds_shares_of_two_images_and_keeps_both_targets() -> None:
+def test_mixup_blends_two_images_and_keeps_both_targets() -> None:
     batch, result = augmented(mixup=0.4)
     old, share = batch["images.photo"].float(), result["share"]
     expected = share * old + (1 - share) * old.roll(1, 0)
@@ -82,9 +82,9 @@ def test_mixup_adds_shares_of_two_images_and_keeps_both_targets() -> None:
     assert 0 < float(share) < 1
 
 
-def test_cutmix_pastes_one_box_of_another_image_and_the_share_is_what_is_left() -> None:
+def test_cutmix_pastes_one_box_and_the_share_is_the_rest_of_the_image() -> None:
     torch.manual_seed(0)
-    augment, batch = Augment(InputSpec(images=(GREY,)), cutmix=1.0), rows()
+    augment, batch = Augment(InputSpec(images=(GRAY,)), cutmix=1.0), rows()
     old, shares = batch["images.photo"], []
     for _ in range(50):
         result = augment(batch)
@@ -98,9 +98,9 @@ def test_cutmix_pastes_one_box_of_another_image_and_the_share_is_what_is_left() 
     assert max(shares) > 0.7
 
 
-def test_a_batch_has_mixup_or_cutmix_where_both_are_asked_for() -> None:
+def test_each_batch_has_mixup_or_cutmix_if_both_are_set() -> None:
     torch.manual_seed(0)
-    augment, batch = Augment(InputSpec(images=(GREY,)), mixup=1.0, cutmix=1.0), rows()
+    augment, batch = Augment(InputSpec(images=(GRAY,)), mixup=1.0, cutmix=1.0), rows()
     old = batch["images.photo"]
     cut = [
         bool(((new == old) | (new == old.roll(1, 0))).all())
@@ -109,7 +109,7 @@ def test_a_batch_has_mixup_or_cutmix_where_both_are_asked_for() -> None:
     assert 15 < sum(cut) < 45
 
 
-def test_the_loss_of_a_mixed_batch_is_that_of_the_mixed_target() -> None:
+def test_the_loss_of_a_mixed_batch_equals_the_loss_of_the_mixed_target() -> None:
     _, result = augmented(mixup=1.0)
     loss, output = CrossEntropy(target("multiclass"), label_smoothing=0.1), torch.randn(200, 3)
     one_hot = F.one_hot(result["target"], 3), F.one_hot(result["other_target"], 3)
@@ -120,7 +120,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_the_mixed_target() -> None:
     torch.testing.assert_close(mixed_loss(loss, output, plain), loss(output, plain["target"]))
 
 
-def test_mixed_rows_have_numbers_between_the_two_and_codes_of_either() -> None:
+def test_mixed_rows_have_interpolated_numbers_and_codes_of_either_row() -> None:
     torch.manual_seed(0)
     mixup, shares = TableMixup(INPUTS, alpha=1.0), []
     batch = problems.rows("regression", 500)
@@ -144,7 +144,7 @@ def test_mixed_rows_have_numbers_between_the_two_and_codes_of_either() -> None:
     assert max(shares) > 0.8
 
 
-def test_a_mixed_number_pulls_as_the_mixed_target_does() -> None:
+def test_mixed_regression_targets_have_the_gradient_of_the_mean_target() -> None:
     torch.manual_seed(0)
     result = TableMixup(INPUTS, alpha=1.0)(problems.rows("regression", 100))
     loss = build("regression").loss
@@ -161,12 +161,12 @@ def test_a_network_learns_from_mixed_rows() -> None:
     assert float(trainer.callback_metrics["val/r2"]) > 0.8
 
 
-def test_training_batches_are_augmented_and_those_that_are_measured_are_not() -> None:
+def test_only_training_batches_are_augmented() -> None:
     class Black(nn.Module):
         def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return batch | {"images.photo": torch.zeros_like(batch["images.photo"])}
 
-    batch, network = rows(), MLP(InputSpec(images=(GREY,)), 3, hidden=(4,), dropout=0.0)
+    batch, network = rows(), MLP(InputSpec(images=(GRAY,)), 3, hidden=(4,), dropout=0.0)
     module = build("multiclass", network=network, augment=Black())
     with torch.no_grad():
         trained = module.training_step(batch, 0)
@@ -176,9 +176,9 @@ def test_training_batches_are_augmented_and_those_that_are_measured_are_not() ->
     assert module.eval_loss_mean.flush() == [pytest.approx(float(plain))]
 
 
-def test_the_draws_follow_from_torchs_generator() -> None:
+def test_draws_depend_only_on_torchs_generator() -> None:
     settings = {"flip": True, "crop": 2, "rand_augment": True, "mixup": 0.2, "cutmix": 1.0}
-    augment = Augment(InputSpec(images=(GREY,)), **settings)
+    augment = Augment(InputSpec(images=(GRAY,)), **settings)
     torch.manual_seed(3)
     augment(rows())
     state = torch.get_rng_state()
@@ -192,22 +192,21 @@ def test_the_draws_follow_from_torchs_generator() -> None:
 @pytest.mark.parametrize(
     ("inputs", "settings", "message"),
     [
-        (INPUTS, {"flip": True}, "augment needs a column of images, and there is none: leave it out."),
+        (INPUTS, {"flip": True}, "augment needs an image column, and there is none: use augment=none."),
         (
-            InputSpec(images=(COLOUR, GREY)),
+            InputSpec(images=(COLOR, GRAY)),
             {"crop": 6},
             "augment.crop=6: must be at least 0 and below the 6 pixels of the shorter side.",
         ),
-        (InputSpec(images=(GREY,)), {"cutmix": -1.0}, "augment.mixup=0.0, augment.cutmix=-1.0: must not be negative."),
+        (InputSpec(images=(GRAY,)), {"cutmix": -1.0}, "augment.mixup=0.0, augment.cutmix=-1.0: must not be negative."),
         (
             MIXED,
             {"mixup": 0.2},
-            "augment.mixup and augment.cutmix are for one column of images alone, and there are others: leave them"
-            " out.",
+            "augment.mixup and augment.cutmix need a single image column and no other columns: set both to 0.",
         ),
     ],
 )
-def test_settings_that_do_not_suit_the_images_are_refused(
+def test_settings_that_do_not_fit_the_images_are_refused(
     inputs: InputSpec, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -220,12 +219,14 @@ def test_settings_that_do_not_suit_the_images_are_refused(
         (
             MIXED,
             0.2,
-            "augment=mixup mixes numbers and categories alone, and there are texts or images: title, photo."
-            " Leave them out with data.columns='{title: drop, photo: drop}', or take augment=none.",
+            "augment=mixup does not support text and image columns: title, photo."
+            " Drop them with data.columns='{title: drop, photo: drop}', or use augment=none.",
         ),
         (INPUTS, 0.0, "augment.alpha=0.0: must be above 0."),
     ],
 )
-def test_columns_and_shares_that_cannot_be_mixed_are_refused(inputs: InputSpec, alpha: float, message: str) -> None:
+def test_columns_and_alphas_that_mixup_does_not_support_are_refused(
+    inputs: InputSpec, alpha: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         TableMixup(inputs, alpha=alpha)

@@ -1,4 +1,4 @@
-"""The module in training: what it does to weights, that it is a bare loop bit for bit, and when it stops."""
+"""Training: equality with a plain loop bit for bit, weight decay, L1, optimizers, losses and metrics."""
 
 import functools
 from dataclasses import replace
@@ -45,7 +45,7 @@ GOLDEN: dict[Task, list[float]] = {
 
 @pytest.mark.parametrize("task", GOLDEN)
 def test_golden_losses(task: Task) -> None:
-    """The first losses of a fixed network on fixed rows: a change that should not change numbers leaves them alone."""
+    """The first losses of a fixed network on fixed rows."""
     module = build(task, network=fixed_network(task))
     seen = Losses()
     fit(module, rows(task, 160), epochs=1, shuffle=False, callbacks=[seen])
@@ -53,7 +53,7 @@ def test_golden_losses(task: Task) -> None:
 
 
 def fixed_network(task: Task) -> MLP:
-    """Weights that follow from a formula, not from a random generator, which may differ between versions of torch."""
+    """A network with weights from a formula, because random generators may differ between versions of torch."""
     encoder = functools.partial(TabularEmbedding, unknown_rate=0.0)
     network = MLP(INPUTS, target(task).outputs, hidden=(16, 8), dropout=0.0, inputs=encoder)
     with torch.no_grad():
@@ -63,8 +63,8 @@ def fixed_network(task: Task) -> MLP:
     return network
 
 
-def test_training_is_a_bare_loop_bit_for_bit() -> None:
-    """With dropout, unknown levels, validation between the epochs, clipping and a rate that falls."""
+def test_training_equals_a_plain_loop_bit_for_bit() -> None:
+    """With dropout, unknown levels, validation, clipping and a learning rate schedule."""
     train = rows("binary", 150)
     seen = Losses()
     schedule = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
@@ -97,7 +97,7 @@ def test_training_is_a_bare_loop_bit_for_bit() -> None:
         assert torch.equal(value, module.network.state_dict()[name]), name
 
 
-def test_weight_decay_is_for_weights_and_spares_biases_norms_and_embeddings() -> None:
+def test_weight_decay_skips_biases_norms_and_embeddings() -> None:
     inputs = replace(INPUTS, edges=((-1.0, 0.0, 1.0),))
     network = MLP(inputs, 1, hidden=(8, 8), norm="batch")
     module = build("binary", network=network)
@@ -125,7 +125,7 @@ def test_weight_decay_is_for_weights_and_spares_biases_norms_and_embeddings() ->
         (functools.partial(torch.optim.NAdam, lr=0.1), None),
     ],
 )
-def test_an_optimizer_is_fused_where_torch_has_it_and_nothing_else_was_asked(
+def test_an_optimizer_is_fused_if_torch_supports_it_and_by_default(
     optimizer: functools.partial[torch.optim.Optimizer], fused: bool | None
 ) -> None:
     module = build("binary", optimizer=optimizer)
@@ -136,15 +136,15 @@ def test_an_optimizer_is_fused_where_torch_has_it_and_nothing_else_was_asked(
 
 
 @pytest.mark.parametrize(("clip", "fused"), [(None, True), (1.0, None)])
-def test_mixed_precision_trains_with_clipping_and_without(clip: float | None, fused: bool | None) -> None:
+def test_mixed_precision_trains_with_and_without_clipping(clip: float | None, fused: bool | None) -> None:
     module = build("binary")
     trainer = fit(module, rows("binary", 256), epochs=5, precision="bf16-mixed", gradient_clip_val=clip)
     assert trainer.optimizers[0].defaults["fused"] is fused
     assert module.train_loss < 0.6
 
 
-def test_l1_takes_the_weights_that_do_nothing_to_nought() -> None:
-    """Of eight numbers one matters; plain training leaves something on the others, L1 next to nothing."""
+def test_l1_shrinks_irrelevant_weights() -> None:
+    """One of eight numbers is relevant; L1 makes the weights of the others much smaller."""
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(512, 8, generator=generator)
     train = {"numbers": numbers, "codes": torch.zeros(512, 0).int(), "target": 2 * numbers[:, 0]}
@@ -156,7 +156,7 @@ def test_l1_takes_the_weights_that_do_nothing_to_nought() -> None:
             Linear(inputs, 1), NUMBER, losses.MSE(NUMBER), SGD, None, monitor="val/loss", mode="min", l1=l1
         )
         fit(module, train, epochs=20, batch_size=512, limit_val_batches=0)
-        assert module.train_loss == pytest.approx(1.0, abs=0.2)  # the loss that is logged is without L1
+        assert module.train_loss == pytest.approx(1.0, abs=0.2)  # the logged loss has no L1 term
         return module.network.get_parameter("layer.weight")[0].detach().abs()
 
     plain, shrunk = weights(0.0), weights(0.2)
@@ -167,8 +167,8 @@ def test_l1_takes_the_weights_that_do_nothing_to_nought() -> None:
 NUMBER = TargetSpec("price", "regression")
 
 
-def test_coupled_decay_goes_through_the_gradient_and_decoupled_past_it() -> None:
-    """Where a weight has no other gradient, Adam steps by its rate, AdamW by rate times decay times weight."""
+def test_adam_has_coupled_and_adamw_decoupled_weight_decay() -> None:
+    """Without other gradients, Adam steps by lr, AdamW by lr * weight_decay * weight."""
     for optimizer, step in ((torch.optim.Adam, 1e-3), (torch.optim.AdamW, 1e-3 * 0.1 * 0.5)):
         network = Linear(InputSpec(numbers=("a",)), 1)
         nn.init.constant_(network.layer.weight, 0.5)
@@ -179,7 +179,7 @@ def test_coupled_decay_goes_through_the_gradient_and_decoupled_past_it() -> None
         assert network.layer.weight.item() == pytest.approx(0.5 - step, abs=1e-7)
 
 
-def test_accumulated_gradients_are_those_of_the_larger_batch() -> None:
+def test_accumulated_gradients_equal_those_of_a_larger_batch() -> None:
     train = rows("regression", 128)
     ends = []
     for batch_size, accumulate in ((64, 1), (16, 4)):
@@ -200,7 +200,7 @@ def test_a_network_learns_a_known_function(task: Task, metric: str, least: float
     assert float(trainer.callback_metrics[f"val/{metric}"]) > least
 
 
-def test_the_training_loss_is_the_mean_over_the_rows_of_its_epoch() -> None:
+def test_the_training_loss_is_the_mean_over_the_rows_of_an_epoch() -> None:
     seen = Losses()
     module = build("binary")
     trainer = fit(module, rows("binary", 50), epochs=2, batch_size=32, callbacks=[seen])
@@ -208,7 +208,7 @@ def test_the_training_loss_is_the_mean_over_the_rows_of_its_epoch() -> None:
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(mean, rel=1e-6)
 
 
-def test_measured_losses_are_means_over_rows_and_numbers_are_in_the_targets_unit() -> None:
+def test_losses_are_means_over_rows_and_metrics_are_in_target_units() -> None:
     module = build("regression", network=fixed_network("regression"))
     test = rows("regression", 50)
     trainer = fit(module, test, epochs=1)
@@ -220,7 +220,7 @@ def test_measured_losses_are_means_over_rows_and_numbers_are_in_the_targets_unit
     assert measured["test/mae"] == pytest.approx(8.0 * float(error.abs().mean()), rel=1e-5)
 
 
-def test_a_checkpoint_is_read_without_pickle_and_holds_the_network(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_without_pickle_and_has_the_network(tmp_path: Path) -> None:
     module = build("multiclass")
     trainer = fit(module, rows("multiclass", 64), epochs=1)
     trainer.save_checkpoint(tmp_path / "saved.ckpt")

@@ -1,4 +1,4 @@
-"""Losses against torch and scikit-learn, and what they refuse."""
+"""Losses compared with torch and scikit-learn, and the arguments that they refuse."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,20 +22,20 @@ LOGITS = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 3
 LABELS = torch.randint(0, 3, (200,), generator=torch.Generator().manual_seed(1))
 
 
-def test_binary_cross_entropy_is_that_of_one_logit() -> None:
+def test_binary_cross_entropy_takes_one_logit() -> None:
     output, truth = LOGITS[:, :1], LABELS.clamp_max(1)
     expected = F.binary_cross_entropy_with_logits(output[:, 0], truth.float())
     torch.testing.assert_close(losses.auto(BINARY)(output, truth), expected)
     assert losses.auto(BINARY)(torch.tensor([[200.0], [-200.0]]), torch.tensor([0, 1])) == 200
 
 
-def test_cross_entropy_is_the_log_loss_of_the_answers() -> None:
+def test_cross_entropy_equals_the_log_loss_of_the_predictions() -> None:
     expected = log_loss(LABELS, torch.softmax(LOGITS.double(), 1))
     assert float(losses.auto(MULTICLASS)(LOGITS, LABELS)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
-def test_label_smoothing_mixes_the_truth_with_all_classes_alike(smoothing: float) -> None:
+def test_label_smoothing_mixes_the_target_with_the_uniform_distribution(smoothing: float) -> None:
     soft = F.one_hot(LABELS, 3) * (1 - smoothing) + smoothing / 3
     expected = -(soft * torch.log_softmax(LOGITS, 1)).sum(1).mean()
     torch.testing.assert_close(losses.auto(MULTICLASS, label_smoothing=smoothing)(LOGITS, LABELS), expected)
@@ -44,7 +44,7 @@ def test_label_smoothing_mixes_the_truth_with_all_classes_alike(smoothing: float
     torch.testing.assert_close(losses.auto(BINARY, label_smoothing=smoothing)(output, truth), expected)
 
 
-def test_balanced_weights_are_scikit_learns() -> None:
+def test_balanced_weights_equal_those_of_scikit_learn() -> None:
     counts = torch.bincount(LABELS, minlength=3)
     spec = TargetSpec("answer", "multiclass", MULTICLASS.classes, tuple(counts.tolist()))
     weight = compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy())
@@ -52,7 +52,7 @@ def test_balanced_weights_are_scikit_learns() -> None:
     assert float(losses.auto(spec, class_weights="balanced")(LOGITS, LABELS)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_given_weights_are_those_of_the_classes_in_order() -> None:
+def test_given_weights_apply_to_the_classes_in_order() -> None:
     rows = torch.tensor([1.0, 2.0, 5.0])[LABELS]
     expected = (F.cross_entropy(LOGITS, LABELS, reduction="none") * rows).sum() / rows.sum()
     torch.testing.assert_close(losses.CrossEntropy(MULTICLASS, class_weights=[1, 2, 5])(LOGITS, LABELS), expected)
@@ -67,7 +67,7 @@ def test_focal_loss_without_focus_is_cross_entropy(seed: int, task: str) -> None
     torch.testing.assert_close(losses.Focal(spec, gamma=0)(output, truth), losses.CrossEntropy(spec)(output, truth))
 
 
-def test_focal_loss_is_the_formula_of_the_paper_with_a_gradient_everywhere() -> None:
+def test_focal_loss_equals_its_formula_and_has_finite_gradients() -> None:
     probability = torch.softmax(LOGITS.double(), 1).gather(1, LABELS[:, None])[:, 0]
     expected = (-((1 - probability) ** 2) * probability.log()).mean()
     assert float(losses.Focal(MULTICLASS)(LOGITS, LABELS)) == pytest.approx(float(expected), rel=1e-5)
@@ -87,12 +87,12 @@ def test_focal_loss_is_the_formula_of_the_paper_with_a_gradient_everywhere() -> 
         (lambda target: losses.Huber(target, delta=0.3), nn.HuberLoss(delta=0.3)),
     ],
 )
-def test_losses_of_numbers_are_torchs(loss: Callable[[TargetSpec], nn.Module], reference: nn.Module) -> None:
+def test_regression_losses_equal_those_of_torch(loss: Callable[[TargetSpec], nn.Module], reference: nn.Module) -> None:
     output = LOGITS[:, :1].clone().requires_grad_()
     truth = LABELS.float()
     value = loss(NUMBER)(output, truth)
     torch.testing.assert_close(value, reference(output[:, 0], truth))
-    # Under mixed precision the output is bfloat16, and its gradient is too.
+    # With mixed precision the output and its gradient are bfloat16.
     half = output.detach().bfloat16().requires_grad_()
     loss(NUMBER)(half, truth).backward()
     assert half.grad is not None
@@ -102,7 +102,7 @@ def test_losses_of_numbers_are_torchs(loss: Callable[[TargetSpec], nn.Module], r
 REFUSED: Sequence[tuple[Callable[[], nn.Module], str]] = [
     (
         lambda: losses.auto(NUMBER, label_smoothing=0.1),
-        "loss.label_smoothing and loss.class_weights are for classes; the target 'price' is a number: leave them out.",
+        "loss.label_smoothing and loss.class_weights are for classes, but the target 'price' is a number: remove them.",
     ),
     (
         lambda: losses.CrossEntropy(NUMBER),
@@ -127,6 +127,6 @@ REFUSED: Sequence[tuple[Callable[[], nn.Module], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED)
-def test_a_loss_says_what_it_cannot_be_used_for(make: Callable[[], nn.Module], message: str) -> None:
+def test_unsupported_arguments_are_refused(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make()

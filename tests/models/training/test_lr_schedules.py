@@ -1,4 +1,4 @@
-"""Schedules at known points, by themselves and over the steps of a run."""
+"""Learning rate schedules at known points, alone and in a run."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ Schedule = Callable[..., Any]
 
 
 def rates(schedule: Schedule, steps: int = 100) -> list[float]:
-    """The factor of the rate at each step, and after the last."""
+    """The learning rate factor at each step and after the last one."""
     optimizer = SGD(nn.Linear(1, 1).parameters())
     scheduler = schedule(optimizer, total_steps=steps)
     seen = []
@@ -48,12 +48,12 @@ def rates(schedule: Schedule, steps: int = 100) -> list[float]:
         (functools.partial(lr_schedules.step, milestones=[0.5], gamma=0.5, warmup=0.2), {9: 0.5, 59: 1, 60: 0.5}),
     ],
 )
-def test_a_schedule_passes_through_its_points(schedule: Schedule, points: dict[int, float]) -> None:
+def test_a_schedule_has_the_expected_values(schedule: Schedule, points: dict[int, float]) -> None:
     seen = rates(schedule)
     assert {step: seen[step] for step in points} == pytest.approx(points, abs=1e-5)
 
 
-def test_coslog4_is_four_waves_each_twice_as_long() -> None:
+def test_coslog4_has_four_cycles_each_twice_as_long() -> None:
     seen = rates(lr_schedules.coslog4, steps=1500)
     assert [seen[step] for step in (0, 100, 300, 700, 1500)] == pytest.approx([0] * 5, abs=1e-9)
     middles = [(2 ** (wave + 0.5) - 1) / 15 * 1500 for wave in range(4)]
@@ -61,14 +61,14 @@ def test_coslog4_is_four_waves_each_twice_as_long() -> None:
     assert seen[50] == pytest.approx((1 - math.cos(2 * math.pi * math.log2(1.5))) / 2)
 
 
-def test_one_cycle_is_torchs() -> None:
-    """torch counts the step at which the rate has ended too."""
+def test_one_cycle_equals_that_of_torch() -> None:
+    """torch also counts the step after the end of the schedule."""
     cycle = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=2.0, pct_start=31 / 101, cycle_momentum=False)
     torchs = rates(lambda optimizer, total_steps: cycle(optimizer, total_steps=total_steps + 2), steps=99)
     assert rates(functools.partial(lr_schedules.onecycle, peak=30 / 100))[:100] == pytest.approx(torchs, abs=1e-6)
 
 
-def test_a_run_longer_than_planned_stays_at_the_end() -> None:
+def test_a_run_longer_than_planned_keeps_the_final_rate() -> None:
     optimizer = SGD(nn.Linear(1, 1).parameters())
     scheduler = lr_schedules.cosine(optimizer, 10, final=0.1)
     for _ in range(30):
@@ -82,15 +82,15 @@ def test_a_run_longer_than_planned_stays_at_the_end() -> None:
     [
         (
             functools.partial(lr_schedules.cosine, warmup=1.0),
-            "scheduler.warmup=1.0: a fraction of the run, at least 0 and below 1.",
+            "scheduler.warmup=1.0: must be a fraction of the run, at least 0 and below 1.",
         ),
         (
             functools.partial(lr_schedules.onecycle, peak=0),
-            "scheduler.peak=0: a fraction of the run, above 0 and below 1.",
+            "scheduler.peak=0: must be a fraction of the run, above 0 and below 1.",
         ),
         (
             functools.partial(lr_schedules.flat_cosine, flat=1.0),
-            "scheduler.flat=1.0: a fraction of the run, at least 0 and below 1.",
+            "scheduler.flat=1.0: must be a fraction of the run, at least 0 and below 1.",
         ),
     ],
 )
@@ -100,7 +100,7 @@ def test_fractions_out_of_range_are_refused(schedule: Schedule, message: str) ->
 
 
 class Rates(Callback):
-    """The rate of each step of the optimizer, or of each epoch."""
+    """Records the learning rate of each optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -110,22 +110,22 @@ class Rates(Callback):
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 14), (2, 8), (7, 2)])
-def test_the_length_of_the_run_is_filled_in_with_accumulation_counted(accumulate: int, steps: int) -> None:
-    """Seven batches an epoch, two epochs; the last step of the optimizer in an epoch may have fewer batches."""
+def test_total_steps_is_filled_in_with_gradient_accumulation(accumulate: int, steps: int) -> None:
+    """Two epochs of seven batches; the last optimizer step of an epoch may have fewer batches."""
     seen = Rates()
     module = build("binary", optimizer=SGD, scheduler=lr_schedules.cosine)
     fit(module, rows("binary", 7 * 32), epochs=2, callbacks=[seen], accumulate_grad_batches=accumulate)
     assert seen.steps == pytest.approx([1 + math.cos(math.pi * step / steps) for step in range(steps)])
 
 
-def test_a_schedule_over_a_run_without_end_says_what_to_set() -> None:
+def test_a_schedule_without_the_length_of_the_run_is_refused() -> None:
     message = "This schedule needs the length of the run: set trainer.max_epochs or trainer.max_steps."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         fit(build("binary", scheduler=lr_schedules.cosine), rows("binary", 64), epochs=-1)
 
 
-def test_plateau_lowers_the_rate_when_the_monitor_stays() -> None:
-    """The rate is so small that nothing gets better by more than the threshold."""
+def test_plateau_lowers_the_rate_when_the_monitor_does_not_improve() -> None:
+    """The rate is so small that no improvement exceeds the threshold."""
     seen = Rates()
     plateau = functools.partial(lr_schedules.plateau, factor=0.5, patience=1)
     optimizer = functools.partial(torch.optim.SGD, lr=1e-12)
@@ -134,7 +134,7 @@ def test_plateau_lowers_the_rate_when_the_monitor_stays() -> None:
     assert seen.steps == pytest.approx([1e-12, 1e-12, 1e-12, 5e-13, 5e-13, 2.5e-13])
 
 
-def test_a_schedule_of_torch_that_knows_no_length_counts_epochs() -> None:
+def test_a_torch_schedule_without_total_steps_counts_epochs() -> None:
     seen = Rates()
     module = build(
         "binary", optimizer=SGD, scheduler=functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)

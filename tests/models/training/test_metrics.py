@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, on ordinary answers and where some are not defined."""
+"""Metrics compared with scikit-learn, also for inputs where some are undefined."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ from tests.models.problems import target
 
 
 def measure(spec: TargetSpec, answers: Tensor, truth: Tensor) -> dict[str, float]:
-    """In three updates, as in an epoch of three batches."""
+    """Computes the metrics with three updates, as in an epoch with three batches."""
     metric: Metric = metrics.build(spec)
     for part in np.array_split(np.arange(len(truth)), 3):
         metric.update(answers[part], truth[part])
@@ -46,7 +46,7 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def expected(spec: TargetSpec, probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """By scikit-learn; means over the classes that the truth has."""
+    """Metrics by scikit-learn; means over the classes that occur in `truth`."""
     k = len(spec.classes)
     label = (probabilities[:, 1] >= 0.5).astype(int) if k == 2 else probabilities.argmax(1)
     ranked = [c for c in ([1] if k == 2 else range(k)) if 0 < (truth == c).sum() < len(truth)]
@@ -76,8 +76,10 @@ def expected(spec: TargetSpec, probabilities: np.ndarray, truth: np.ndarray) -> 
     ties=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_metrics_of_classes_are_scikit_learns(seed: int, rows: int, task: Task, absent: bool, ties: bool) -> None:
-    """Also with a class that has no row, with rows of one class alone, and with equal probabilities."""
+def test_classification_metrics_equal_those_of_scikit_learn(
+    seed: int, rows: int, task: Task, absent: bool, ties: bool
+) -> None:
+    """Also with a class without rows, with a single class, and with ties."""
     spec = target(task)
     generator = torch.Generator().manual_seed(seed)
     probabilities = torch.softmax(torch.randn(rows, len(spec.classes), generator=generator) * 2, 1)
@@ -86,14 +88,14 @@ def test_metrics_of_classes_are_scikit_learns(seed: int, rows: int, task: Task, 
         probabilities /= probabilities.sum(1, keepdim=True)
     truth = torch.randint(0, len(spec.classes) - absent, (rows,), generator=generator)
     ours, theirs = measure(spec, probabilities, truth), expected(spec, probabilities.numpy(), truth.numpy())
-    if ties:  # such probabilities lie on the edges of bins, where rounding decides
+    if ties:  # these probabilities lie on bin edges, where rounding decides
         theirs["calibration_error"] = ours["calibration_error"]
     assert ours == pytest.approx(theirs, abs=2e-5, nan_ok=True)
 
 
 @given(seed=st.integers(0, 10_000), rows=st.integers(3, 60), scale=st.sampled_from([1e-4, 1.0, 1e6]))
 @settings(max_examples=40, deadline=None)
-def test_metrics_of_numbers_are_scikit_learns_in_any_unit(seed: int, rows: int, scale: float) -> None:
+def test_regression_metrics_equal_those_of_scikit_learn_in_any_unit(seed: int, rows: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     truth = (torch.randn(rows, generator=generator) + 3) * scale
     answers = truth + torch.randn(rows, generator=generator) * scale / 2
@@ -115,19 +117,19 @@ def test_sums_of_large_values_are_exact() -> None:
     assert (ours["mae"], ours["rmse"], ours["r2"]) == (2.0, 2.0, pytest.approx(-3.0))
 
 
-def test_r2_of_a_constant_target_is_not_a_number() -> None:
+def test_r2_of_a_constant_target_is_nan() -> None:
     ours = measure(target("regression"), torch.tensor([1.0, 2.0, 3.0]), torch.full((3,), 2.0))
     assert math.isnan(ours["r2"])
     assert ours["mae"] == pytest.approx(2 / 3)
 
 
-def test_a_sure_and_wrong_answer_has_a_large_and_finite_log_loss() -> None:
+def test_the_log_loss_of_a_wrong_prediction_with_probability_1_is_finite() -> None:
     ours = measure(target("binary"), torch.tensor([[1.0, 0.0]]).repeat(3, 1), torch.ones(3).long())
     assert 80 < ours["log_loss"] < 100
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-def test_what_is_measured_bears_the_declared_names(task: Task) -> None:
+def test_metrics_have_the_declared_names(task: Task) -> None:
     spec = target(task)
     if task == "regression":
         answers, truth = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])

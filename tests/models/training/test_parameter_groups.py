@@ -1,4 +1,4 @@
-"""Which parameters weight decay spares, and the rates that patterns of names give them."""
+"""Parameters without weight decay, and learning rates by patterns of names."""
 
 import functools
 
@@ -16,7 +16,7 @@ ADAMW = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
 
 def by_name(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
-    """The rate and the decay of each parameter that is trained."""
+    """Learning rate and weight decay of each trainable parameter."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return {
         names[id(parameter)]: {"lr": group["lr"], "weight_decay": group.get("weight_decay", 0.0)}
@@ -25,7 +25,7 @@ def by_name(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, d
     }
 
 
-def test_biases_norms_embeddings_and_scales_of_members_are_spared() -> None:
+def test_biases_norms_embeddings_and_member_scales_have_no_weight_decay() -> None:
     network = MLP(INPUTS, 1, hidden=(4,), norm="layer")
     weights, others = split_parameters(network)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -39,7 +39,7 @@ def test_biases_norms_embeddings_and_scales_of_members_are_spared() -> None:
     ]
 
 
-def test_patterns_multiply_rate_and_decay_and_the_last_that_matches_counts() -> None:
+def test_the_last_matching_pattern_multiplies_learning_rate_and_decay() -> None:
     network = MLP(INPUTS, 1, hidden=(4,))
     patterns = {"layers.*": {"lr": 10.0}, "layers.3.*": {"lr": 0.5, "weight_decay": 2.0}}
     found = by_name(network, ADAMW(parameter_groups(network, ADAMW, patterns)))
@@ -52,12 +52,12 @@ def test_patterns_multiply_rate_and_decay_and_the_last_that_matches_counts() -> 
     }
 
 
-def test_one_pattern_of_several_must_match() -> None:
+def test_one_of_several_alternatives_must_match() -> None:
     network = MLP(INPUTS, 1, hidden=(4,))
     found = by_name(network, ADAMW(parameter_groups(network, ADAMW, {"inputs.bent.*|*.bias": {"lr": 0.1}})))
     assert {name for name, settings in found.items() if settings["lr"] != 0.01} == {"layers.0.bias", "layers.3.bias"}
     with pytest.raises(
-        InputError, match=r"^param_groups: no parameter is named 'inputs.bent.\*\|\*.factor'; there are "
+        InputError, match=r"^param_groups: no parameter matches 'inputs.bent.\*\|\*.factor'; parameters: "
     ):
         parameter_groups(network, ADAMW, {"inputs.bent.*|*.factor": {"lr": 0.1}})
 
@@ -71,9 +71,9 @@ def test_frozen_parameters_are_not_trained() -> None:
 
 def test_a_pattern_that_matches_nothing_and_an_unknown_factor_are_refused() -> None:
     network = nn.Linear(2, 1)
-    with pytest.raises(InputError, match=r"^param_groups: no parameter is named 'head.\*'; there are weight, bias.$"):
+    with pytest.raises(InputError, match=r"^param_groups: no parameter matches 'head.\*'; parameters: weight, bias.$"):
         parameter_groups(network, ADAMW, {"head.*": {"lr": 2.0}})
-    whole = "^param_groups: rate: lr and weight_decay can be multiplied, where the optimizer has them.$"
+    whole = "^param_groups: rate: only lr and weight_decay have factors, if the optimizer has them.$"
     with pytest.raises(InputError, match=whole):
         parameter_groups(network, ADAMW, {"*": {"rate": 2.0}})
     rprop = functools.partial(torch.optim.Rprop, lr=0.01)

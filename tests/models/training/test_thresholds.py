@@ -1,4 +1,4 @@
-"""The threshold: the best there is on the rows, and the same in metrics, artefact and table of results."""
+"""Thresholds: the optimum on the rows, and the same value in metrics and artifact."""
 
 import json
 from collections.abc import Callable
@@ -47,27 +47,27 @@ def test_no_other_threshold_is_better(rows: list[tuple[float, int]], metric: str
         (
             "auroc",
             BINARY,
-            "threshold=auroc: give a number from 0 to 1, or one of accuracy, balanced_accuracy, f1, f1/no, f1/yes.",
+            "threshold=auroc: must be a number from 0 to 1, or one of accuracy, balanced_accuracy, f1, f1/no, f1/yes.",
         ),
         (
             1.5,
             BINARY,
-            "threshold=1.5: give a number from 0 to 1, or one of accuracy, balanced_accuracy, f1, f1/no, f1/yes.",
+            "threshold=1.5: must be a number from 0 to 1, or one of accuracy, balanced_accuracy, f1, f1/no, f1/yes.",
         ),
         (
             "f1",
             TargetSpec("price", "regression"),
-            "threshold=f1: only a target of two classes has one, and 'price' is none.",
+            "threshold=f1: only for targets with two classes, unlike 'price'.",
         ),
     ],
 )
-def test_what_is_no_threshold(threshold: float | str, target: TargetSpec, message: str) -> None:
+def test_invalid_thresholds_are_refused(threshold: float | str, target: TargetSpec, message: str) -> None:
     with pytest.raises(InputError) as error:
         check_threshold(threshold, target)
     assert str(error.value) == message
 
 
-def test_the_threshold_chosen_on_validation_is_the_artefacts(run_here: Callable[..., Path], data_dir: Path) -> None:
+def test_the_artifact_has_the_threshold_chosen_on_validation(run_here: Callable[..., Path], data_dir: Path) -> None:
     settings = ("data=telco_churn", f"paths.data={data_dir}", "trainer.max_epochs=3", "logger=none")
     folder = run_here(*settings, "threshold=f1/Yes")
     metrics = json.loads((folder / "metrics.json").read_text())
