@@ -1,7 +1,4 @@
-"""Which process this is: by the variables of torchrun or srun before torch is imported, by torch.distributed after.
-
-The one module that determines rank and world size.
-"""
+"""Rank and world size, from the environment variables of torchrun or srun, or from torch.distributed."""
 
 import os
 from dataclasses import dataclass
@@ -12,8 +9,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Launch:
-    """This process is number `rank` of `world` on all machines, of which `local` run on this one; `by` is torchrun or
-    srun."""
+    """A start of several processes by torchrun or srun (`by`): this process is `rank` of `world`, and `local` of them
+    run on this machine."""
 
     by: str
     rank: int
@@ -22,7 +19,7 @@ class Launch:
 
 
 def launch() -> Launch | None:
-    """The launch by torchrun or srun; None where neither has started several processes."""
+    """Returns the launch by torchrun or srun; None if neither has started several processes."""
     given = os.environ
     if "TORCHELASTIC_RUN_ID" in given:
         found = Launch("torchrun", *(int(given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
@@ -35,20 +32,20 @@ def launch() -> Launch | None:
 
 
 def launched_rank() -> int:
-    """The rank of this process by the launch; 0 where there is only one process."""
+    """Rank of this process according to its launch; 0 if there is only one process."""
     here = launch()
     return 0 if here is None else here.rank
 
 
 def world_size() -> int:
-    """Number of processes in torch.distributed's group; 1 where it was not initialized."""
+    """Number of processes in torch.distributed's group; 1 if it is not initialized."""
     import torch.distributed as dist  # here, because the check of the settings does not wait for torch
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Rank of this process in torch.distributed's group; 0 where it was not initialized."""
+    """Rank of this process in torch.distributed's group; 0 if it is not initialized."""
     import torch.distributed as dist  # as above
 
     return dist.get_rank() if world_size() > 1 else 0
@@ -63,7 +60,7 @@ class ProcessGroup:
         self.local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world)) if self.world > 1 else 1
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, in the order of their ranks, in all of them."""
+        """Returns the values of all processes, in the order of their ranks, in each of them."""
         import torch.distributed as dist  # as above
 
         if self.world == 1:

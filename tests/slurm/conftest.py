@@ -1,4 +1,4 @@
-"""A real Slurm of one node, brought up for the tests and ended with them."""
+"""A real Slurm of one node, started for the tests and stopped after them."""
 
 import os
 import shutil
@@ -14,16 +14,16 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
-    """The variables of a process that uses it. Tests are skipped where it cannot be brought up."""
+    """Environment variables of a process that uses it. Tests are skipped if it cannot be started."""
     if os.geteuid() != 0:
-        pytest.skip("a Slurm of one's own needs root")
+        pytest.skip("starting a Slurm needs root")
     if not shutil.which("slurmctld") or not shutil.which("munged"):
         pytest.skip("Slurm is not installed: apt-get install slurm-wlm munge")
     folder = tempfile.mkdtemp(prefix="slurm.", dir="/tmp")  # the paths of sockets must be short
     started = subprocess.run(["bash", HERE / "up.sh", folder], capture_output=True, text=True, timeout=60, check=False)
     try:
         if started.returncode:
-            pytest.skip(f"Slurm does not come up here: {started.stderr.strip()}")
+            pytest.skip(f"Slurm does not start here: {started.stderr.strip()}")
         yield os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{HERE}/bin:{os.environ['PATH']}"}
     finally:
         subprocess.run(["bash", HERE / "down.sh", folder], timeout=60, check=False)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ends the Slurm that `up.sh FOLDER` started, its jobs first.
+# Stops the Slurm that `up.sh FOLDER` started, after its jobs.
 export SLURM_CONF=$1/slurm.conf
 timeout 10 scancel --user root --full --signal KILL
 for daemon in slurmd.pid slurmctld.pid munge/pid; do

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A Slurm of one node for the tests, on a machine where `apt-get install slurm-wlm munge` was done: as root, without
-# systemd, without a database of accounts. All of it lies in a folder of its own, on ports of its own, so that nothing
-# of the machine is changed and what an earlier one left running does not matter.
+# Starts a Slurm of one node for the tests, as root, without systemd and without an accounting database. It needs
+# `apt-get install slurm-wlm munge`. It has its own folder and ports, so that it changes nothing else on the machine and
+# is independent of one that an earlier test left running.
 #
 #     bash tests/slurm/up.sh FOLDER      # then, to use it: export SLURM_CONF=FOLDER/slurm.conf PATH=$PWD/tests/slurm/bin:$PATH
 #     bash tests/slurm/down.sh FOLDER
@@ -17,18 +17,18 @@ print(*(each.getsockname()[1] for each in sockets))
 PYTHON
 )
 
-# Proof of who asks.
+# Authentication.
 (umask 077; head -c 128 /dev/urandom > "$folder/munge/key")
 munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
     --log-file="$folder/log/munged" --seed-file="$folder/munge/seed"
 
-# Slurm 22.05 dies without a mounted cgroup hierarchy unless told not to look for one; 23.11 and later have a word for it.
+# Slurm 22.05 fails without a mounted cgroup hierarchy unless it uses cgroup/v1; 23.11 and later can disable it.
 version=$(slurmctld -V | grep -o '[0-9]*\.[0-9]*' | head -1)
 plugin=$(awk -v version="$version" 'BEGIN { print (version >= 23.11) ? "disabled" : "cgroup/v1" }')
 echo "CgroupPlugin=$plugin" > "$folder/cgroup.conf"
 
-# cred_expire: a job that is queued again waits as long. preempt_send_user_signal: jobs are warned as `--signal` says.
-# MinJobAge: jobs that have ended stay in squeue, which bin/sacct asks. config_overrides: four processors, whatever there are.
+# cred_expire: delay of a requeued job. preempt_send_user_signal: jobs get the signal of `--signal` before preemption.
+# MinJobAge: finished jobs stay in squeue, which bin/sacct queries. config_overrides: four processors on any machine.
 cat > "$folder/slurm.conf" <<CONF
 ClusterName=tests
 SlurmctldHost=localhost

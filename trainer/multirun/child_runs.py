@@ -1,4 +1,4 @@
-"""What cross-validation and ensembles share: several runs, each in a folder of its own below the run's."""
+"""Shared code of cross-validation and ensembles: child runs, each in its own folder below the run folder."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from trainer.folders.status import lock_folder
 
 
 def child_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -> DictConfig:
-    """The config of the run in `folder`, which goes on where it was broken off.
+    """Returns the config of the child run in `folder`, which resumes from its last checkpoint if there is one.
 
-    Raises ConfigError where it was begun with other settings.
+    Raises ConfigError if the run was started with other settings.
     """
     own = config.copy()
     for key, value in changes.items():
@@ -29,15 +29,14 @@ def child_config(config: DictConfig, folder: Path, changes: Mapping[str, Any]) -
     return own
 
 
-def check_begun(config: DictConfig, folder: Path, free: Collection[str] = ()) -> None:
-    """Raises ConfigError where one of the runs in the folder was begun with other settings, but for those that are
-    `free`."""
+def check_unchanged(config: DictConfig, folder: Path, free: Collection[str] = ()) -> None:
+    """Raises ConfigError if a run in the folder was started with other settings. Those in `free` may change."""
     if checkpoints(folder):
         _check_same(config, folder, free)
 
 
 def summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
-    """Mean and deviation of each metric, NaN where a run has none."""
+    """Mean and standard deviation (n - 1) of each metric; NaN if a run lacks it."""
     metrics: dict[str, float] = {}
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [math.nan if (value := run.get(name)) is None else value for run in runs]
@@ -48,7 +47,7 @@ def summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
 
 @contextmanager
 def child_run_context(folder: Path) -> Iterator[None]:
-    """`${hydra:runtime.output_dir}`, where callbacks and loggers write, is this folder, which no other run may use."""
+    """Locks the folder and makes it `${hydra:runtime.output_dir}`, where callbacks and loggers write."""
     folder.mkdir(exist_ok=True)
     instance = HydraConfig.instance()
     before: Any = instance.cfg
@@ -72,6 +71,6 @@ def _check_same(config: DictConfig, folder: Path, free: Collection[str] = ()) ->
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
-            f"{folder} was begun with other settings of {', '.join(changed)} (its config.yaml): leave them"
-            " as they were, or choose another hydra.run.dir."
+            f"{folder} was started with other values of {', '.join(changed)} (see its config.yaml): restore them, or"
+            " choose another hydra.run.dir."
         )

@@ -1,4 +1,4 @@
-"""Cross-validation: a run for each fold, what they come to, and how each row was answered when it was tested."""
+"""Cross-validation: one run per fold, the mean of their metrics, and the out-of-fold predictions."""
 
 import json
 import logging
@@ -14,39 +14,39 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.readers.read import FILE, LINE
 from inference.writers import writing
-from models.architectures.word2vec import Word2VecModule
 from models.layers.text_bag import VECTORS
 from models.training.prediction_head import labels, to_units
 from trainer.evaluation import report
 from trainer.export.average_artifacts import average
 from trainer.folders import run_folder
-from trainer.multirun.child_runs import check_begun, child_config, child_run_context, summary
+from trainer.multirun.child_runs import check_unchanged, child_config, child_run_context, summary
 from trainer.multirun.process_pool import run_all
 from trainer.run.run import Outcome, run_once
 
 log = logging.getLogger(__name__)
 
-START = "model.inputs.text.vectors"
-"""The setting of a run whose vectors words start from."""
+WORD_VECTORS = "model.inputs.text.vectors"
+"""Setting with the folder of the run that trained the initial word vectors."""
 MODEL = "model.pt"
 PREDICTIONS, OUT_OF_FOLD = "predictions.parquet", "out_of_fold.parquet"
 
 
 def cross_validate(config: DictConfig, folder: Path, begun: Callable[[], None]) -> dict[str, float]:
-    """A run for each fold, in fold_0, fold_1 and so on; those that are done are left out, a broken one goes on.
+    """Trains one run per fold, in fold_0, fold_1 and so on. Finished folds are skipped, interrupted ones resume.
 
-    Returns the mean of each metric under its name, and the deviation between the folds (n - 1) under NAME/std. Writes
-    them as metrics.json, and as out_of_fold.parquet the answer to each row in the fold that tested it (`predictions`,
-    and `fold`), as model.pt the mean of the folds' models. Word2Vec answers nothing: its folds have vectors, and a
-    cross-validation whose words start from them takes those of the same fold. Raises ConfigError where a fold was begun
-    with other settings.
+    Returns the mean of each metric under its name, and the standard deviation between folds (n - 1) under NAME/std.
+    Writes them to metrics.json, the prediction for each row by the fold that tested it to out_of_fold.parquet
+    (`predictions` and `fold`), and the mean of the models to model.pt. Word2Vec makes no predictions: its folds write
+    vectors, and a cross-validation that starts from them uses those of the same fold. Raises ConfigError if a fold was
+    started with other settings.
     """
     started = time.perf_counter()
-    check_begun(config, folder)
+    check_unchanged(config, folder)
     run_folder.write_begun(folder, config)
     begun()
     folders = [folder / f"fold_{fold}" for fold in range(config.cross_validate)]
-    run_all({each: partial(_carry_out_fold, config, fold, each) for fold, each in enumerate(folders)}, config)
+    runs = {each: partial(_run_fold, config, fold, each) for fold, each in enumerate(folders)}
+    run_all(runs, config, forward=(log, report.log))
     answers = [
         pl.read_parquet(each / PREDICTIONS).with_columns(fold=pl.lit(fold))
         for fold, each in enumerate(folders)
@@ -66,7 +66,7 @@ def cross_validate(config: DictConfig, folder: Path, begun: Callable[[], None]) 
 
 
 def predictions(outcome: Outcome) -> pl.DataFrame:
-    """Of each test row `file`, `line`, `target`, `prediction`, and for classes `probability_<class>`."""
+    """Predictions for the test rows: `file`, `line`, `target`, `prediction`, and for classes `probability_<class>`."""
     module, datamodule, target = outcome.module, outcome.datamodule, outcome.datamodule.target
     output, target_values = outcome.trainer.outputs(module, datamodule.test_dataloader())
     answers, truth = module.predict(output).cpu(), target_values.cpu()
@@ -88,22 +88,22 @@ def predictions(outcome: Outcome) -> pl.DataFrame:
     )
 
 
-def _carry_out_fold(config: DictConfig, fold: int, folder: Path) -> None:
+def _run_fold(config: DictConfig, fold: int, folder: Path) -> None:
     log.info("fold %d of %d, %s", fold, config.cross_validate, folder.name)
     with child_run_context(folder):
         changes = {"cross_validate": None, "data.split.folds": config.cross_validate, "data.split.fold": fold}
-        vectors = OmegaConf.select(config, START)
+        vectors = OmegaConf.select(config, WORD_VECTORS)
         if vectors is not None and (Path(vectors) / folder.name).is_dir():
-            changes[START] = str(Path(vectors) / folder.name)
-        own = child_config(config, folder, changes)
+            changes[WORD_VECTORS] = str(Path(vectors) / folder.name)
+        of_fold = child_config(config, folder, changes)
         if (folder / PREDICTIONS).exists() or (folder / VECTORS).exists():
-            log.info("%s was done before", folder.name)
+            log.info("%s is already done", folder.name)
             return
-        outcome = run_once(own, folder, describe=fold == 0)
+        outcome = run_once(of_fold, folder, describe=fold == 0)
         log.info("%s: %s", folder.name, report.reached(outcome.metrics, config.monitor))
-        if isinstance(outcome.module, Word2VecModule):
+        if not outcome.module.answers_rows:
             return
         answers = predictions(outcome)
-        # Last of all: it says of a fold that it is done, as its vectors do of Word2Vec's.
+        # Written last, because it marks the fold as done, as the vectors do for Word2Vec.
         with writing(str(folder / PREDICTIONS)) as write:
             write(answers)

@@ -1,6 +1,6 @@
-"""The process of one run among several, `process_pool`'s: it is forked from a server that has imported this module.
+"""Worker process of `process_pool`: forked from a server that has imported this module.
 
-Nothing that is imported here may start threads that a fork would break, as Polars does.
+Do not import anything here that starts threads, such as Polars: they do not survive a fork.
 """
 
 import logging
@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,40 +23,40 @@ from common.errors import InputError
 from trainer.config.fast_imports import fast_imports
 from trainer.folders.signals import Interrupted, watch
 
-logging.basicConfig()  # Lightning, which would find no handlers, would add its own
+logging.basicConfig()  # without a handler Lightning would add its own
 with fast_imports():
     import pytorch_lightning  # noqa: F401
     import torch
 
 LOG = "train.log"
-FORWARDED_LOGGERS = ("trainer.multirun.cross_validation", "trainer.multirun.ensemble", "trainer.evaluation.report")
-"""Loggers whose messages the other process logs too, beside all warnings; the rest is in the log of the run."""
 
 
 class LogForwarder(logging.Handler):
-    """Sends logger, level and message to the process that started this one."""
+    """Sends warnings, and all messages of the loggers in `names`, to the parent process: logger, level and message."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, names: Collection[str]) -> None:
         super().__init__()
-        self.pipe = pipe
+        self.pipe, self.names = pipe, names
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING or record.name in FORWARDED_LOGGERS:
+        if record.levelno >= logging.WARNING or record.name in self.names:
             self.pipe.send((record.name, record.levelno, record.getMessage()))
 
 
-def work(run: bytes, folder: Path, hydra: Any, level: int, share: int, pipe: Connection) -> None:
-    """Calls the pickled `run` with one of `share` parts of the cores and of the memory, and sends what it returns.
+def work(
+    run: bytes, folder: Path, hydra: Any, level: int, forward: Collection[str], share: int, pipe: Connection
+) -> None:
+    """Calls the pickled `run` with 1 / `share` of the cores and the memory, and sends the pickled result.
 
-    Sends what is to be logged before (`LogForwarder`), or an error instead: an InputError, or a RuntimeError with the
-    traceback.
+    Sends log messages before it (`LogForwarder`). In place of the result it sends an InputError, or a RuntimeError with
+    the traceback of any other error.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which terminates all workers
     threading.Thread(target=_follow_parent, daemon=True).start()
-    _log_to(folder, level, pipe)
+    _log_to(folder, level, LogForwarder(pipe, forward))
     setup_globals()
     HydraConfig.instance().cfg = hydra
-    # Before the run is unpickled: what it imports counts the threads.
+    # Before the run is unpickled, because its imports read the number of threads.
     torch.set_num_threads(max(1, torch.get_num_threads() // share))
     os.environ.setdefault("POLARS_MAX_THREADS", str(torch.get_num_threads()))
     from common import hardware
@@ -71,25 +72,24 @@ def work(run: bytes, folder: Path, hydra: Any, level: int, share: int, pipe: Con
         pipe.send(InputError(f"{folder.name}: {error}"))
     except Exception:
         traceback.print_exc()
-        pipe.send(
-            RuntimeError(f"{folder.name} stopped at an error; its log is {folder / LOG}.\n{traceback.format_exc()}")
-        )
+        pipe.send(RuntimeError(f"{folder.name} failed; its log is {folder / LOG}.\n{traceback.format_exc()}"))
     else:
-        # By value: tensors that multiprocessing pickles are in memory of this process, which ends.
+        # Pickled by value: multiprocessing would share the tensors in memory of this process, which ends.
         pipe.send(pickle.dumps(result))
 
 
-def _log_to(folder: Path, level: int, pipe: Connection) -> None:
-    """What is printed, by whomever, goes to train.log in the folder."""
+def _log_to(folder: Path, level: int, forwarder: LogForwarder) -> None:
+    """Sends all output of the process, that of C libraries included, to train.log in the folder."""
     folder.mkdir(exist_ok=True)
     with (folder / LOG).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    handlers = [logging.FileHandler(folder / LOG), LogForwarder(pipe)]
+    handlers = [logging.FileHandler(folder / LOG), forwarder]
     logging.basicConfig(handlers=handlers, level=level, force=True, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _follow_parent() -> None:
+    """Ends this process when its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

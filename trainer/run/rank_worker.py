@@ -1,4 +1,4 @@
-"""The process of a rank other than 0: it trains with rank 0 and writes only a log of its own."""
+"""Process of a rank other than 0: it trains with rank 0 and writes only its own log."""
 
 import logging
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from common.distributed import launched_rank
 from common.errors import EXIT_CODE, InputError
+from trainer.command.prepare import prepare
+from trainer.config.fast_imports import fast_imports
 from trainer.folders.signals import Interrupted, watch
 from trainer.run.ranks import from_rank_zero, join, rank_log
 
@@ -15,19 +17,15 @@ log = logging.getLogger(__name__)
 
 
 def work(command: Sequence[str] = ()) -> int:
-    """All that a process does that is not rank 0; the exit code. `command`: whether rank 0 will take it is looked up
-    first, so that nobody waits for it in vain."""
-    from trainer.config.fast_imports import fast_imports
-
+    """Runs a rank other than 0 and returns its exit code. `command` is checked first, because rank 0 never sends the
+    config of a command that it rejects."""
     if command:
-        from trainer.command.prepare import prepare
-
         with redirect_stdout(None):
             try:
                 prepare(list(command))
             except InputError:
-                return EXIT_CODE  # rank 0 says why
-    with fast_imports():
+                return EXIT_CODE  # rank 0 reports the reason
+    with fast_imports():  # imports torch and Lightning
         from trainer.run.run import run_rank
     join()
     config, folder = from_rank_zero(None)
@@ -47,6 +45,6 @@ def work(command: Sequence[str] = ()) -> int:
         log.error("%s", error)
         return EXIT_CODE
     except Exception:
-        log.exception("The process stopped at an error that is not a setting's.")
+        log.exception("The process failed.")
         return 1
     return 0

@@ -1,8 +1,8 @@
-"""Several processes that train one network: rank 0 is the run; it starts the others, or torchrun or srun has.
+"""Several processes that train one network. Rank 0 is the run; it starts the other ranks, unless torchrun or srun has.
 
-The others wait for rank 0 to send them its config, so that all agree on every setting and on the folder. They go with
-it to the end of training, and write nothing but a log of their own; what follows rank 0 does alone. Who started them,
-all go by the variables of torchrun.
+The other ranks receive the config from rank 0, so that all agree on the settings and the folder. They take part until
+the end of training and write only a log; rank 0 does the rest alone. Whatever started them, all processes use the
+environment variables of torchrun.
 """
 
 import logging
@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 GRACE = 30.0
-"""Seconds in which a process learns of another's end by their connection, which NCCL does not tell of."""
+"""Seconds before a process that waits for a dead one is ended: NCCL does not report a closed connection."""
 
 
 @contextmanager
 def launch_ranks(config: DictConfig, folder: Path) -> Iterator[None]:
-    """The other processes of a run, if it has several, take part meanwhile (`trainer.run.run.run_rank`).
+    """Context in which the other ranks of a run, if it has several, take part (`trainer.run.run.run_rank`).
 
-    Raises ConfigError where their number is not what was started, and InputError or RuntimeError where one of them
-    ended.
+    Raises ConfigError if the settings do not match the processes that were started, and InputError or RuntimeError if
+    another rank failed.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
     for key, what in (*validate_processes(plain), *validate_launch(plain)):
@@ -52,19 +52,19 @@ def launch_ranks(config: DictConfig, folder: Path) -> Iterator[None]:
         join()
         from_rank_zero((plain, folder))
         yield
-        _part()
+        _leave()
         if children is not None:
             children.wait()
     except RuntimeError:
-        if children is not None and (ended := children.ended()):
-            raise ended from None  # the error here is that of a connection
+        if children is not None and (failure := children.failure()):
+            raise failure from None  # the error here is a closed connection
         raise
     finally:
         if children is not None:
             children.kill()
-        _part()
+        _leave()
         os.environ.clear()
-        os.environ.update(before)  # the next job of a sweep begins as this one did
+        os.environ.update(before)  # for the next job of a sweep
 
 
 def rank_log(folder: Path, rank: int) -> Path:
@@ -72,37 +72,37 @@ def rank_log(folder: Path, rank: int) -> Path:
 
 
 def join() -> None:
-    """Joins the group of all processes."""
-    import torch
+    """Initializes torch's process group."""
+    import torch  # here, because help and the check of the settings do not wait for torch
     import torch.distributed as dist
 
-    _as_torchrun()
-    # What is no tensor goes by gloo, so that the processes may talk before they know their devices.
+    _set_torchrun_variables()
+    # Objects are sent by gloo, so that the processes can communicate before they have chosen their devices.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def _part() -> None:
-    import torch.distributed as dist
+def _leave() -> None:
+    import torch.distributed as dist  # as above
 
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def from_rank_zero(value: Any) -> Any:
-    """What rank 0 gives, in all processes."""
-    import torch.distributed as dist
+    """Returns the value of rank 0 in all processes."""
+    import torch.distributed as dist  # as above
 
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
 
 
-def _as_torchrun() -> None:
-    """Says what srun says in the variables of torchrun, which Lightning and torch go by."""
+def _set_torchrun_variables() -> None:
+    """Translates the environment variables of srun to those of torchrun, which Lightning and torch read."""
     here, given = launch(), os.environ
     if here is None or here.by != "srun":
         return
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment  # as above
 
     job, step = given["SLURM_JOB_ID"], given["SLURM_STEP_ID"]
     given |= {
@@ -123,10 +123,10 @@ def _threads(local: int) -> str:
 
 
 class Children:
-    """Processes that this one starts on its machine, as torchrun would, and watches."""
+    """Starts the other ranks on this machine, as torchrun would, and monitors them."""
 
     def __init__(self, world: int, folder: Path) -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not told to mypy
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not typed
 
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.folder = folder
@@ -149,18 +149,18 @@ class Children:
         self.done = threading.Event()
         for number in range(1, world):
             environment = os.environ | {"RANK": str(number), "LOCAL_RANK": str(number)}
-            with rank_log(folder, number).open("a") as said:
+            with rank_log(folder, number).open("a") as output:
                 self.processes[number] = subprocess.Popen(
                     [sys.executable, str(ROOT / "train.py")],
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                 )
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def ended(self, within: float = 5.0) -> Exception | None:
-        """The error of one that ended by itself, and badly; looked for so many seconds."""
+    def failure(self, within: float = 5.0) -> Exception | None:
+        """Waits up to `within` seconds for a process to fail, and returns its error."""
         until = time.monotonic() + within
         while time.monotonic() < until:
             for number, process in self.processes.items():
@@ -170,7 +170,7 @@ class Children:
         return None
 
     def wait(self) -> None:
-        """For their end, which is near."""
+        """Waits until the processes, which have finished training, have ended."""
         self.done.set()
         for process in self.processes.values():
             process.wait(GRACE)
@@ -183,17 +183,17 @@ class Children:
 
     def _error(self, number: int, code: int) -> Exception:
         path = rank_log(self.folder, number)
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        what = f"process {number} of {len(self.processes) + 1} {how}; its log is {path}"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        message = f"process {number} of {len(self.processes) + 1} {how}; its log is {path}"
         if code != EXIT_CODE:
-            return RuntimeError(what)
+            return RuntimeError(message)
         errors = re.split(r"^\S+ \S+ ERROR ", path.read_text(), flags=re.MULTILINE)
-        return InputError(f"{what}:\n{errors[-1].strip()}")
+        return InputError(f"{message}:\n{errors[-1].strip()}")
 
     def _watch(self) -> None:
-        """Ends this process where it waits for one that is gone, and no connection tells it so."""
+        """Ends this process if it waits for a dead one and no closed connection interrupts it."""
         while not self.done.wait(0.5):
-            error = self.ended(within=0.01)
+            error = self.failure(within=0.01)
             if error is not None and not self.done.wait(GRACE):
                 log.critical("%s", error)
                 for process in self.processes.values():

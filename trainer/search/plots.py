@@ -1,4 +1,4 @@
-"""Pictures of a study: how its trials went, which settings mattered, and what two objectives cost each other."""
+"""Plots of a study: optimization history, importance of the settings, and the Pareto front of two objectives."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from optuna import Study
 
-FEW = 4
-"""Completed trials below which nothing is said of what mattered."""
+MIN_TRIALS = 4
+"""Minimum number of completed trials for the importance plot."""
 
 
-def draw(study: "Study", folder: Path, names: Sequence[str]) -> list[str]:
-    """Writes history.png, importance.png and, of two objectives, front.png, as far as the trials tell. Returns the
-    names of the files; `names` are those of the objectives, the monitor first."""
+def plot_study(study: "Study", folder: Path, names: Sequence[str]) -> list[str]:
+    """Writes history.png, importance.png if there are enough trials, and front.png for two objectives. Returns the file
+    names. `names` are the objectives, the monitor first."""
     figures = {"history.png": history(study, names[0])}
     if (importances := importance(study)) is not None:
-        figures["importance.png"] = bars(importances, f"share of the differences in {names[0]}")
+        figures["importance.png"] = bars(importances, f"share of the variance of {names[0]}")
     if len(names) == 2:
         figures["front.png"] = front(study, names)
     for name, figure in figures.items():
@@ -29,7 +29,7 @@ def draw(study: "Study", folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def history(study: "Study", monitor: str) -> "Figure":
-    """The monitor of each trial in their order, and the best so far."""
+    """The monitored value of each trial, and the best so far."""
     from matplotlib.figure import Figure
     from optuna.trial import TrialState
 
@@ -44,10 +44,10 @@ def history(study: "Study", monitor: str) -> "Figure":
     axes.step([number for number, _ in completed], best, where="post", color=BLUE, linewidth=1.5, label="best so far")
     _points(axes, completed, BLUE, f"{len(completed)} completed", "o")
     if pruned:
-        _points(axes, pruned, ORANGE, f"{len(pruned)} pruned, as they were then", "x")
+        _points(axes, pruned, ORANGE, f"{len(pruned)} pruned, last value", "x")
     axes.set(xlabel="trial", ylabel=monitor)
     axes.locator_params(axis="x", integer=True)
-    # Without the few that went astray, which would flatten all others.
+    # The limits ignore 5 % at each end, because outliers would flatten the rest.
     values = sorted(value for _, value in completed + pruned)
     low, high = values[len(values) // 20], values[-1 - len(values) // 20]
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -57,19 +57,19 @@ def history(study: "Study", monitor: str) -> "Figure":
     return figure
 
 
-def _points(axes: "Axes", points: Sequence[Sequence[float]], colour: str, label: str, marker: str) -> None:
+def _points(axes: "Axes", points: Sequence[Sequence[float]], color: str, label: str, marker: str) -> None:
     first, second = zip(*points, strict=True)
-    axes.scatter(first, second, s=24, color=colour, marker=marker, label=label)
+    axes.scatter(first, second, s=24, color=color, marker=marker, label=label)
 
 
 def importance(study: "Study") -> dict[str, float] | None:
-    """The share of each setting in the differences of the monitor between completed trials, by fANOVA (Hutter, Hoos and
-    Leyton-Brown 2014); None where they are too few or all alike."""
+    """Share of each setting in the variance of the monitored value of completed trials, by fANOVA (Hutter, Hoos and
+    Leyton-Brown 2014); None if the trials are too few or all equal."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
     completed = study.get_trials(states=[TrialState.COMPLETE])
-    if len(completed) < FEW or len({trial.values[0] for trial in completed}) == 1:
+    if len(completed) < MIN_TRIALS or len({trial.values[0] for trial in completed}) == 1:
         return None
     evaluator = FanovaImportanceEvaluator(seed=0)
     shares = get_param_importances(study, evaluator=evaluator, target=lambda trial: float(trial.values[0]))
@@ -91,7 +91,7 @@ def bars(shares: dict[str, float], label: str) -> "Figure":
 
 
 def front(study: "Study", names: Sequence[str]) -> "Figure":
-    """Two objectives of each completed trial; the best, of which none is better in both, are joined."""
+    """Two objectives of each completed trial, with the Pareto front as a line."""
     from matplotlib.figure import Figure
     from optuna.trial import TrialState
 

@@ -1,4 +1,4 @@
-"""What a search chooses from: Hydra's lists, ranges and intervals as distributions of Optuna."""
+"""The search space: Hydra's lists, ranges and intervals as Optuna distributions."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 LOG = "log"
-"""The tag of an interval that is even in the logarithm: tag(log,interval(1e-4,1e-1))."""
+"""Tag of an interval with a logarithmic scale: tag(log,interval(1e-4,1e-1))."""
 EXAMPLE = "'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
 
 
 def validate_search_space(settings: Sequence[Setting], composer: Composer, sampler: str | None) -> Iterator[Problem]:
-    """What the settings of a sweep give to choose from that cannot be chosen; without a sampler it is no search."""
+    """Finds swept settings that the sampler does not support. `sampler` is None for a sweep without a search."""
     swept = [
         (setting, override)
         for setting in settings
         if composer.is_sweep(setting) and (override := composer.parse(setting))
     ]
     if sampler is not None and not swept:
-        yield Problem(COMMAND, "search", f"has nothing to choose: give a setting several values, as {EXAMPLE}.")
+        yield Problem(COMMAND, "search", f"has nothing to search: give a setting several values, such as {EXAMPLE}.")
     for setting, override in swept:
         for what in _problems(override.value(), sampler):
             yield Problem(setting.where, setting.key, what)
@@ -35,17 +35,17 @@ def validate_search_space(settings: Sequence[Setting], composer: Composer, sampl
 def _problems(value: Any, sampler: str | None) -> Iterator[str]:
     if not isinstance(value, IntervalSweep):
         if sampler == "cmaes" and not isinstance(value, RangeSweep):
-            yield "cmaes has no lists: give an interval or a range, or take search.sampler=tpe."
+            yield "cmaes does not support lists: give an interval or a range, or use search.sampler=tpe."
         return
     low, high = _ends(value)
     if sampler is None:
-        yield "an interval is for a search: add search=optuna."
+        yield "an interval needs a search: add search=optuna."
     elif low >= high:
-        yield f"an interval goes up: {low:g} is not below {high:g}."
+        yield f"the lower end {low:g} of the interval is not below the upper end {high:g}."
     elif LOG in value.tags and low <= 0:
-        yield f"the logarithm of {low:g} is none: begin the interval above 0."
+        yield f"{low:g} has no logarithm: start the interval above 0."
     elif sampler == "grid":
-        yield "a grid has no intervals: give a list or a range, or take search.sampler=tpe."
+        yield "grid does not support intervals: give a list or a range, or use search.sampler=tpe."
 
 
 def _ends(interval: IntervalSweep) -> tuple[float, float]:
@@ -55,8 +55,9 @@ def _ends(interval: IntervalSweep) -> tuple[float, float]:
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """Intervals hold both ends, and whole numbers alone where both are, as in int(interval(16,512)); a range is one of
-    numbers; of anything else each value is a choice."""
+    """Returns the distribution of a swept setting: uniform or log-uniform for an interval, including both ends, and of
+    integers if both ends are, as in int(interval(16,512)); discrete for a range; categorical for other values."""
+    # here, because only a search waits for Optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
@@ -74,7 +75,7 @@ def distribution(override: Override) -> "BaseDistribution":
 
 
 def grid(space: Mapping[str, Override]) -> list[dict[str, Any]]:
-    """All combinations of lists and ranges."""
+    """Returns all combinations of lists and ranges."""
     values = [
         list(value.range()) if isinstance(value := override.value(), RangeSweep) else override.sweep_string_iterator()
         for override in space.values()

@@ -1,4 +1,4 @@
-"""A study of Optuna: where it is kept, its best trial as a command, and what is said of it at its end."""
+"""Optuna studies: storage, samplers, best trials, and the summary at the end of a search."""
 
 import warnings
 from collections import Counter
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SAVED = "search.yaml"
-"""In the folder of a search: all its settings."""
+"""File with all settings of a search, in its folder."""
 JOURNAL = "study.journal"
 TRIAL = "trial_"
-"""Of a trial's folder, before its number: hydra.sweep.subdir of a search."""
+"""Prefix of a trial's folder, followed by its number; also in hydra.sweep.subdir of a search."""
 FREE = (
     "search.n_trials",
     "search.n_jobs",
@@ -34,11 +34,11 @@ FREE = (
     "hydra/launcher",
     "cluster",
 )
-"""Beginnings of keys that may be others when a search goes on."""
+"""Key prefixes of settings that may change when a search is resumed."""
 OF_SEARCH = ("search", "callbacks.pruning", "study", "cluster", "hydra")
-"""Settings that a trial is not retrained with."""
+"""Settings of the search that are not used to retrain a trial."""
 STARTUP, WARMUP = 5, 5
-"""Trials that the median pruner lets end before it compares, and epochs of each that it leaves alone."""
+"""Settings of the median pruner: trials that complete before it prunes, and first epochs that it ignores."""
 
 
 def open_study(
@@ -50,13 +50,13 @@ def open_study(
     better: Sequence[str] | None = None,
     new: bool = False,
 ) -> "Study":
-    """The study of this name in a file or a database; a new one where there is none and `better`, min or max for each
-    objective, is given.
+    """Opens the study of this name in a file or a database; creates it if there is none and `better`, min or max for
+    each objective, is given.
 
-    `epochs` are the most that a trial may have. Raises InputError where the storage cannot be used or has no such
-    study, or has it though it is to be `new`.
+    `epochs` is the maximum number of epochs of a trial. Raises InputError if the storage cannot be used, if it has no
+    such study, or if `new` is true and it has one.
     """
-    import optuna
+    import optuna  # here, because only a search waits for Optuna
     from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -80,7 +80,7 @@ def open_study(
         )
     except optuna.exceptions.DuplicatedStudyError as error:
         raise InputError(
-            f"{storage} has a study {name} already, of another search: choose another hydra.sweep.dir, whose last part"
+            f"{storage} already has a study {name} of another search: choose another hydra.sweep.dir, whose last part"
             " is the name of the study."
         ) from error
     except KeyError as error:
@@ -92,8 +92,9 @@ def open_study(
 
 
 def sampler(name: str, seed: int, trials: int) -> "BaseSampler":
-    """The sampler of this name for a study that has so many `trials`: it does not draw the same again."""
-    from optuna.samplers import CmaEsSampler, RandomSampler, TPESampler
+    """Returns the sampler of this name. Its seed depends on the number of `trials`, so that a resumed search does not
+    draw the same values again."""
+    from optuna.samplers import CmaEsSampler, RandomSampler, TPESampler  # as above
 
     kind: Any = {"tpe": TPESampler, "cmaes": CmaEsSampler}.get(name, RandomSampler)
     chosen: BaseSampler = kind(seed=(seed + trials) % 2**32)
@@ -101,30 +102,30 @@ def sampler(name: str, seed: int, trials: int) -> "BaseSampler":
 
 
 def storage_of(config: DictConfig, folder: Path) -> str:
-    """Where the study of a search in `folder` is kept: a file, or the URL of a database."""
+    """Storage of the study of a search in `folder`: a file, or the URL of a database."""
     storage = config.search.storage
     return str((folder / JOURNAL).absolute()) if storage is None else str(storage)
 
 
 def best_trials(study: "Study") -> list["FrozenTrial"]:
-    """The best trial, or all of which none is better in every objective; empty where no trial was completed."""
+    """Returns the best trial, or the Pareto front of several objectives; empty if no trial is complete."""
     best = sorted(study.best_trials, key=lambda trial: trial.number)
     return best[:1] if len(study.directions) == 1 else best
 
 
 def objectives(config: DictConfig) -> list[str]:
-    """What a search compares its trials by, the monitor first."""
+    """Names of the objectives of a search, the monitor first."""
     return [config.monitor, *config.search.objectives]
 
 
 def counts(study: "Study") -> str:
-    """How many trials ended how, in words."""
+    """Number of trials in each state, such as "3 completed, 1 failed"."""
     words = {
         "COMPLETE": "completed",
         "PRUNED": "pruned",
         "FAIL": "failed",
-        "RUNNING": "broken off",
-        "WAITING": "to come",
+        "RUNNING": "interrupted",
+        "WAITING": "waiting",
     }
     states = Counter(trial.state.name for trial in study.trials)
     return ", ".join(f"{states[name]} {word}" for name, word in words.items() if states[name])
@@ -139,32 +140,32 @@ def problem(key: str, what: str) -> Problem:
 
 
 def conclude(folder: Path) -> list[int]:
-    """Draws the study of the search in `folder`, and says its best trial, or all of which none is better in every
-    objective; or how to go on where it was broken off. Returns what the search exits with, if not with 0."""
-    from trainer.search.plots import draw
+    """Prints the best trials of the search in `folder` and writes its plots; prints how to resume it if trials are
+    missing. Returns the exit codes of the trials if the search failed."""
+    from trainer.search.plots import plot_study
 
     config: Any = OmegaConf.load(folder / SAVED)
     study, names, where = open_study(storage_of(config, folder), config.search.study), objectives(config), short(folder)
     best = best_trials(study)
     print(f"trials       {counts(study) or 'none'}")
     if sum(trial.state.is_finished() for trial in study.trials) < config.search.n_trials:
-        print(f"go on with   python train.py {argument('sweep.resume', where)}")
+        print(f"resume with  python train.py {argument('sweep.resume', where)}")
         return [1]
     if not best:
-        print("no trial was completed: what is above, or train.log of each, says why")
+        print("no trial was completed: see the messages above, or train.log of each trial")
         runs = [status.read(folder / f"{TRIAL}{trial.number}") for trial in study.trials]
         return [1 if run is None else run.exit_code or 1 for run in runs]
     for trial in best:
         settings = ", ".join(f"{key}={_shown(value)}" for key, value in trial.params.items())
         print(f"best         trial {trial.number}: {format_values(trial, names)}, with {settings}")
-    print(f"pictures     {where}: {', '.join(draw(study, folder, names))}")
+    print(f"plots        {where}: {', '.join(plot_study(study, folder, names))}")
     one = where if len(best) == 1 else where / f"{TRIAL}{best[0].number}"
     print(f"retrain it   python train.py experiment=best {argument('study', one)}")
     return []
 
 
 def other_command(command: list[Setting], begun: Path) -> str | None:
-    """What is not as in the command that a search was begun by, if anything."""
+    """Compares the command with the one that started the search; returns a message if they differ."""
     then, now = (
         {setting.line.lstrip("+") for setting in settings if not setting.key.startswith(FREE)}
         for settings in ([Setting(line) for line in load_overrides(begun)], command)
@@ -173,8 +174,8 @@ def other_command(command: list[Setting], begun: Path) -> str | None:
         return None
     differing = [f"it had {line}" for line in sorted(then - now)] + [f"not {line}" for line in sorted(now - then)]
     return (
-        f"{begun.parent} holds a search that was begun by another command: {', '.join(differing)}. Give it as it was,"
-        " or choose another folder."
+        f"{begun.parent} contains a search that was started by another command: {', '.join(differing)}. Use the same"
+        " command, or choose another folder."
     )
 
 

@@ -1,7 +1,7 @@
-"""`search=...`: a sweeper for Hydra that lets Optuna choose the settings of each trial.
+"""`search=...`: a Hydra sweeper in which Optuna chooses the settings of each trial.
 
-A trial is a run in a folder of its own below the search's. How it ended is read from its status.json, so that a search
-that was killed goes on with what it left, and what went on without it counts.
+A trial is a run in its own folder below the folder of the search. Its result is read from its status.json, so that a
+search that was killed can be resumed, and trials that finished without it count.
 """
 
 import json
@@ -14,7 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config.hydra_internals import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.atomic_write import atomic_write
 from common.errors import EXIT_CODE, InputError
+from trainer.config.hydra_internals import BasicLauncher
 from trainer.config.settings import quoted
 from trainer.folders import status
 from trainer.folders.layout import LAST
@@ -29,7 +29,7 @@ from trainer.search.search_space import distribution, grid
 from trainer.search.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of
 from trainer.search.trial_workers import Worker, launch
 from trainer.sweep.local_launcher import LocalLauncher, config_flags, shares
-from trainer.sweep.resources import ended_by_sigterm, resources
+from trainer.sweep.resources import exit_on_sigterm, resources
 from trainer.sweep.slurm_launcher import SlurmLauncher
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUTPUT = "workers.log"
-"""What the trials print, in the folder of the search."""
+"""File with the output of the trials, in the folder of the search."""
 
 
 class Search:
-    """Carries out trials until the study has `search.n_trials` of them, `search.n_jobs` at once.
+    """Runs trials until the study has `search.n_trials` of them, `search.n_jobs` at once.
 
-    With Hydra's basic launcher in processes that each carry out one trial after another, else each by a launch of its
-    own; so the next trial begins as soon as one ends. `lines` are the overrides of all trials, as the sweeper got them;
-    `run` carries out a trial in a worker.
+    A trial starts as soon as another one ends: with Hydra's basic launcher or the local one in worker processes, which
+    run `run` for one trial after another, with other launchers by a launch per trial. `lines` are the overrides of all
+    trials, as the sweeper received them.
     """
 
     def __init__(
@@ -64,19 +64,19 @@ class Search:
 
     def run(self) -> None:
         try:
-            with ended_by_sigterm():
-                self._begin()
+            with exit_on_sigterm():
+                self._open()
                 try:
-                    self._carry_out()
+                    self._run_trials()
                 except BaseException:
                     self._end_trials()
                     raise
-        except InputError as error:  # of which Hydra would print a traceback
+        except InputError as error:  # Hydra would print its traceback
             log.error("%s", error)
             sys.exit(EXIT_CODE)
 
-    def _begin(self) -> None:
-        """Opens the study, a new one where there is none, and settles what all trials share."""
+    def _open(self) -> None:
+        """Opens the study, creating it if there is none, and determines the settings that all trials share."""
         config, lines = self.config, self.lines
         parsed = OverridesParser.create(self.loader).parse_overrides(lines)
         command = {override.key_or_group: override for override in parsed}  # the last of each key
@@ -94,7 +94,7 @@ class Search:
                 search.pruner = "none"
         better = [config.mode, *search.objectives.values()]
         epochs = config.trainer.max_epochs
-        new = search.storage is not None and not saved.exists()  # where other searches may have theirs too
+        new = search.storage is not None and not saved.exists()  # other searches may use the storage too
         self.study = open_study(storage, search.study, pruner=search.pruner, epochs=epochs, better=better, new=new)
         self.study.sampler = sampler(search.sampler, config.seed, len(self.study.trials))
         points = grid(space)[: search.n_trials] if search.sampler == "grid" else []
@@ -112,18 +112,18 @@ class Search:
         log.info("study %s in %s: %s of %d trials", search.study, storage, done, self.n_trials)
 
     def _trials(self) -> Iterator["Trial | FrozenTrial"]:
-        """Those that a search left, then new ones."""
-        from optuna.trial import TrialState
+        """Yields the unfinished trials of an earlier search, then new ones."""
+        from optuna.trial import TrialState  # here, because only a search waits for Optuna
 
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             if trial.params.keys() == self.space.keys():
                 yield trial
-            else:  # the search was killed while it asked for its settings
+            else:  # the search was killed while it drew the settings of the trial
                 self.study.tell(trial.number, state=TrialState.FAIL)
         while sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False)) < self.n_trials:
             yield self.study.ask(self.space)
 
-    def _carry_out(self) -> None:
+    def _run_trials(self) -> None:
         trials = self._trials()
         free = list(self._workers())
         while True:
@@ -136,13 +136,13 @@ class Search:
                 trial, worker = self.running.pop(future)
                 error = future.exception()
                 if error is not None and worker is None and status.read(self._folder(trial)) is None:
-                    raise error  # of the launcher; the trial did not begin, and does in the search that goes on
+                    raise error  # of the launcher: the trial was not started, and a resumed search starts it
                 self._tell(trial, error)
                 free.append(worker)
 
     def _end_trials(self) -> None:
-        """Those at work leave their checkpoints. A worker that Ctrl-C has reached too ends as it was about to."""
-        log.info("ending the trials: each leaves a checkpoint")
+        """Stops the running trials, which write their checkpoints. Ctrl-C may have reached the workers already."""
+        log.info("stopping the trials: each writes a checkpoint")
         if isinstance(self.launcher, SlurmLauncher):
             self.launcher.cancel()
         for process in multiprocessing.active_children():
@@ -150,7 +150,7 @@ class Search:
         wait(future for future, (_, worker) in self.running.items() if worker is not None)
 
     def _workers(self) -> Sequence[Worker | None]:
-        """None where the launcher has its own."""
+        """Returns the workers; None for each concurrent trial if the launcher starts its own processes."""
         if not isinstance(self.launcher, BasicLauncher | LocalLauncher):
             return [None] * self.n_jobs
         trainer = self.config.trainer
@@ -165,40 +165,42 @@ class Search:
             overrides.append(f"resume={quoted(folder / LAST)}")
         if worker is None:
             return launch(self.launcher, folder, overrides, trial.number)
-        of_hydra = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
-        return worker.submit(folder, [*config_flags(), *overrides, *of_hydra])
+        hydra_overrides = [*self.config.hydra.overrides.hydra, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+        return worker.submit(folder, [*config_flags(), *overrides, *hydra_overrides])
 
     def _folder(self, trial: "Trial | FrozenTrial") -> Path:
         return self.folder / f"{TRIAL}{trial.number}"
 
     def _tell(self, trial: "Trial | FrozenTrial", error: BaseException | None) -> None:
-        """Records how a trial ended, and says it."""
-        from optuna.trial import TrialState
+        """Records the result of a trial in the study, and logs it."""
+        from optuna.trial import TrialState  # as above
 
         folder = self._folder(trial)
         ended, values, state = status.read(folder), None, TrialState.FAIL
         if error is not None:
-            what = f"failed: {error}"
+            message = f"failed: {error}"
         elif ended is None or ended.state in ("running", "interrupted"):
-            what = "failed: its process was ended"
+            message = "failed: its process was killed"
         elif ended.state == "pruned":
-            what, state = str(ended.error), TrialState.PRUNED
+            message, state = str(ended.error), TrialState.PRUNED
         elif ended.state == "failed":
-            what = f"failed: {ended.error} ({folder / 'train.log'})"
+            message = f"failed: {ended.error} ({folder / 'train.log'})"
         else:
             values = self._values(folder, ended.value)
             finite = all(math.isfinite(value) for value in values)
             state, values = (TrialState.COMPLETE, values) if finite else (TrialState.FAIL, None)
-            what = ", ".join(f"{name} {value:.5g}" for name, value in zip(self.objectives, values or [], strict=False))
-            what = what or "failed: what it was to measure is not finite"
+            shown = (f"{name} {value:.5g}" for name, value in zip(self.objectives, values or [], strict=False))
+            message = ", ".join(shown) or "failed: an objective is not finite"
         self.study.tell(trial.number, values, state)
-        log.info("trial %d of %d: %s", trial.number, self.n_trials, what)
+        log.info("trial %d of %d: %s", trial.number, self.n_trials, message)
 
     def _values(self, folder: Path, monitored: float | None) -> list[float]:
-        """Of each objective. Raises InputError where a run does not measure one."""
+        """Returns the value of each objective. Raises InputError if the run did not measure one."""
         metrics = json.loads((folder / "metrics.json").read_text())
         for name in self.objectives[1:]:
             if name not in metrics:
-                raise InputError(f"search.objectives: no run measures {name}. It may be {', '.join(metrics)}.")
+                raise InputError(
+                    f"search.objectives: {name} is not a metric of the run. The metrics are {', '.join(metrics)}."
+                )
         values = [monitored, *(metrics[name] for name in self.objectives[1:])]
         return [math.nan if value is None else float(value) for value in values]

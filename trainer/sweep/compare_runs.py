@@ -1,5 +1,7 @@
-"""Runs side by side: how they stand, which of their settings differ, their metrics; all of it read from their folders,
-so that other processes and machines may have run them. Neither torch nor Lightning is imported."""
+"""Comparison of runs: state, differing settings and metrics, read from the run folders.
+
+The runs may come from other processes and machines. Neither torch nor Lightning is imported.
+"""
 
 import json
 import re
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
     import polars as pl
 
 OWN = ("resume", "search.trial", "search.n_trials", "search.n_jobs")
-"""Settings of one start of a run, not of the run."""
+"""Settings of a single start of a run, which are not compared."""
 HEADLINE = ("accuracy", "auroc", "log_loss", "rmse", "r2")
-"""Metrics that a table shows, measured on test rows where they were."""
-MOST = 6
-"""Settings that a table shows; files have all that differ."""
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time, where it was built
+"""Metrics shown in the table, from the test split if it was measured."""
+MAX_SETTINGS = 6
+"""Maximum number of settings in the table; the files have all that differ."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, if PyYAML was built with it
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it was read. `number`: of the job in its sweep; `settings`: by full key, as they were given, with
-    references to others; `choices`: the option of each group, such as model; `overrides`: of the command."""
+    """Contents of a run folder. `number`: of the job in its sweep; `settings`: by full key, with interpolations
+    unresolved; `choices`: the option of each group, such as model; `overrides`: of the command."""
 
     folder: Path
     number: int | None
@@ -45,39 +47,41 @@ class Run:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run folder itself, or those below it. Raises InputError where there are none."""
+    """Returns the path if it is a run folder, else the run folders below it. Raises InputError if there are none."""
     if not path.is_dir():
         raise InputError(f"there is no folder {path}: give run folders, or folders of runs such as a sweep's.")
     if (path / STATUS).exists():
         return [path]
     found = sorted(each.parent for each in path.rglob(STATUS))
     if not found:
-        raise InputError(f"{path} holds no run: neither it nor a folder below it has a {STATUS}.")
+        raise InputError(f"{path} contains no run: neither it nor a folder below it has a {STATUS}.")
     return found
 
 
 def read_run(folder: Path) -> Run:
-    """Raises InputError where the folder has no readable status."""
+    """Reads a run folder. Raises InputError if it has no readable status."""
     status = read(folder)
     if status is None:
-        raise InputError(f"{folder} is no run folder: it has no {STATUS}.")
+        raise InputError(f"{folder} is not a run folder: it has no {STATUS}.")
     hydra = _load(folder / ".hydra" / "hydra.yaml").get("hydra", {})
     number = hydra.get("job", {}).get("num")
     path, config = folder / "metrics.json", folder / ".hydra" / "config.yaml"
     return Run(
         folder=folder,
-        number=number if isinstance(number, int) else None,  # "???" of a run that is no job
+        number=number if isinstance(number, int) else None,  # "???" if the run is not a job of a sweep
         status=status,
         settings=dict(leaves(rename_config(_load(config), str(config)))),
         choices={name: value for name, value in hydra.get("runtime", {}).get("choices", {}).items() if "/" not in name},
-        overrides=[rename_override(line) for line in hydra.get("overrides", {}).get("task", []) if _key(line) not in OWN],
+        overrides=[
+            rename_override(line) for line in hydra.get("overrides", {}).get("task", []) if _key(line) not in OWN
+        ],
         metrics=json.loads(path.read_text()) if path.exists() else {},
     )
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
-    """Those with a value first, the best of them foremost; then by state. Runs of several monitors stay in their order
-    inside a state."""
+    """Sorts the runs by state, and within a state by their monitored value, the best first and those without one last.
+    The values are ignored if the monitors differ."""
     same = len({(run.status.monitor, run.status.mode) for run in runs}) == 1
 
     def rank(run: Run) -> tuple[int, bool, float]:
@@ -90,9 +94,9 @@ def ranked(runs: Sequence[Run]) -> list[Run]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs: by key the value of each run, None where it has none.
+    """Returns the settings that differ between the runs: the key, and the value of each run, None if it has none.
 
-    Of a group whose option differs, such as model, the option stands for all in it that no command has set.
+    If the option of a group differs, such as model, its other settings are left out, except those given in a command.
     """
     groups = {
         name: values
@@ -110,8 +114,8 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def frame(runs: Sequence[Run]) -> "pl.DataFrame":
-    """A row for each run: how it stands, its command, the settings that differ, all metrics."""
-    import polars as pl
+    """Returns one row per run: state, command, differing settings, all metrics."""
+    import polars as pl  # here, because only tables need it
 
     columns: dict[str, list[Any]] = {
         "job": [run.number for run in runs],
@@ -131,15 +135,15 @@ def frame(runs: Sequence[Run]) -> "pl.DataFrame":
 
 
 def side_by_side(runs: Sequence[Run], title: str) -> str:
-    """The table of ranked runs, and below it why some have failed."""
+    """Renders the table of ranked runs, followed by the errors of the failed ones."""
     settings = differing(runs)
-    shown = dict(list(settings.items())[:MOST])
+    shown = dict(list(settings.items())[:MAX_SETTINGS])
     monitors = {run.status.monitor for run in runs}
     value = monitors.pop() if len(monitors) == 1 else "value"
     metrics = [name for name in headline(runs) if name != value]
-    first, names = _names(runs)
+    heading, names = _names(runs)
     numeric = ("job", value, *metrics, "seconds")
-    made = table(title, first, *shown, value, *metrics, "seconds", "state", numeric=numeric)
+    made = table(title, heading, *shown, value, *metrics, "seconds", "state", numeric=numeric)
     for column in made.columns:
         column.header = re.sub("[./]", r"\g<0>\n", str(column.header))
     for row, run in enumerate(runs):
@@ -148,10 +152,10 @@ def side_by_side(runs: Sequence[Run], title: str) -> str:
         seconds = "" if status.seconds is None else f"{status.seconds:,.1f}"
         made.add_row(names[row], *(_brief(values[row]) for values in shown.values()), *measured, seconds, status.state)
     lines = [render(made)]
-    if len(settings) > MOST:
-        lines.append(f"and {len(settings) - MOST} more settings differ: {', '.join(list(settings)[MOST:])}")
+    if hidden := list(settings)[MAX_SETTINGS:]:
+        lines.append(f"and {len(hidden)} more settings differ: {', '.join(hidden)}")
     lines += [
-        f"{first} {name} {run.status.state}: {run.status.error} ({short(run.folder)})"
+        f"{heading} {name} {run.status.state}: {run.status.error} ({short(run.folder)})"
         for name, run in zip(names, runs, strict=True)
         if run.status.state in ("failed", "interrupted")
     ]
@@ -159,7 +163,7 @@ def side_by_side(runs: Sequence[Run], title: str) -> str:
 
 
 def headline(runs: Sequence[Run]) -> list[str]:
-    """The names of a few metrics that the runs have."""
+    """Returns the names of the metrics to show."""
     measured = {name for run in runs for name in run.metrics}
     split = "test" if any(name.startswith("test/") for name in measured) else "val"
     return [f"{split}/{name}" for name in HEADLINE if f"{split}/{name}" in measured]
@@ -170,7 +174,7 @@ def _key(override: str) -> str:
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """What a table calls the runs, and the name of each: jobs of one sweep have numbers."""
+    """Returns the heading and the names of the runs: the jobs of one sweep are named by their numbers."""
     numbers = [str(run.number) for run in runs]
     if None not in [run.number for run in runs] and len(set(numbers)) == len(numbers):
         return "job", numbers
@@ -179,7 +183,7 @@ def _names(runs: Sequence[Run]) -> tuple[str, list[str]]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Empty where it is absent, or where the run was killed while Hydra wrote it."""
+    """Reads a YAML file; empty if it is absent, or if the run was killed while Hydra wrote it."""
     try:
         tree = yaml.load(path.read_text(), LOADER)
     except (FileNotFoundError, yaml.YAMLError):
@@ -192,8 +196,8 @@ def _differ(values: list[Any]) -> bool:
 
 
 def _series(name: str, values: list[Any]) -> "pl.Series":
-    """Numbers where all are numbers, else text."""
-    import polars as pl
+    """A numeric column if all values are numbers, else text."""
+    import polars as pl  # as above
 
     given = [value for value in values if value is not None]
     if all(type(value) is int for value in given) and given:
@@ -208,7 +212,7 @@ def _cell(value: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """For a table: of a number that a search drew, the digits that tell."""
+    """Shortens the long numbers of a search."""
     text = _cell(value)
     return f"{value:.5g}" if isinstance(value, float) and len(text) > 7 else text
 

@@ -1,4 +1,4 @@
-"""`cluster=local`: several jobs of a sweep at once on this machine, each `python train.py` in a process of its own."""
+"""`cluster=local`: several jobs of a sweep at once on this machine, each a process `python train.py`."""
 
 import logging
 import os
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
@@ -23,41 +22,41 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from common.errors import EXIT_CODE, InputError
 from common.hardware import available_cores
-
-if TYPE_CHECKING:
-    from trainer.folders.status import Status
+from trainer.config.composer import parse_arguments
+from trainer.config.settings import ROOT, Setting, quoted
+from trainer.folders import status
+from trainer.folders.layout import LAST
+from trainer.sweep.resources import describe_ending, exit_on_sigterm, resources
+from trainer.sweep.sweep import done_before
 
 log = logging.getLogger(__name__)
 
 OUTPUT = "output.log"
-"""What a job printed, in its folder."""
+"""File with the output of a job, in its folder."""
 OWN = ("cluster", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweep")
-"""Beginnings of settings of the sweep, not of its jobs."""
+"""Key prefixes of settings of the sweep that are not passed to its jobs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """`overrides`: of this job of the sweep; `of_hydra`: those of all; `before`: how it was done, where it was."""
+    """`hydra_overrides` are common to all jobs; `before` is the status of a job that is already done."""
 
     number: int
     overrides: list[str]
-    of_hydra: list[str]
+    hydra_overrides: list[str]
     folder: Path
-    before: "Status | None"
+    before: status.Status | None
 
     def command(self) -> list[str]:
-        """What a person would type to run it here."""
-        from trainer.config.settings import ROOT, Setting, quoted
-        from trainer.folders.layout import LAST
-
-        settings = [line for line in (*self.overrides, *self.of_hydra) if not Setting(line).key.startswith(OWN)]
-        go_on = ["resume=auto"] if (self.folder / LAST).exists() else []
+        """Returns the command that runs the job alone on this machine."""
+        settings = [line for line in (*self.overrides, *self.hydra_overrides) if not Setting(line).key.startswith(OWN)]
+        resume = ["resume=auto"] if (self.folder / LAST).exists() else []
         number = f"hydra.job.num={self.number}"
-        start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", number, *go_on]
+        start = ["hydra.mode=RUN", f"hydra.run.dir={quoted(self.folder)}", number, *resume]
         return [sys.executable, str(ROOT / "train.py"), *config_flags(), *settings, *start]
 
     def start(self, share: dict[str, str]) -> subprocess.Popen[bytes]:
-        """In a group of its own: Ctrl-C reaches it once, from the sweep, and with it the processes that it starts."""
+        """Starts the job in its own process group, so that Ctrl-C reaches it only through the sweep."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / OUTPUT).open("ab") as output:
             return subprocess.Popen(
@@ -66,7 +65,7 @@ class Job:
 
 
 class LocalLauncher(Launcher):
-    """`n_jobs` at once; None: as many as there are GPUs for, or cores. Each has its share of them."""
+    """Runs `n_jobs` jobs at once, each with its share of the machine; None: as many as GPUs, or as cores."""
 
     def __init__(self, n_jobs: int | None = None) -> None:
         self.n_jobs = n_jobs
@@ -75,8 +74,6 @@ class LocalLauncher(Launcher):
         self.starting = Lock()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from trainer.sweep.resources import resources
-
         self.context, self.config = hydra_context, config
         self.shares = shares(resources(config.trainer).devices, config.trainer.accelerator, self.n_jobs)
         self.free: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -84,11 +81,9 @@ class LocalLauncher(Launcher):
             self.free.put(share)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        from trainer.sweep.resources import ended_by_sigterm
-
         try:
             jobs = [self._job(number, list(given)) for number, given in enumerate(job_overrides, initial_job_idx)]
-        except InputError as error:  # of which Hydra would print a traceback
+        except InputError as error:  # Hydra would print its traceback
             log.error("%s", error)
             sys.exit(EXIT_CODE)
         each = ", ".join(f"{name}={value}" for name, value in self.shares[0].items())
@@ -101,22 +96,20 @@ class LocalLauncher(Launcher):
             finally:
                 self.free.put(share)
 
-        with ThreadPoolExecutor(len(self.shares)) as pool, ended_by_sigterm():
+        with ThreadPoolExecutor(len(self.shares)) as pool, exit_on_sigterm():
             try:
                 return list(pool.map(run, jobs))
             except BaseException:
                 with self.starting:
-                    self.stopped = True  # what waits does not start
+                    self.stopped = True  # waiting jobs do not start
                 running = dict(self.running)
                 for process in running.values():
                     with suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGTERM)
-                log.info("ending %s: each leaves a checkpoint", " ".join(f"#{number}" for number in running))
+                log.info("stopping %s: each writes a checkpoint", " ".join(f"#{number}" for number in running))
                 raise
 
     def _job(self, number: int, overrides: list[str]) -> Job:
-        from trainer.sweep.sweep import done_before
-
         setup_globals()
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
@@ -131,19 +124,16 @@ class LocalLauncher(Launcher):
             HydraConfig.instance().set_config(config)
             with open_dict(config):
                 del config["hydra"]
-            of_hydra = list(self.config.hydra.overrides.hydra)
-            return Job(number, overrides, of_hydra, folder, done_before(folder, config))
+            hydra_overrides = list(self.config.hydra.overrides.hydra)
+            return Job(number, overrides, hydra_overrides, folder, done_before(folder, config))
         finally:
             HydraConfig.instance().cfg = before
 
     def _run(self, job: Job, share: dict[str, str]) -> JobReturn:
-        from trainer.folders import status
-        from trainer.sweep.resources import told
-
         done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
         before = job.before or status.read(job.folder)
         if before is not None and before.state == "running":
-            log.info("#%d: waiting for process %d, which an earlier sweep has left", job.number, before.pid)
+            log.info("#%d: waiting for process %d of an earlier sweep", job.number, before.pid)
         while before is not None and before.state == "running" and not self.stopped:
             time.sleep(1)
             before = status.read(job.folder)
@@ -161,21 +151,19 @@ class LocalLauncher(Launcher):
         if ended is not None:
             done.return_value = ended.value
         where = "" if code == 0 else f": {job.folder / OUTPUT}"
-        log.log(logging.ERROR if code else logging.INFO, "#%d: %s%s", job.number, told(ended), where)
+        log.log(logging.ERROR if code else logging.INFO, "#%d: %s%s", job.number, describe_ending(ended), where)
         return done
 
 
 def config_flags() -> list[str]:
-    """Where this process's own command takes its YAML files from, for the commands of its jobs."""
-    from trainer.config.composer import parse_arguments
-
+    """Returns the options of this command that choose its config files, for the commands of its jobs."""
     options = vars(parse_arguments())
     names = ("config_path", "config_name", "config_dir")
     return [f"--{name.replace('_', '-')}={options[name]}" for name in names if options[name] is not None]
 
 
 def shares(devices: int, accelerator: str, n_jobs: int | None) -> list[dict[str, str]]:
-    """For each of the jobs at once, the variables by which it takes its share of the machine."""
+    """Returns for each concurrent job the environment variables that give it a share of the machine."""
     cores = available_cores()
     gpus = visible_gpus() if accelerator != "cpu" else []
     at_once = n_jobs or (max(1, len(gpus) // devices) if gpus else cores)
@@ -191,7 +179,8 @@ def shares(devices: int, accelerator: str, n_jobs: int | None) -> list[dict[str,
 
 
 def visible_gpus() -> list[str]:
-    import torch
+    """Returns the indices of the GPUs as in CUDA_VISIBLE_DEVICES."""
+    import torch  # here, because a sweep itself does not wait for torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""What a job of a sweep needs of a cluster or of this machine, told by the settings of the trainer."""
+"""Resources that a job of a sweep needs from a cluster or from this machine, according to its trainer settings."""
 
 import shutil
 import signal
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from trainer.config.hydra_internals import BasicLauncher
 from omegaconf import DictConfig, ListConfig
 
 from trainer.config.composer import Composition
 from trainer.config.errors import ConfigError, Problem
+from trainer.config.hydra_internals import BasicLauncher
 from trainer.config.validate_processes import validate_launch
 from trainer.folders.status import Status
 
 LOCAL, SLURM = "hydra_plugins.lathe.Local", "hydra_plugins.lathe.Slurm"
 GPUS = ("gpu", "cuda")
-"""Accelerators that ask for a GPU; `auto` takes one where it finds one."""
+"""Accelerators that require a GPU; `auto` uses one if there is one."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """A process for each device on each node; `gpus` on each node."""
+    """One process per device on each node; `gpus` is per node."""
 
     nodes: int
     devices: int
@@ -31,24 +31,24 @@ class Resources:
 
 
 def resources(trainer: DictConfig) -> Resources:
-    """Raises ConfigError where the number of devices is left open."""
+    """Returns the resources of a job. Raises ConfigError if the number of devices is not given."""
     devices = len(trainer.devices) if isinstance(trainer.devices, ListConfig) else trainer.devices
     if not isinstance(devices, int) or devices < 1:
-        raise ConfigError(f"{devices} leaves open what a job is to ask for: give a number.")
+        raise ConfigError(f"{devices} does not say what a job requests: give a number.")
     return Resources(trainer.num_nodes, devices, devices if trainer.accelerator in GPUS else 0)
 
 
 def validate_resources(base: Composition, jobs: list[Composition]) -> Iterator[Problem]:
-    """Why the jobs of a sweep, or a run, could not be placed."""
+    """Finds settings that prevent the launcher from starting the run or the jobs of the sweep."""
     launcher, search = base.config.hydra.launcher._target_, base.config.search
     if "joblib" in launcher and base.config.hydra.launcher.n_jobs == 1 and search and search.n_jobs > 1:
         what = (
-            f"must be {search.n_jobs}, as search.n_jobs: with 1 joblib works in the search's own process, where trials"
+            f"must be {search.n_jobs}, like search.n_jobs: with 1 joblib runs all trials in the process of the search,"
+            " where they would mix up their settings."
         )
-        what += " at once would take each other's settings."
         yield Problem(base.where("hydra.launcher.n_jobs"), "hydra.launcher.n_jobs", what)
     if launcher == LOCAL and search and base.config.hydra.launcher.n_jobs is not None:
-        what = "is for sweeps: search.n_jobs is how many trials are carried out at once."
+        what = "applies to sweeps: search.n_jobs is the number of concurrent trials."
         yield Problem(base.where("hydra.launcher.n_jobs"), "hydra.launcher.n_jobs", what)
     for job in jobs:
         found = [] if launcher == SLURM else list(validate_launch(job.config))
@@ -62,15 +62,15 @@ def validate_resources(base: Composition, jobs: list[Composition]) -> Iterator[P
         yield Problem(
             base.where("hydra.mode"),
             "cluster",
-            "slurm needs Slurm's sbatch, which is not here: give the command on a machine of the cluster, or take"
-            " cluster=local.",
+            "slurm needs Slurm's sbatch, which is not installed here: run the command on a machine of the cluster, or"
+            " use cluster=local.",
         )
 
 
-def told(status: Status | None) -> str:
-    """How a job ended, in a line."""
+def describe_ending(status: Status | None) -> str:
+    """Describes in a line how a job ended."""
     if status is None:
-        return "it did not begin"
+        return "not started"
     if status.state == "done":
         value = "not finite" if status.value is None else f"{status.value:.6g}"
         return f"done in {status.seconds:.0f} s, {status.monitor} {value}"
@@ -78,8 +78,8 @@ def told(status: Status | None) -> str:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """While it lasts SIGTERM ends a sweep as Ctrl-C does. Only the main thread is told of signals."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM end a sweep as Ctrl-C does. Only the main thread receives signals."""
 
     def end(number: int, frame: object) -> None:
         sys.exit(128 + number)

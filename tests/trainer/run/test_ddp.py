@@ -1,4 +1,4 @@
-"""Several processes: they train as one does, in one folder, and none is waited for in vain."""
+"""Several processes train like one, in one folder, and end if one of them fails."""
 
 import json
 import subprocess
@@ -15,9 +15,11 @@ from datamodules.schema import DataError
 from tests.conftest import ROOT, run_script
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
+from trainer.folders.layout import what_next
+from trainer.main import compose, train
 
-# 363 training rows: the last of the batches of 32 has 11. Neither dropout nor batch norm: they differ by process. SGD,
-# because Adam makes much of the rounding of gradients that are next to nothing.
+# 363 training rows, so the last batch of 32 has 11. No dropout or batch norm, which differ between processes. SGD,
+# because Adam amplifies rounding errors of gradients close to zero.
 COMMAND = (
     "data=breast_cancer",
     "data.batch_size=32",
@@ -34,7 +36,7 @@ COMMAND = (
     "baselines=false",
 )
 TWO = ("trainer=ddp", *COMMAND)
-# A checkpoint in the midst of the second epoch, then one of the processes is no more.
+# A checkpoint in the second epoch, after which one of the processes ends.
 DYING = (
     "+callbacks.last_checkpoint.every_n_train_steps=18",
     "+callbacks.dying._target_=tests.trainer.dying.Dying",
@@ -57,7 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> Path:
-    return trained(folder / "one", *COMMAND, "trainer.fast=off")
+    settings = (*COMMAND, "trainer.fast=off", f"paths.cache={folder / 'cache'}")
+    return train(compose(*settings, f"hydra.run.dir={folder / 'one'}")).folder
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +81,24 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def same(ours: Path, other: Path) -> None:
-    """Weights and metrics but for the rounding of sums."""
+    """Compares weights and metrics up to rounding."""
     for name, weight in weights(ours).items():
         torch.testing.assert_close(weight, weights(other)[name], rtol=1e-5, atol=1e-6)
     first, second = (json.loads((run / "metrics.json").read_text()) for run in (ours, other))
     assert first.keys() == second.keys()
     for name in first.keys() - {"fit/seconds", "fit/samples_per_second", "train/loss"}:
         assert first[name] == pytest.approx(second[name], rel=1e-5, abs=1e-6), name
-    # The mean over rows of means over the weights of classes.
+    # A mean over the weights of the classes in each process, then over the processes.
     assert first["train/loss"] == pytest.approx(second["train/loss"], rel=0.02)
 
 
-def test_two_processes_train_as_one_does(one: Path, two: Path) -> None:
+def test_two_processes_train_like_one(one: Path, two: Path) -> None:
     same(one, two)
 
 
-def test_the_folder_is_that_of_one_run_and_each_process_has_its_log(one: Path, two: Path) -> None:
-    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()} | {"train_rank_1.log"}
+def test_the_processes_share_a_folder_and_each_has_its_log(one: Path, two: Path) -> None:
+    of_command = {".hydra", "train.log", "train_rank_1.log"}
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()} | of_command
     said, other = two.with_suffix(".out").read_text(), (two / "train_rank_1.log").read_text()
     assert said.count("processes: 2, each takes its part of the rows of a batch\n") == 1
     assert "processes: 2, each" in other
@@ -105,13 +109,15 @@ def test_the_folder_is_that_of_one_run_and_each_process_has_its_log(one: Path, t
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("count", [12, 13, 14, 15, 17])
-def test_the_parts_of_a_batch_are_the_batch_of_one(tmp_path: Path, count: int, world: int, balanced: bool) -> None:
+def test_the_parts_of_a_batch_make_the_batch_of_one_process(
+    tmp_path: Path, count: int, world: int, balanced: bool
+) -> None:
     rows = {"target": torch.arange(count) % 2, "codes": torch.arange(count).unsqueeze(1)}
     for store in (MemoryStore(rows), on_disk(rows, tmp_path)):
         for start in (0, 1):
             whole = epoch(store, ranks(0, 1), balanced, start)
             parts = [epoch(store, ranks(rank, world), balanced, start) for rank in range(world)]
-            if len(whole) > len(parts[0]):  # a last batch that has not a row for each process
+            if len(whole) > len(parts[0]):  # the last batch had too few rows for all processes
                 whole[-2:] = [torch.cat(whole[-2:])]
             assert [torch.cat(each).tolist() for each in zip(*parts, strict=True)] == [each.tolist() for each in whole]
             sizes = [{len(each) for each in batch} for batch in zip(*parts, strict=True)]
@@ -119,7 +125,7 @@ def test_the_parts_of_a_batch_are_the_batch_of_one(tmp_path: Path, count: int, w
 
 
 def epoch(store: Store, ranks: ProcessGroup, balanced: bool, start: int) -> list[torch.Tensor]:
-    batches = Batches(store, 6, shuffle=True, balanced=balanced, seed=3, ranks=ranks)
+    batches = Batches(store, 6, shuffle=True, balanced=balanced, seed=3, group=ranks)
     batches.set_epoch(2)
     batches.load_state_dict({"position": start})
     return [batch["codes"][:, 0] for batch in batches]
@@ -137,16 +143,17 @@ def on_disk(rows: Rows, folder: Path) -> DiskStore:
 
 def test_a_batch_needs_a_row_for_each_process() -> None:
     with pytest.raises(DataError) as caught:
-        Batches(MemoryStore({"target": torch.zeros(5)}), 2, ranks=ranks(0, 3))
+        Batches(MemoryStore({"target": torch.zeros(5)}), 2, group=ranks(0, 3))
     assert str(caught.value) == (
-        "5 rows in batches of 2 are too few for 3 processes: take fewer trainer.devices, or a larger data.batch_size"
+        "5 rows in batches of 2 are too few for 3 processes: use fewer trainer.devices or a larger data.batch_size"
     )
 
 
-def test_a_run_whose_process_died_says_so_and_goes_on_in_one_process(folder: Path, one: Path) -> None:
+@pytest.mark.slow
+def test_a_run_with_a_killed_process_reports_it_and_resumes_in_one_process(folder: Path, one: Path) -> None:
     run = trained(folder / "killed", *TWO, *DYING, "+callbacks.dying.killed=true", code=1)
     said = run.with_suffix(".out").read_text()
-    assert f"RuntimeError: process 1 of 2 was ended by signal 9; its log is {run}/train_rank_1.log\n" in said
+    assert f"RuntimeError: process 1 of 2 was killed by signal 9; its log is {run}/train_rank_1.log\n" in said
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 18
     resumed = run_script("train.py", f"resume={run}", "trainer=cpu", "trainer.fast=off")
@@ -155,19 +162,21 @@ def test_a_run_whose_process_died_says_so_and_goes_on_in_one_process(folder: Pat
     same(one, run)
 
 
-def test_a_run_that_a_signal_ends_goes_on_to_the_same_weights(folder: Path, two: Path) -> None:
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_to_the_same_weights(folder: Path, two: Path) -> None:
     sender = ("_target_=tests.trainer.sender.Sender", "name=SIGTERM", "hook=on_train_batch_end", "at=18")
     given = ("allowed_targets=[tests.]", *(f"+callbacks.sender.{setting}" for setting in sender))
     run = trained(folder / "interrupted", *TWO, *given, code=143)
     last = run.with_suffix(".out").read_text().splitlines()[-1]
-    assert last == f"Interrupted by SIGTERM. Go on with: python train.py resume={run}"
+    assert last == f"Interrupted by SIGTERM. {what_next(run)}"
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 18
     resumed = run_script("train.py", f"resume={run}")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert all(torch.equal(weight, weights(two)[name]) for name, weight in weights(run).items())
 
 
-def test_what_one_process_refuses_is_the_error_of_the_run(folder: Path) -> None:
+@pytest.mark.slow
+def test_the_input_error_of_one_process_is_that_of_the_run(folder: Path) -> None:
     run = trained(folder / "refused", *TWO, *DYING, "+callbacks.dying.killed=false", code=2)
     assert (
         run.with_suffix(".out")
@@ -179,7 +188,8 @@ def test_what_one_process_refuses_is_the_error_of_the_run(folder: Path) -> None:
     )
 
 
-def test_the_jobs_of_a_sweep_each_have_their_processes(folder: Path, two: Path) -> None:
+@pytest.mark.slow
+def test_each_job_of_a_sweep_has_its_processes(folder: Path, two: Path) -> None:
     sweep = folder / "sweep"
     done = run_script("train.py", "-m", *TWO, "seed=0,1", f"hydra.sweep.dir={sweep}", f"paths.cache={folder / 'cache'}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -189,6 +199,7 @@ def test_the_jobs_of_a_sweep_each_have_their_processes(folder: Path, two: Path) 
     same(two, jobs[0])
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes_of_one_run(folder: Path, one: Path) -> None:
     output = folder / "torchrun"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py")
@@ -209,32 +220,32 @@ def test_torchrun_starts_the_processes_of_one_run(folder: Path, one: Path) -> No
         (
             ["cross_validate=5"],
             "cross_validate",
-            "trains small runs, each in one process, but 2 processes train: take trainer.devices=1.",
+            "trains small runs, each in one process, but 2 processes train: use trainer.devices=1.",
         ),
         (
             ["ensemble=3"],
             "ensemble",
-            "trains small runs, each in one process, but 2 processes train: take trainer.devices=1.",
+            "trains small runs, each in one process, but 2 processes train: use trainer.devices=1.",
         ),
         (
             ["lr_find=true"],
             "lr_find",
-            "works in one process, but 2 processes train: set optimizer.lr, or take trainer.devices=1.",
+            "works in one process, but 2 processes train: set optimizer.lr, or use trainer.devices=1.",
         ),
         (
             ["model=word2vec"],
             "model",
-            "Word2Vec counts words in one process, but 2 processes train: take trainer.devices=1.",
+            "Word2Vec counts words in one process, but 2 processes train: use trainer.devices=1.",
         ),
         (
             ["paths.cache=null"],
             "data.cache",
-            "null is for one process, but 2 processes train: give a folder that all of them see.",
+            "null is for one process, but 2 processes train: give a folder that all of them can read.",
         ),
         (
             ["trainer.strategy=ddp_spawn"],
             "trainer.strategy",
-            "ddp_spawn does not serve a run: take ddp or fsdp.",
+            "ddp_spawn is not supported: use ddp or fsdp.",
         ),
         (
             ["trainer.num_nodes=2"],
@@ -243,20 +254,22 @@ def test_torchrun_starts_the_processes_of_one_run(folder: Path, one: Path) -> No
         ),
     ],
 )
-def test_what_several_processes_cannot_do_is_refused(overrides: list[str], key: str, problem: str) -> None:
+def test_settings_that_several_processes_do_not_support_are_rejected(
+    overrides: list[str], key: str, problem: str
+) -> None:
     assert f": {key}: {problem}" in refused("trainer=ddp", *overrides)
 
 
-def test_processes_that_were_started_must_be_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_must_match_the_processes_that_were_started(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert refused("trainer=ddp") == (
         "A setting is wrong:\n  conf/trainer/ddp.yaml: trainer.devices: 2 on 1 machine, but torchrun started 4"
-        " processes: take trainer=ddp trainer.devices=2 trainer.num_nodes=2."
+        " processes: use trainer=ddp trainer.devices=2 trainer.num_nodes=2."
     )
     assert prepare(["trainer=ddp", "trainer.num_nodes=2"]) == ["trainer=ddp", "trainer.num_nodes=2"]
     assert refused("-m", "trainer=ddp", "trainer.num_nodes=2", "seed=0,1") == (
-        "A setting is wrong:\n  command line: -m: torchrun starts the processes of one run: a sweep starts them itself,"
+        "A setting is wrong:\n  command line: -m: torchrun starts the processes of a single run: start a sweep with"
         " python train.py -m ..."
     )
 

@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     run = start([*RUN, *slow, f"hydra.run.dir={folder}"], log)
     wait_for(folder, run, "slow")
     send(run, signal.SIGINT)
-    while "Ctrl-C again ends at once." not in log.read_text():
+    while "Press Ctrl-C again to end at once." not in log.read_text():
         assert run.is_alive()
     send(run, signal.SIGINT)
     assert finish(run) == -signal.SIGINT
