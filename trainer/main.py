@@ -147,15 +147,16 @@ def run_command(start: Callable[[], list[int]], arguments: Sequence[str]) -> int
 def conclude_sweep() -> list[int]:
     """Prints and writes the table of the sweep that this process has started, if any; returns the exit codes of the
     jobs that are not done."""
-    if (folder := sweep.SweepFolder.folder) is None:
+    if (started := sweep.SweepFolder.started) is None:
         return []
-    runs, missing = sweep.write_table(folder, sweep.SweepFolder.jobs)
+    folder = started.folder
+    runs, missing = sweep.write_table(folder, started.jobs)
     return study.conclude(folder) if (folder / study.SAVED).exists() else sweep.conclude(folder, runs, missing)
 
 
 def _dispatch(config: DictConfig, folder: Path, begun: Callable[[], None]) -> Result:
     if config.resume is None and (folder / LAST).exists():  # of a resumed sweep, or restarted by a cluster
-        log.info("resume: going on with %s", folder)
+        log.info("resume: resuming %s", folder)
         config.resume = str(folder / LAST)
     with fast_imports():  # these import torch and Lightning, which help and the check of the settings do without
         from trainer.multirun.cross_validation import cross_validate

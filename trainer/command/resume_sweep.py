@@ -8,7 +8,7 @@ from trainer.config.settings import COMMAND, Setting, argument, quoted
 from trainer.folders.layout import SWEEP
 from trainer.folders.status import STATUS, read
 from trainer.search import study
-from trainer.sweep.sweep import counted
+from trainer.sweep.sweep import count_states
 
 PER_START = ("sweep.resume", "hydra.sweep.dir", "hydra.mode")
 """Settings that hold for one start of a sweep and are not resumed."""
@@ -67,4 +67,4 @@ def _contradictions(command: list[Setting], first: dict[str, Setting], folder: P
 def progress(folder: Path) -> str:
     """Progress of the sweep that is resumed, as a message."""
     jobs = [status for path in folder.rglob(STATUS) if (status := read(path.parent)) is not None]
-    return f"sweep: resuming {folder}: {counted(jobs) or 'no job was started'}"
+    return f"sweep: resuming {folder}: {count_states(jobs) or 'no job was started'}"
