@@ -1,4 +1,4 @@
-"""What a network has to beat: a constant answer and a linear model, fitted in seconds beside every run of a table."""
+"""Baselines of a run on a table: a constant answer and a linear model, both fitted in seconds."""
 
 import time
 import warnings
@@ -15,7 +15,6 @@ from datamodules.loading.batch_loader import Batches
 from datamodules.loading.store import MemoryStore, Rows, draw, take
 from datamodules.schema import InputSpec, TargetSpec
 from datamodules.tabular import TableDataModule
-from models.architectures.word2vec import Word2Vec
 from models.layers.text_bag import rows_of, tfidf
 from models.training import metrics
 from models.training.calibration import best_temperature
@@ -27,22 +26,22 @@ from trainer.evaluation.verdict import verdict
 from trainer.loop.trainer import Trainer
 
 ROWS, CELLS = 100_000, 20_000_000
-"""Most rows of a split, and most of their cells times outputs, that are looked at: so that it takes seconds."""
+"""Maximum number of rows of a split, and of its cells times outputs; larger splits are sampled."""
 DENSE = 200
-"""Columns, one-hot ones counted, up to which a matrix is dense."""
+"""Maximum number of columns of a dense matrix, one-hot columns included; wider matrices are sparse."""
 STRENGTHS = tuple(10.0**power for power in range(-3, 5))
-"""Inverse penalties, the strongest penalty first."""
+"""Inverse regularization strengths, the strongest penalty first."""
 
-Matrix = Any  # numpy's or scipy's sparse (rows, columns)
+Matrix = Any  # numpy array or scipy sparse matrix, (rows, columns)
 Model = Callable[[Matrix], Tensor]
-"""Encoded rows -> (rows, k), as a network gives it."""
+"""Maps encoded rows to (rows, k), in the form of a network's output."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """`metrics`: `baseline/linear/NAME` and `baseline/constant/NAME` on the test rows, `baseline/seconds`, and
     `baseline/advantage/NAME` of the network over the linear model in the monitored metric, with `/low` and `/high`.
-    `verdict`: lines that say what follows. Both are empty where there is nothing to compare.
+    `verdict`: the outcome as lines of text. Both are empty if there is nothing to compare.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -50,25 +49,25 @@ class Comparison:
 
 
 def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, test: bool) -> Comparison:
-    """Fits the baselines on training rows, with the penalty that gives the least loss on validation rows, and measures
-    them and the network on the same test rows. Of a split with more than `ROWS` rows, or `CELLS`, so many are drawn.
+    """Fits the baselines on training rows, with the penalty that has the smallest loss on validation rows, and measures
+    them and the network on the same test rows. A split of more than `ROWS` rows or `CELLS` cells is sampled.
 
-    The linear model gets all encoded columns but images, and the class weights of the network's loss and sampling. What
-    is settled on validation rows for the network, temperature and threshold, is so for each baseline.
+    The linear model gets all encoded columns except images, and the class weights of the network's loss and sampling.
+    If the network has a temperature or a chosen threshold, each baseline gets its own, from the validation rows.
     """
     spec, target = datamodule.inputs, datamodule.target
     columns = len(spec.numbers) + len(spec.indicators) + len(spec.categories) + len(spec.texts)
-    if columns == 0 or isinstance(module.network, Word2Vec):
+    if columns == 0 or not module.answers_rows:
         return Comparison()
     if not test:
-        return Comparison(verdict="Not compared with a linear model: test=false leaves the test rows alone.")
+        return Comparison(verdict="Not compared with a linear model, because test=false.")
     started = time.perf_counter()
-    most = min(ROWS, CELLS // (columns * target.outputs))
-    rows = {split: draw(store, most) for split, store in datamodule.stores.items()}
+    limit = min(ROWS, CELLS // (columns * target.outputs))
+    rows = {split: draw(store, limit) for split, store in datamodule.stores.items()}
     outputs: Any = trainer.predict(module, Batches(MemoryStore(rows["test"]), datamodule.eval_batch_size))
     answers = {"network": torch.cat([module.predict(output) for output in outputs]).cpu()}
     thresholds = {"network": module.threshold}
-    rows["test"] = take(rows["test"], torch.arange(len(answers["network"])))  # a debug run looks at some batches alone
+    rows["test"] = take(rows["test"], torch.arange(len(answers["network"])))  # a debug run predicts only some batches
     inputs = {split: encode(each, spec) for split, each in rows.items()}
     loss = module.loss.cpu()
     models: dict[str, Model] = {
@@ -78,37 +77,37 @@ def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataMod
     truth = rows["test"]["target"]
     if target.task == "regression":
         truth = to_units(truth, target)
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     answer = PredictionHead(target)
     for name, model in models.items():
-        output, on_val, known = model(inputs["test"]), model(inputs["val"]), rows["val"]["target"]
+        output, val_output, val_truth = model(inputs["test"]), model(inputs["val"]), rows["val"]["target"]
         if module.answer.temperature != 1.0:
-            answer.temperature = best_temperature(all_logits(on_val), known)
+            answer.temperature = best_temperature(all_logits(val_output), val_truth)
         answers[name], thresholds[name] = answer(output), module.threshold
         if module.chosen_for is not None:
-            probability = answer(on_val)[:, 1]
-            thresholds[name], _ = best_threshold(probability, known, module.chosen_for, target.classes)
+            probability = answer(val_output)[:, 1]
+            thresholds[name], _ = best_threshold(probability, val_truth, module.chosen_for, target.classes)
         measured = {"loss": loss(output, rows["test"]["target"])}
         measured |= _metrics(answers[name], truth, target, thresholds[name])
-        found |= {f"baseline/{name}/{key}": float(value) for key, value in measured.items()}
+        results |= {f"baseline/{name}/{key}": float(value) for key, value in measured.items()}
 
     metric = module.monitor.split("/", 1)[1]
     if metric == "loss":
         metric = "rmse" if target.task == "regression" else "log_loss"
     measures = {name: measure(metric, answers[name], truth, target, thresholds[name]) for name in answers}
     over = {name: advantage(metric, measures["network"], measures[name], len(truth), target.outputs) for name in models}
-    found[f"baseline/advantage/{metric}"] = over["linear"].value
-    found[f"baseline/advantage/{metric}/low"] = over["linear"].low
-    found[f"baseline/advantage/{metric}/high"] = over["linear"].high
-    found["baseline/seconds"] = seconds = time.perf_counter() - started
+    results[f"baseline/advantage/{metric}"] = over["linear"].value
+    results[f"baseline/advantage/{metric}/low"] = over["linear"].low
+    results[f"baseline/advantage/{metric}/high"] = over["linear"].high
+    results["baseline/seconds"] = seconds = time.perf_counter() - started
     drawn = {split: len(rows[split]["target"]) for split in ("train", "test")}
-    return Comparison(found, verdict(metric, over, module, datamodule, drawn, seconds))
+    return Comparison(results, verdict(metric, over, module, datamodule, drawn, seconds))
 
 
 def encode(rows: Rows, spec: InputSpec) -> Matrix:
-    """The columns of a linear model: numbers and indicators as encoded, one-hot codes, TF-IDF of each text.
+    """Input columns of the linear model: encoded numbers and indicators, one-hot codes, TF-IDF of each text.
 
-    An unknown level or token has no column. Gives float64 (rows, columns).
+    Unknown levels and tokens have no column. Returns float64 (rows, columns).
     """
     count = len(rows["target"])
     blocks: list[Matrix] = []
@@ -129,8 +128,9 @@ def encode(rows: Rows, spec: InputSpec) -> Matrix:
 def fit(
     inputs: Mapping[str, Matrix], rows: Mapping[str, Rows], target: TargetSpec, loss: nn.Module, weights: Tensor | None
 ) -> Model:
-    """Ridge or logistic regression with the penalty of the least `loss` on the validation rows. The search goes from
-    strong penalties to weak ones and ends where the loss rises. `weights`: one a class.
+    """Fits ridge or logistic regression with the penalty that has the smallest `loss` on the validation rows.
+
+    The search goes from strong to weak penalties and stops when the loss rises. `weights`: (classes,).
     """
     best: Model | None = None
     lowest = np.inf
@@ -180,14 +180,14 @@ def _logistic(inputs: Matrix, truth: Tensor, target: TargetSpec, strength: float
 
 
 def constant(target: TargetSpec, rows: int) -> Tensor:
-    """The shares of the classes among the training rows, or their mean, for each row, as a network gives them."""
+    """The class frequencies or the mean of the training rows as the output for each row, (rows, k)."""
     if target.task == "regression":
         return torch.zeros(rows, 1)
     return _as_network(_log_shares(target).repeat(rows, 1), target)
 
 
 def class_weights(loss: nn.Module, datamodule: TableDataModule) -> Tensor | None:
-    """What a row of each class counts in training, by the loss and by the sampling."""
+    """Weight of a row of each class in training, from the loss and the sampling, (classes,); None if all are 1."""
     weights: Tensor | None = getattr(loss, "weight", None)
     if datamodule.sampling == "balanced":
         balanced = 1 / _log_shares(datamodule.target).exp() / len(datamodule.target.classes)

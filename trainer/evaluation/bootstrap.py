@@ -1,4 +1,4 @@
-"""How far chance in the rows that were tested could move the difference between two models."""
+"""Confidence interval of the difference between two models on the same test rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from models.training.prediction_head import labels
 
 Floats = npt.NDArray[np.float64]
 Measure = Callable[[Floats], float]
-"""A metric of answered rows when row i counts `weights[i]` times, weights (rows,)."""
+"""Maps weights (rows,) to a metric in which row i counts `weights[i]` times."""
 
-RESAMPLES, LEAST = 1000, 200
+RESAMPLES, MIN_RESAMPLES = 1000, 200
 WORK = 50_000_000
-"""Rows times resamples times classes that are ranked: of more rows there are fewer resamples, down to LEAST."""
+"""Maximum of rows times resamples (times classes, for rankings); more rows get fewer resamples."""
 RANKINGS = ("auroc", "average_precision")
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """A metric of two models, by how much the first is better, and the 95 % interval of that; below 0 it is worse."""
+    """Metrics of two models, and the advantage of the first: positive if it is better, with its 95 % interval."""
 
     first: float
     second: float
@@ -36,37 +36,37 @@ class Advantage:
 
 
 def advantage(metric: str, first: Measure, second: Measure, rows: int, classes: int = 2) -> Advantage:
-    """The first model's over the second, both measured on the same `rows`.
+    """Returns the advantage of the first model over the second, both measured on the same `rows`.
 
     Paired bootstrap with percentile intervals (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter
-    13; Koehn 2004, EMNLP): rows are drawn with replacement, the same for both models, so that what makes a row hard for
-    both drops out. It takes rows for independent and both models as they are: what another seed, another split or other
-    training rows would change is not in it. NaN where the metric is not defined.
+    13; Koehn 2004, EMNLP): rows are drawn with replacement, the same rows for both models, so that variation which
+    both share cancels. It assumes independent rows and fixed models: the interval does not include the variation
+    between seeds, splits or training sets. Values are NaN if the metric is not defined.
     """
     sign = 1.0 if metric.split("/")[0] in HIGHER_IS_BETTER else -1.0
     generator = np.random.default_rng(0)
     rankings = max(classes, 1) if metric in RANKINGS else 1
-    resamples = int(np.clip(WORK / (rows * rankings), LEAST, RESAMPLES))
+    resamples = int(np.clip(WORK / (rows * rankings), MIN_RESAMPLES, RESAMPLES))
     differences = np.empty(resamples)
     for index in range(resamples):
         weights = np.bincount(generator.integers(0, rows, rows), minlength=rows).astype(np.float64)
         differences[index] = sign * (first(weights) - second(weights))
-    once = np.ones(rows)
-    values = first(once), second(once)
-    known = differences[np.isfinite(differences)]  # a resample may lack a class
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    ones = np.ones(rows)
+    values = first(ones), second(ones)
+    finite = differences[np.isfinite(differences)]  # a resample may lack a class
+    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
     return Advantage(*values, sign * (values[0] - values[1]), float(low), float(high))
 
 
 def measure(metric: str, answers: Tensor, truth: Tensor, target: TargetSpec, threshold: float) -> Measure:
-    """The metric of `models.training.metrics` for answers on the CPU, as a function of the rows' weights.
+    """Returns a metric of `models.training.metrics` as a function of row weights. All tensors are on the CPU.
 
-    What can be done without the weights, such as sorting, is done here, once.
+    Work that does not depend on the weights, such as sorting, is done once, here.
     """
     if target.task == "regression":
-        return _of_values(metric, answers.double().numpy(), truth.double().numpy())
+        return _measure_values(metric, answers.double().numpy(), truth.double().numpy())
     if metric in RANKINGS:
-        return _of_rankings(metric, answers, truth.numpy())
+        return _measure_ranking(metric, answers, truth.numpy())
     probability = answers.double()
     confidence, likeliest = probability.max(1)
     label = labels(answers, target.task, threshold)
@@ -74,7 +74,7 @@ def measure(metric: str, answers: Tensor, truth: Tensor, target: TargetSpec, thr
         return _mean((label == truth).double().numpy())
     if metric in ("log_loss", "calibrated_log_loss"):
         logits = probability.clamp_min(torch.finfo(torch.float32).tiny).log()
-        # At a minimum a resample's own temperature would change next to nothing.
+        # The temperature is at a minimum, so fitting it to each resample would change almost nothing.
         temperature = best_temperature(logits, truth) if metric == "calibrated_log_loss" else 1.0
         return _mean(nn.functional.cross_entropy(logits / temperature, truth, reduction="none").numpy())
     if metric == "calibration_error":
@@ -82,14 +82,14 @@ def measure(metric: str, answers: Tensor, truth: Tensor, target: TargetSpec, thr
         bins = (torch.bucketize(answers.max(1).values, edges, right=True) - 1).numpy()
         gap = ((likeliest == truth).double() - confidence).numpy()
         return lambda weights: float(np.abs(np.bincount(bins, gap * weights)).sum() / weights.sum())
-    return _of_labels(metric, label.numpy(), truth.numpy(), target.classes)
+    return _measure_labels(metric, label.numpy(), truth.numpy(), target.classes)
 
 
 def _mean(values: Floats) -> Measure:
     return lambda weights: float(weights @ values / weights.sum())
 
 
-def _of_values(metric: str, answers: Floats, truth: Floats) -> Measure:
+def _measure_values(metric: str, answers: Floats, truth: Floats) -> Measure:
     error, square = _mean(np.abs(answers - truth)), _mean((answers - truth) ** 2)
     if metric == "mae":
         return error
@@ -98,8 +98,8 @@ def _of_values(metric: str, answers: Floats, truth: Floats) -> Measure:
     if metric == "mape":
         return _mean(np.abs(answers - truth) / np.maximum(np.abs(truth), np.finfo(np.float64).eps))
     assert metric == "r2"
-    centred = truth - truth.mean()
-    mean, spread = _mean(centred), _mean(centred**2)
+    centered = truth - truth.mean()
+    mean, spread = _mean(centered), _mean(centered**2)
 
     def r2(weights: Floats) -> float:
         variance = spread(weights) - mean(weights) ** 2
@@ -108,13 +108,13 @@ def _of_values(metric: str, answers: Floats, truth: Floats) -> Measure:
     return r2
 
 
-def _of_labels(
+def _measure_labels(
     metric: str, label: npt.NDArray[np.int64], truth: npt.NDArray[np.int64], classes: Sequence[str]
 ) -> Measure:
     def score(weights: Floats) -> float:
         rows, guesses, hits = (
-            np.bincount(which, weights * counted, len(classes))
-            for which, counted in ((truth, 1), (label, 1), (truth, label == truth))
+            np.bincount(codes, weights * counted, len(classes))
+            for codes, counted in ((truth, 1), (label, 1), (truth, label == truth))
         )
         if metric == "balanced_accuracy":
             return float((hits[rows > 0] / rows[rows > 0]).mean())
@@ -126,16 +126,16 @@ def _of_labels(
     return score
 
 
-def _of_rankings(metric: str, answers: Tensor, truth: npt.NDArray[np.int64]) -> Measure:
-    """Of two classes that of class 1, of more the mean over each against the others."""
+def _measure_ranking(metric: str, answers: Tensor, truth: npt.NDArray[np.int64]) -> Measure:
+    """AUROC or average precision: of class 1 for two classes, else the mean over classes, one against the rest."""
     classes = [1] if answers.shape[1] == 2 else range(answers.shape[1])
     rankings = []
-    for each in classes:
-        scores = answers[:, each].numpy()
+    for code in classes:
+        scores = answers[:, code].numpy()
         order = np.argsort(-scores, kind="stable")
-        # Rows of equal scores are passed together.
+        # Rows of equal scores share one point of the curve.
         ends = np.flatnonzero(np.diff(scores[order], append=np.nan))
-        rankings.append((order, ends, truth[order] == each))
+        rankings.append((order, ends, truth[order] == code))
 
     def score(weights: Floats) -> float:
         values = []

@@ -1,4 +1,4 @@
-"""What a run concludes from its trained network: the comparison with the baselines, plots and latency."""
+"""Evaluation of the trained network: comparison with the baselines, plots and latency."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,8 @@ from trainer.loop.trainer import Trainer
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` of the baselines (`baseline/...`) and the latency; `verdict`, lines for the end of the run; and
-    `calibration`, the reliability diagram of a classifier as plain values, for the artifact."""
+    """`metrics`: `baseline/...` and latency; `verdict`: lines for the end of the run; `calibration`: the reliability
+    diagram of a classifier as plain values, for the artifact."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
@@ -27,8 +27,8 @@ class Evaluation:
 def evaluate(
     config: DictConfig, trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, folder: Path
 ) -> Evaluation:
-    """Compares the network with the baselines, draws plots into the run folder, and measures the latency where a search
-    asks for it."""
+    """Compares the network with the baselines, saves plots in the run folder, and measures the latency if it is an
+    objective of the search."""
     comparison = Comparison()
     if config.baselines and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         comparison = compare(trainer, module, datamodule, test=config.test)

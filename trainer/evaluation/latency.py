@@ -1,4 +1,4 @@
-"""How long the answer for one row takes: what a search may weigh against the monitor."""
+"""Inference latency, a possible objective of a search."""
 
 import time
 
@@ -9,13 +9,15 @@ from models.training.lightning_module import SupervisedModule
 from trainer.loop.trainer import Trainer
 
 LATENCY = "latency_ms"
-"""Its name among the metrics."""
+"""Name of the metric."""
 CALLS = 200
 
 
 def latency(trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule) -> float:
-    """Milliseconds of the network for one encoded row on the trainer's device: the median of some calls, the first ones
-    left out."""
+    """Returns the median time of the network for one encoded row on the trainer's device, in milliseconds.
+
+    The first calls are warm-up and do not count.
+    """
     device = trainer.strategy.root_device
     batch = {name: values.to(device) for name, values in datamodule.head("val", 1).items()}
     module.to(device).eval()

@@ -1,4 +1,4 @@
-"""The learning rate by a range test before the run (Smith, arXiv 1506.01186), and nothing else left changed by it."""
+"""Learning rate finder: a range test before the run (Smith, arXiv 1506.01186) that changes only the learning rate."""
 
 import contextlib
 import copy
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOW, HIGH, STEPS = 1e-6, 10.0, 150
-"""The rates, each the same factor above the one before."""
+"""Range and number of the tested rates, which form a geometric sequence."""
 DECADE = 21
-"""Steps from a rate to ten times that rate."""
+"""Number of steps in which the rate grows tenfold."""
 CLEAR = 1.25
-"""Deviations of a batch's loss that the loss must fall by; where nothing is learned, one test in 70 shows as much."""
+"""Minimum decrease of the loss, in standard deviations of a batch loss; without learning 1 in 70 tests reaches it."""
 SMOOTH = 0.9
-"""Of the running mean of the losses, by which the test stops."""
+"""Decay of the running mean of the losses, which decides when the test stops."""
 DIVERGED = 4.0
-"""The test stops where the running mean is so many times its least."""
+"""The test stops if the running mean exceeds its minimum by this factor."""
 SPREAD = 4
-"""Steps: the deviation of the bell curve that smoothes the losses; a fifth of a decade."""
+"""Standard deviation in steps of the Gaussian that smooths the losses: a fifth of a decade."""
 
 SETTINGS: Mapping[str, Any] = {
     "max_epochs": -1,
@@ -57,20 +57,20 @@ SETTINGS: Mapping[str, Any] = {
     "profiler": None,
     "logger": False,
 }
-"""What the trainer of a range test has for itself; all else, precision and clipping among it, is as in the run."""
+"""Trainer settings of a range test. All others, such as precision and gradient clipping, are the same as in the run."""
 
 
 class RangeTest(Callback):
-    """Raises the rate from `LOW` to `HIGH`, the same factor a step, and keeps rates and losses until they diverge.
+    """Raises the rate from `LOW` to `HIGH` geometrically, and records rates and losses until the loss diverges.
 
-    The optimizer must have been built with a rate of 1, so that the rates of its groups are their factors.
+    The optimizer must be built with a rate of 1, so that the rates of its groups are their factors.
     """
 
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.mean = 0.0
-        self.least = math.inf
+        self.minimum = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.factors = [group["lr"] for group in trainer.optimizers[0].param_groups]
@@ -93,8 +93,8 @@ class RangeTest(Callback):
         self.losses.append(loss)
         self.mean = SMOOTH * self.mean + (1 - SMOOTH) * loss
         mean = self.mean / (1 - SMOOTH ** len(self.losses))
-        self.least = min(self.least, mean)
-        if mean > DIVERGED * self.least:
+        self.minimum = min(self.minimum, mean)
+        if mean > DIVERGED * self.minimum:
             trainer.should_stop = True
 
 
@@ -107,18 +107,18 @@ def find_rate(
     folder: Path,
     resumed: bool,
 ) -> None:
-    """Sets the rate of the module's optimizer to the one that a range test suggests; the factors of groups stay.
+    """Sets the rate of the module's optimizer to the rate that a range test suggests; groups keep their factors.
 
-    The test trains a copy, on a trainer that `build` makes with settings over those of the run. Random states and the
-    order of batches are as if it had not been. Lightning's own finder gives all groups one rate, and none back. Writes
-    lr_find.json and lr_find.png; a resumed run takes the rate from there. Raises ConfigError where the loss does not
-    fall, or there is no such file.
+    The test trains a copy of the module with a trainer from `build`, called with settings that override the settings
+    of the run. Random states and the order of batches do not change. (Lightning's finder sets one rate for all groups.)
+    Writes lr_find.json and lr_find.png. A resumed run reads the rate from lr_find.json. Raises ConfigError if the loss
+    does not decrease, or if a resumed run has no lr_find.json.
     """
     path = folder / "lr_find.json"
     if resumed:
         if not path.exists():
             raise ConfigError(
-                f"lr_find: {folder} was begun without it, and a resumed run keeps its rate: leave lr_find out."
+                f"lr_find: {folder} was started without it, and a resumed run keeps its learning rate. Use lr_find=false."
             )
         rate = json.loads(path.read_text())["lr"]
     else:
@@ -127,55 +127,55 @@ def find_rate(
         atomic_write(path, json.dumps({"lr": rate, "rates": test.rates, "losses": test.losses}).encode())
         show(rate_figure(test.rates, test.losses, rate), folder / "lr_find.png", trainer)
     before = inspect.signature(module.optimizer).parameters["lr"].default
-    log.info("learning rate: %.2g, where the loss falls most steeply (optimizer.lr was %.2g)", rate, before)
+    log.info("learning rate: %.2g, at the steepest decrease of the loss (optimizer.lr was %.2g)", rate, before)
     module.optimizer = functools.partial(module.optimizer, lr=rate)
 
 
 def range_test(module: SupervisedModule, datamodule: TableDataModule, build: Callable[..., Trainer]) -> RangeTest:
-    """The rates and losses of a copy of the module that has its optimizer, groups, loss, augmentation and clipping."""
+    """Runs the range test on a copy of the module, with its optimizer, groups, loss, augmentation and clipping."""
     test = RangeTest()
     with isolate_rng():
         trainer = build(callbacks=[test], **SETTINGS)
         if trainer.world_size > 1:
-            raise ConfigError(f"lr_find: works in one process, and there are {trainer.world_size}: set optimizer.lr.")
-        rehearsal = copy.deepcopy(module)
-        rehearsal.scheduler = None
-        rehearsal.optimizer = functools.partial(module.optimizer, lr=1.0)
-        with contextlib.suppress(DivergedError):  # which ends it too
-            trainer.fit(rehearsal, datamodule=datamodule)
+            raise ConfigError(f"lr_find: needs a single process, but there are {trainer.world_size}. Set optimizer.lr.")
+        trial = copy.deepcopy(module)
+        trial.scheduler = None
+        trial.optimizer = functools.partial(module.optimizer, lr=1.0)
+        with contextlib.suppress(DivergedError):  # divergence ends the test
+            trainer.fit(trial, datamodule=datamodule)
     return test
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which the loss falls most steeply over the logarithm of the rate, two digits of it.
+    """Returns the rate of the steepest decrease of the loss over the logarithm of the rate, rounded to two digits.
 
-    The middle of the longest fall ("valley", fastai's default) comes out lower where the loss begins to fall early and
-    gently; docs/models.md has figures of both. Raises ConfigError where the loss does not fall by clearly more than it
-    varies from batch to batch.
+    The middle of the longest decrease ("valley", fastai's default) is lower if the loss starts to decrease early and
+    slowly; docs/models.md compares both. Raises ConfigError if the loss does not decrease by clearly more than it
+    varies between batches.
     """
     smooth = smoothed(losses) if losses else np.zeros(1)
     lowest = int(smooth.argmin())
     before = np.array(losses[:lowest])
     if lowest < DECADE or before[:DECADE].mean() - smooth[lowest] <= CLEAR * (before - smooth[:lowest]).std():
         raise ConfigError(
-            f"lr_find: at no rate from {LOW:g} on the loss falls by more than it varies from batch to batch: set"
-            " optimizer.lr, or take a larger data.batch_size."
+            f"lr_find: from a rate of {LOW:g} up, the loss never decreases by more than it varies between batches. Set"
+            " optimizer.lr, or use a larger data.batch_size."
         )
     slope = np.gradient(smooth, np.log(rates))
     return float(f"{rates[int(slope[:lowest].argmin())]:.2g}")
 
 
 def smoothed(losses: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Means weighted by a bell curve, which lag behind on neither side."""
+    """Smooths the losses with a Gaussian, which is symmetric, so the result does not lag."""
     distance = np.arange(-3 * SPREAD, 3 * SPREAD + 1)
-    bell = np.exp(-0.5 * (distance / SPREAD) ** 2)
-    weighted, weight = (np.convolve(values, bell) for values in (losses, np.ones(len(losses))))
+    kernel = np.exp(-0.5 * (distance / SPREAD) ** 2)
+    weighted, weight = (np.convolve(values, kernel) for values in (losses, np.ones(len(losses))))
     smooth: npt.NDArray[np.float64] = (weighted / weight)[3 * SPREAD : len(losses) + 3 * SPREAD]
     return smooth
 
 
 def rate_figure(rates: Sequence[float], losses: Sequence[float], rate: float) -> "Figure":
-    """The losses over the rates, and the rate that was chosen."""
+    """Plots the losses over the rates, with the chosen rate."""
     from matplotlib.figure import Figure
 
     smooth = smoothed(losses)

@@ -1,4 +1,4 @@
-"""Pictures at the end of a run: how far its probabilities, or its values, can be believed."""
+"""Plots at the end of a run: reliability diagrams of classifiers, predicted over true values of regressions."""
 
 import io
 import warnings
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Z = 1.959964
-"""Of a 95 % interval."""
-ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}
-"""Where a legend stands: no point is under it."""
+"""Normal quantile of a 95 % interval."""
+LEGEND: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}
+"""Position of a legend: above the axes, where it covers no points."""
 POINTS = 5000
-"""Rows drawn as points."""
+"""Maximum number of points in a scatter plot; more rows are sampled."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows whose probability lies from `low` to `high`: how many, their mean probability, and the share of them that
-    it came true for."""
+    """Rows with a probability from `low` to `high`: their number, mean probability, and fraction of positives."""
 
     low: float
     high: float
@@ -44,15 +43,15 @@ class Bin:
     observed: float
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share (1927)."""
+        """Returns the 95 % interval of the observed fraction (Wilson 1927)."""
         spread = Z**2 / self.rows
-        middle = (self.observed + spread / 2) / (1 + spread)
+        center = (self.observed + spread / 2) / (1 + spread)
         half = (spread * self.observed * (1 - self.observed) + spread**2 / 4) ** 0.5 / (1 + spread)
-        return middle - half, middle + half
+        return center - half, center + half
 
 
 def reliability(probability: Tensor, happened: Tensor, bins: int = CALIBRATION_BINS) -> list[Bin]:
-    """The bins of equal width from 0 to 1 that have rows, of `probability` (rows,) and 0/1 `happened` (rows,)."""
+    """Returns the non-empty bins of equal width from 0 to 1, for `probability` (rows,) and 0/1 `happened` (rows,)."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     probability, happened = probability.double().cpu(), happened.double().cpu()
     index = torch.bucketize(probability, edges[1:-1], right=True)
@@ -67,18 +66,18 @@ def reliability(probability: Tensor, happened: Tensor, bins: int = CALIBRATION_B
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean over the rows of the gap between probability and share in their bin (Naeini et al. 2015)."""
+    """Expected calibration error (Naeini et al. 2015): the gap of each bin, weighted by its rows."""
     return sum(bin.rows * abs(bin.predicted - bin.observed) for bin in bins) / sum(bin.rows for bin in bins)
 
 
 def draw(
     trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, folder: Path, *, test: bool = True
 ) -> dict[str, Any] | None:
-    """Draws the test rows, or with `test=False` those of validation: reliability.png of classes, predicted.png of
-    numbers; TensorBoard gets it too.
+    """Plots the test rows, or the validation rows with `test=False`: reliability.png for a classifier, predicted.png
+    for a regression. Loggers of TensorBoard get the plot too.
 
-    Returns what `spec.json` says of the diagram of classes: the split, whose probability it is, and before and after
-    the temperature the error and the bins.
+    Returns the entry `calibration` of `spec.json` for a classifier: the split, the class, and error and bins before
+    and after the temperature. Returns None for a regression.
     """
     split, loader = ("test", datamodule.test_dataloader()) if test else ("validation", datamodule.val_dataloader())
     output, truth = trainer.outputs(module, loader)
@@ -118,38 +117,39 @@ def reliability_figure(
     positive: str | None = None,
     title: str = "",
 ) -> "Figure":
-    """Observed shares over predicted probabilities, with 95 % intervals, and below how the rows are spread.
+    """Observed fractions over predicted probabilities with 95 % intervals, above a histogram of the rows.
 
-    Of the class `positive`, or of the likeliest one. What was `before` the temperature is drawn where that is not 1.
+    Shows the class `positive`, or the likeliest class if it is None. Bins `before` the temperature are drawn only if
+    the temperature is not 1.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     above.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":", label="as often as predicted")
-    drawn = [("after", after, BLUE, "o")]
+    curves = [("after", after, BLUE, "o")]
     if temperature != 1.0:
-        drawn.insert(0, ("before", before, ORANGE, "s"))
-    for name, bins, colour, marker in drawn:
-        note = f"{name} temperature {temperature:.3g}: " if len(drawn) > 1 else ""
-        _curve(above, bins, colour, marker, f"{note}calibration error {calibration_error(bins):.3g}")
-        left, right, rows = ([getattr(bin, of) for bin in bins] for of in ("low", "high", "rows"))
-        below.hlines(rows, left, right, color=colour, linewidth=1.5)
+        curves.insert(0, ("before", before, ORANGE, "s"))
+    for name, bins, color, marker in curves:
+        note = f"{name} temperature {temperature:.3g}: " if len(curves) > 1 else ""
+        _curve(above, bins, color, marker, f"{note}calibration error {calibration_error(bins):.3g}")
+        left, right, rows = ([getattr(bin, name) for bin in bins] for name in ("low", "high", "rows"))
+        below.hlines(rows, left, right, color=color, linewidth=1.5)
         if name == "after":
-            below.bar(left, rows, np.subtract(right, left), align="edge", color=colour, alpha=0.3)
+            below.bar(left, rows, np.subtract(right, left), align="edge", color=color, alpha=0.3)
     if threshold is not None:
         for axes in (above, below):
             label = f"threshold {threshold:.3g}" if axes is above else None
             axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     name = _plain(positive or "")
     above.set_ylim(-0.02, 1.02)
-    above.set_ylabel(f"observed share of {name}" if name else "observed share of right answers")
+    above.set_ylabel(f"observed fraction of {name}" if name else "observed fraction of correct predictions")
     below.set(xlim=(-0.01, 1.01), ylabel="rows", yscale="log")
     below.set_xlabel(f"predicted probability of {name}" if name else "predicted probability of the likeliest class")
-    below.set_ylim(bottom=0.7)  # a bar of one row has a height
+    below.set_ylim(bottom=0.7)  # so that a bar of one row is visible
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.tick_params(axis="y", which="minor", labelleft=False)
-    above.legend(**ABOVE)
+    above.legend(**LEGEND)
     figure.suptitle(title)
     for axes in (above, below):
         axes.grid(alpha=0.25)
@@ -157,8 +157,8 @@ def reliability_figure(
 
 
 def predicted_figure(answers: Tensor, truth: Tensor, low: float, high: float, title: str = "") -> "Figure":
-    """Answers over true values, both (rows,) in the target's units, and the range from `low` to `high` that answers
-    are held in. Of more rows than `POINTS` so many are drawn."""
+    """Predictions (rows,) over true values (rows,), both in the target's units, and the range from `low` to `high` to
+    which predictions are clipped. More than `POINTS` rows are sampled."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 8), layout="constrained")
@@ -166,16 +166,16 @@ def predicted_figure(answers: Tensor, truth: Tensor, low: float, high: float, ti
     chosen = np.arange(len(truth))
     if len(truth) > POINTS:
         chosen = np.random.default_rng(0).choice(len(truth), POINTS, replace=False)
-        title += f", {POINTS:,} drawn"
-    held = int(((answers <= low) | (answers >= high)).sum())
+        title += f", {POINTS:,} sampled"
+    clipped = int(((answers <= low) | (answers >= high)).sum())
     axes.scatter(truth[chosen], answers[chosen], s=14, color=BLUE, alpha=0.35, linewidths=0)
     ends = float(min(truth.min(), answers.min())), float(max(truth.max(), answers.max()))
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", label="predicted = true")
     for end in (low, high):
-        label = f"answers are held from {low:.4g} to {high:.4g}: {held:,} were" if end == low else None
+        label = f"clipped to {low:.4g} ... {high:.4g}: {clipped:,} rows" if end == low else None
         axes.axhline(end, color=ORANGE, linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="true value", ylabel="predicted value")
-    axes.legend(**ABOVE)
+    axes.legend(**LEGEND)
     figure.suptitle(title)
     axes.grid(alpha=0.25)
     return figure
@@ -188,18 +188,18 @@ def _bins_of(probabilities: Tensor, truth: Tensor, task: str) -> list[Bin]:
     return reliability(confidence, label == truth)
 
 
-def _curve(axes: "Axes", bins: Sequence[Bin], colour: str, marker: str, label: str) -> None:
+def _curve(axes: "Axes", bins: Sequence[Bin], color: str, marker: str, label: str) -> None:
     predicted, observed = [bin.predicted for bin in bins], [bin.observed for bin in bins]
-    # A share of 0 or 1 is an end of its interval, but for rounding.
-    reach = [
-        (max(share - low, 0.0), max(high - share, 0.0))
-        for share, (low, high) in zip(observed, (bin.interval() for bin in bins), strict=True)
+    # Rounding may put a fraction of 0 or 1 slightly outside its interval.
+    errors = [
+        (max(fraction - low, 0.0), max(high - fraction, 0.0))
+        for fraction, (low, high) in zip(observed, (bin.interval() for bin in bins), strict=True)
     ]
     axes.errorbar(
         predicted,
         observed,
-        yerr=list(zip(*reach, strict=True)),
-        color=colour,
+        yerr=list(zip(*errors, strict=True)),
+        color=color,
         marker=marker,
         markersize=6,
         linewidth=1.5,
@@ -210,7 +210,7 @@ def _curve(axes: "Axes", bins: Sequence[Bin], colour: str, marker: str, label: s
 
 
 def show(figure: "Figure", path: Path, trainer: Trainer) -> None:
-    """Writes the picture as a file, and to TensorBoard under the file's name."""
+    """Saves the figure as a file, and in TensorBoard under the name of the file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -223,5 +223,5 @@ def show(figure: "Figure", path: Path, trainer: Trainer) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name as text, not as matplotlib's mathematics, and not longer than a line."""
+    """Shortens a name and escapes $, which matplotlib would read as mathematics."""
     return (name if len(name) <= 40 else f"{name[:38]} …").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The baselines of a run: what they see, what they answer, and what the last lines say of the network beside them."""
+"""The baselines of a run: their inputs, their predictions, and the comparison in the last lines of a run."""
 
 import json
 import logging
@@ -19,13 +19,13 @@ from models.training.losses import MSE, CrossEntropy
 from trainer.evaluation.baselines import constant, encode, fit
 
 RunHere = Callable[..., Path]
-QUICK = ("logger=none", "export=none", "paths.cache=null", "trainer.threads=1")
+QUICK = ("logger=none", "export=none", "paths.cache=null", "trainer.threads=1", "callbacks.progress=null")
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """`line` follows from x and z by a line, `cross` by their signs, which no line can tell; `level` is their sum, and
-    `toss` has nothing to do with them.
+    """A table whose target `line` is linear in x and z, `cross` is the product of their signs, `level` is their sum,
+    and `toss` is independent of them.
     """
     generator = np.random.default_rng(0)
     x, z, noise = generator.normal(size=(3, 600))
@@ -63,7 +63,7 @@ def logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
-def test_a_linear_model_sees_numbers_known_levels_and_words() -> None:
+def test_the_linear_model_gets_numbers_known_levels_and_words() -> None:
     texts = ["red green red", "", "green blue", "blue unknown"]
     words = TfidfVectorizer(sublinear_tf=True, vocabulary=["red", "green", "blue"]).fit(texts)
     spec = InputSpec(
@@ -99,7 +99,7 @@ def classes(seed: int, k: int, rows: int = 400) -> tuple[np.ndarray, Tensor]:
 
 
 def fitted(target: TargetSpec, train: Tensor, weights: Tensor | None = None) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """The output for validation rows, their inputs, and those of the training rows."""
+    """Output for the validation rows, their inputs, and the inputs of the training rows."""
     k = len(target.classes)
     inputs = {split: classes(seed, k)[0] for seed, split in enumerate(("train", "val"))}
     rows = {"train": {"target": train}, "val": {"target": classes(1, k)[1]}}
@@ -107,7 +107,7 @@ def fitted(target: TargetSpec, train: Tensor, weights: Tensor | None = None) -> 
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_classes_are_answered_as_scikit_learn_answers_them_at_the_best_penalty(k: int) -> None:
+def test_logistic_regression_matches_scikit_learn_at_the_best_penalty(k: int) -> None:
     truth = classes(0, k)[1]
     target = TargetSpec("y", "binary" if k == 2 else "multiclass", ("a", "b", "c")[:k], (1,) * k)
     output, val, train = fitted(target, truth)
@@ -120,7 +120,7 @@ def test_classes_are_answered_as_scikit_learn_answers_them_at_the_best_penalty(k
     assert output.shape == (400, target.outputs)
 
 
-def test_a_class_that_the_drawn_rows_lack_keeps_its_share() -> None:
+def test_a_class_missing_from_the_sample_keeps_its_frequency() -> None:
     train = classes(0, 3)[1].clamp_max(1)
     output, _, _ = fitted(TargetSpec("y", "multiclass", ("a", "b", "c"), (60, 30, 10)), train)
     shares = torch.softmax(output, 1)
@@ -130,7 +130,7 @@ def test_a_class_that_the_drawn_rows_lack_keeps_its_share() -> None:
     torch.testing.assert_close(torch.sigmoid(alone), torch.full((400, 1), 1 / 3))
 
 
-def test_class_weights_move_the_linear_model_as_they_move_the_network() -> None:
+def test_class_weights_apply_to_the_linear_model() -> None:
     truth = classes(0, 2)[1]
     target = TargetSpec("y", "binary", ("a", "b"), (1, 1))
     plain, _, _ = fitted(target, truth)
@@ -138,7 +138,7 @@ def test_class_weights_move_the_linear_model_as_they_move_the_network() -> None:
     assert (weighted - plain).mean() == pytest.approx(math.log(5), abs=0.3)
 
 
-def test_numbers_are_answered_by_a_line_and_the_constant_is_the_mean() -> None:
+def test_regression_is_fitted_by_ridge_and_the_constant_is_the_mean() -> None:
     target = TargetSpec("y", "regression", mean=50.0, scale=8.0)
     generator = torch.Generator().manual_seed(0)
     inputs = {split: torch.randn(100, 2, generator=generator, dtype=torch.float64) for split in ("train", "val")}
@@ -150,7 +150,7 @@ def test_numbers_are_answered_by_a_line_and_the_constant_is_the_mean() -> None:
     torch.testing.assert_close(torch.sigmoid(odds), torch.full((2, 1), 0.25))
 
 
-def test_where_a_line_is_enough_the_linear_model_is_recommended_with_its_command(
+def test_the_command_of_the_linear_model_is_given_unless_the_network_is_better(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = ("model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "trainer.max_epochs=5", "threshold=f1", "seed=1")
@@ -164,17 +164,19 @@ def test_where_a_line_is_enough_the_linear_model_is_recommended_with_its_command
             f"{found[f'{place}/{name}']:,.5g}" for place in ("val", "test", "baseline/linear", "baseline/constant")
         ]
         assert [name, *cells] in [line.split() for line in said.splitlines()]
-    assert "linear: scikit-learn's logistic regression; constant: the shares of the classes in training; both" in said
+    assert "linear: scikit-learn's logistic regression; constant: the class frequencies of the training rows;" in said
     low, high = (found[f"baseline/advantage/log_loss/{end}"] for end in ("low", "high"))
     gained = found["baseline/advantage/log_loss"]
     assert gained == pytest.approx(found["baseline/linear/log_loss"] - found["test/log_loss"], abs=1e-6)
     assert low <= gained <= high
     assert low < 0
-    how = "worse" if high < 0 else "not better"
+    outcome = "No clear difference between the network and"
+    if high < 0:
+        outcome = "The network is worse than"
     assert (
-        f"The network is {how} than the linear model beyond doubt: test/log_loss {found['test/log_loss']:,.5g} against"
-        f" {found['baseline/linear/log_loss']:,.5g}, advantage {gained:,.3g} (95 %: {low:,.3g} to {high:,.3g}).\n"
-        "Take the linear one, it is smaller and explains itself: python train.py model=linear data=table"
+        f"{outcome} the linear model: test/log_loss {found['test/log_loss']:,.5g} vs"
+        f" {found['baseline/linear/log_loss']:,.5g}, advantage {gained:,.3g} (95 % CI {low:,.3g} to {high:,.3g}).\n"
+        "The linear model is simpler. Train it with: python train.py model=linear data=table"
         f" data.path={table} data.target=line 'data.columns={{cross: drop, level: drop, shop: drop, toss: drop}}'"
         " paths.cache=null threshold=f1 seed=1 calibrate=false\n"
     ) in said
@@ -182,7 +184,7 @@ def test_where_a_line_is_enough_the_linear_model_is_recommended_with_its_command
     assert found["baseline/seconds"] > 0
 
 
-def test_where_no_line_is_enough_the_network_is_better_beyond_doubt(
+def test_the_network_is_better_on_a_nonlinear_target(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice = ("monitor=val/balanced_accuracy", "mode=max", "optimizer.lr=0.02", "trainer.max_epochs=20")
@@ -190,40 +192,40 @@ def test_where_no_line_is_enough_the_network_is_better_beyond_doubt(
     found, said = metrics(folder), closing(caplog)
     assert found["baseline/advantage/balanced_accuracy/low"] > 0.2
     assert found["baseline/linear/balanced_accuracy"] < 0.6
-    assert "The network is better than the linear model beyond doubt: test/balanced_accuracy" in said
-    assert "Take the linear one" not in said
-    assert "no better than the constant" not in said
+    assert "The network is better than the linear model: test/balanced_accuracy" in said
+    assert "The linear model is simpler" not in said
+    assert "constant baseline" not in said
 
 
-def test_where_the_columns_tell_nothing_no_model_is_recommended(
+def test_noise_shows_no_clear_difference_from_the_constant_baseline(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = run_here(*settings(table, "toss", "monitor=val/accuracy", "mode=max", "trainer.max_epochs=3"))
     found = metrics(folder)
-    assert "It may be no better than the constant answer: test/accuracy" in closing(caplog)
+    assert " between the network and the constant baseline: test/accuracy" in closing(caplog)
     better = found["baseline/linear/accuracy"] > found["baseline/constant/accuracy"]
-    assert ("Take the linear one" in closing(caplog)) is better
+    assert ("The linear model is simpler" in closing(caplog)) is better
 
 
-def test_of_numbers_the_error_is_compared(run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_regression_compares_the_rmse(run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run_here(*settings(table, "level", "optimizer.lr=1e-9", "trainer.max_epochs=1"))
     found, said = metrics(folder), closing(caplog)
     assert found["baseline/linear/rmse"] < 10 < 35 < found["baseline/constant/rmse"]
     assert found["baseline/constant/r2"] == pytest.approx(0, abs=0.05)
-    assert "scikit-learn's ridge regression; constant: the mean in training" in said
-    assert "The network is worse than the linear model beyond doubt: test/rmse" in said
+    assert "scikit-learn's ridge regression; constant: the mean of the training rows;" in said
+    assert "The network is worse than the linear model: test/rmse" in said
     assert "python train.py model=linear data=table" in said
 
 
-def test_a_linear_network_is_held_beside_scikit_learns_and_not_recommended(
+def test_a_linear_network_is_compared_with_scikit_learns(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_here(*settings(table, "line", "model=linear"))
-    assert "This linear model is as good as scikit-learn's, as far as these rows tell: test/log_loss" in closing(caplog)
-    assert "Take the linear one" not in closing(caplog)
+    run_here(*settings(table, "line", "model=linear", "trainer.max_epochs=5"))
+    assert "No clear difference between this linear model and scikit-learn's: test/log_loss" in closing(caplog)
+    assert "The linear model is simpler" not in closing(caplog)
 
 
-def test_rows_that_depend_on_each_other_and_rows_that_were_drawn_are_said(
+def test_dependent_rows_and_samples_are_mentioned(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.baselines.ROWS", 100)
@@ -231,11 +233,11 @@ def test_rows_that_depend_on_each_other_and_rows_that_were_drawn_are_said(
     folder = run_here(*settings(table, "line", *split, "trainer.max_epochs=1"))
     said = closing(caplog)
     assert "Rows of data.split.by=group are not independent of each other: the true interval is wider." in said
-    assert "100 of 384 train rows were drawn; 100 of 120 test rows were drawn;" in said
+    assert "; on a sample of 100 of 384 train rows; on a sample of 100 of 120 test rows;" in said
     assert 0.5 < metrics(folder)["baseline/linear/auroc"] < 1
 
 
-def test_a_recipe_that_chooses_no_network_stays_in_the_command(
+def test_a_recipe_without_a_network_stays_in_the_command(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = run_here("experiment=imbalanced", *settings(table, "line", "trainer.max_epochs=1"))
@@ -246,11 +248,11 @@ def test_a_recipe_that_chooses_no_network_stays_in_the_command(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("test=false", "\n\nNot compared with a linear model: test=false leaves the test rows alone.\n"),
+        ("test=false", "\n\nNot compared with a linear model, because test=false.\n"),
         ("baselines=false", ""),
     ],
 )
-def test_without_test_rows_or_where_it_is_not_wanted_nothing_is_fitted(
+def test_no_baselines_without_test_rows_or_if_switched_off(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture, setting: str, said: str
 ) -> None:
     folder = run_here(*settings(table, "line", setting, "trainer.max_epochs=1"))
@@ -266,7 +268,7 @@ def test_images_alone_have_no_linear_baseline(run_here: RunHere, caplog: pytest.
     assert "linear" not in closing(caplog)
 
 
-def test_a_cross_validation_ends_with_the_means_of_the_baselines(
+def test_cross_validation_prints_the_means_of_the_baselines(
     run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = run_here(*settings(table, "line", "cross_validate=2", "n_jobs=1", "trainer.max_epochs=1"))

@@ -1,4 +1,4 @@
-"""The paired bootstrap: its metrics are those that are logged, and its interval is what theory says."""
+"""The paired bootstrap: its metrics match the logged metrics, and its interval matches theory."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ PRICE = TargetSpec("price", "regression")
 
 
 def answered(target: TargetSpec, rows: int = 60) -> tuple[Tensor, Tensor]:
-    """Answers, some of them equal, and the truth, which never is the last class of four."""
+    """Predictions with ties, and true values without the last of four classes."""
     generator = torch.Generator().manual_seed(0)
     if target.task == "regression":
         truth = torch.randn(rows, generator=generator) + 1000
@@ -45,7 +45,7 @@ def logged(target: TargetSpec, answers: Tensor, truth: Tensor, threshold: float)
     ],
     ids=lambda value: value if isinstance(value, str) else value.task,
 )
-def test_a_row_of_weight_three_is_three_rows_to_every_metric(target: TargetSpec, metric: str) -> None:
+def test_a_row_of_weight_three_counts_as_three_rows(target: TargetSpec, metric: str) -> None:
     answers, truth = answered(target)
     measured = measure(metric, answers, truth, target, 0.3)
     assert measured(np.ones(len(truth))) == pytest.approx(float(logged(target, answers, truth, 0.3)[metric]), rel=1e-4)
@@ -57,7 +57,7 @@ def test_a_row_of_weight_three_is_three_rows_to_every_metric(target: TargetSpec,
 
 
 def compared(metric: str, rows: int, noise: float) -> tuple[Advantage, np.ndarray]:
-    """Two models of a number whose squared errors differ by `noise` in the mean; and the difference of each row."""
+    """Advantage of a regression model over the same model with added noise, and the difference of each row."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(rows, generator=generator)
     near = truth + 0.5 * torch.randn(rows, generator=generator)
@@ -66,7 +66,7 @@ def compared(metric: str, rows: int, noise: float) -> tuple[Advantage, np.ndarra
     return found, ((far - truth).abs() - (near - truth).abs()).numpy()
 
 
-def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+def test_the_interval_of_a_mean_matches_its_standard_error() -> None:
     found, differences = compared("mae", 400, 0.5)
     mean, error = float(differences.mean()), float(differences.std() / 400**0.5)
     assert found.value == pytest.approx(mean, rel=1e-4)
@@ -74,7 +74,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     assert found.second - found.first == pytest.approx(found.value)
 
 
-def test_an_advantage_is_above_zero_whichever_way_the_metric_goes() -> None:
+def test_the_advantage_is_positive_whether_higher_or_lower_is_better() -> None:
     assert compared("rmse", 200, 1.0)[0].low > 0
     assert compared("r2", 200, 1.0)[0].low > 0
     answers, truth = answered(PRICE, 200)
@@ -83,7 +83,7 @@ def test_an_advantage_is_above_zero_whichever_way_the_metric_goes() -> None:
     assert alike.low < 0 < alike.high
 
 
-def test_rows_that_are_hard_for_both_models_do_not_widen_the_interval() -> None:
+def test_errors_shared_by_both_models_do_not_widen_the_interval() -> None:
     generator = torch.Generator().manual_seed(0)
     truth, hard = torch.zeros(200), 100 * torch.randn(200, generator=generator).abs()
     answers = hard + torch.rand(200, generator=generator), hard + 1 + torch.rand(200, generator=generator)
@@ -91,7 +91,7 @@ def test_rows_that_are_hard_for_both_models_do_not_widen_the_interval() -> None:
     assert found.high - found.low < 0.2
 
 
-def test_the_same_rows_give_the_same_interval_and_many_rows_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_are_reproducible_and_many_rows_get_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared("mae", 50, 0.5)[0] == compared("mae", 50, 0.5)[0]
     calls: list[int] = []
 
@@ -107,7 +107,7 @@ def test_the_same_rows_give_the_same_interval_and_many_rows_fewer_resamples(monk
     assert set(calls) == {100}
 
 
-def test_a_metric_that_these_rows_do_not_have_is_not_a_number() -> None:
+def test_an_undefined_metric_gives_nan() -> None:
     answers, ones = torch.full((20, 2), 0.5), torch.ones(20, dtype=torch.int64)
     measured = measure("auroc", answers, ones, BINARY, 0.5)
     found = advantage("auroc", measured, measured, 20)

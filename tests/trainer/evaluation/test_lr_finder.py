@@ -1,4 +1,4 @@
-"""The learning-rate finder: what it suggests, that the run is as if the rate had been given, that it is kept."""
+"""The learning rate finder: its suggestion, and that it changes nothing in the run except the rate."""
 
 import json
 import math
@@ -27,11 +27,14 @@ from trainer.evaluation.lr_finder import HIGH, LOW, STEPS, RangeTest, range_test
 from trainer.loop.trainer import Trainer
 
 RunHere = Callable[..., Path]
-QUICK = ("data=iris", "scheduler=none", "export=none", "test=false", "baselines=false", "trainer.threads=1")
+QUICK = (
+    *("data=iris", "scheduler=none", "export=none", "test=false", "baselines=false", "calibrate=false"),
+    *("trainer.threads=1", "callbacks.progress=null"),
+)
 RATES = [LOW * (HIGH / LOW) ** (step / (STEPS - 1)) for step in range(STEPS)]
 FLAT = (
-    "^lr_find: at no rate from 1e-06 on the loss falls by more than it varies from batch to batch: set optimizer.lr,"
-    " or take a larger data.batch_size.$"
+    "^lr_find: from a rate of 1e-06 up, the loss never decreases by more than it varies between batches. Set"
+    " optimizer.lr, or use a larger data.batch_size.$"
 )
 
 
@@ -45,7 +48,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 class Rows(pl.LightningDataModule):
-    """Made-up training rows, 128 in batches of 32."""
+    """Synthetic training rows, 128 in batches of 32."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -57,22 +60,22 @@ class Rows(pl.LightningDataModule):
     val_dataloader = train_dataloader
 
 
-class Noting(torch.optim.SGD):
-    """Keeps the rates of its groups at each step, and the largest norm of a gradient."""
+class RecordingSGD(torch.optim.SGD):
+    """Records the rates of its groups at each step, and the largest gradient norm."""
 
     rates: list[list[float]]
     norm: float
 
     def step(self, closure: Any = None) -> Any:
         loss = super().step(closure)
-        Noting.rates.append([group["lr"] for group in self.param_groups])
+        RecordingSGD.rates.append([group["lr"] for group in self.param_groups])
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        Noting.norm = max(Noting.norm, float(nn.utils.get_total_norm(gradients)))
+        RecordingSGD.norm = max(RecordingSGD.norm, float(nn.utils.get_total_norm(gradients)))
         return loss
 
 
 class Members(nn.Module):
-    """Two perceptrons: (rows, 2, outputs)."""
+    """Two MLPs: (rows, 2, outputs)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,19 +85,19 @@ class Members(nn.Module):
         return torch.stack([member(batch) for member in self.both], 1)
 
 
-def rehearse(module: SupervisedModule, task: Task, **settings: Any) -> RangeTest:
+def run_test(module: SupervisedModule, task: Task, **settings: Any) -> RangeTest:
     datamodule: Any = Rows(task)
     return range_test(module, datamodule, partial(Trainer, accelerator="cpu", enable_model_summary=False, **settings))
 
 
-def test_the_rate_of_the_steepest_fall_is_suggested() -> None:
+def test_the_rate_of_the_steepest_decrease_is_suggested() -> None:
     noise = 0.02 * np.random.default_rng(0).standard_normal(STEPS)
     x = np.log10(RATES)
     losses = 1 - 0.8 / (1 + np.exp(-4 * (x + 3))) + 3 * np.maximum(x + 1, 0) + noise
     assert suggest(RATES, losses.tolist()) == pytest.approx(1e-3, rel=0.4)
 
 
-def test_a_loss_that_does_not_fall_suggests_nothing() -> None:
+def test_a_loss_that_does_not_decrease_raises_an_error() -> None:
     noise = np.random.default_rng(0).standard_normal((20, STEPS))
     for losses in [*(1 + 0.3 * noise), np.linspace(1, 4, STEPS), np.ones(5), np.ones(0)]:
         with pytest.raises(ConfigError, match=FLAT):
@@ -102,22 +105,22 @@ def test_a_loss_that_does_not_fall_suggests_nothing() -> None:
 
 
 def test_groups_keep_their_factors_and_gradients_are_clipped() -> None:
-    Noting.rates, Noting.norm = [], 0.0
-    module = build("binary", optimizer=partial(Noting, lr=0.3), param_groups={"inputs.*": {"lr": 0.1}})
-    test = rehearse(module, "binary", gradient_clip_val=1e-3)
+    RecordingSGD.rates, RecordingSGD.norm = [], 0.0
+    module = build("binary", optimizer=partial(RecordingSGD, lr=0.3), param_groups={"inputs.*": {"lr": 0.1}})
+    test = run_test(module, "binary", gradient_clip_val=1e-3)
     assert test.rates == pytest.approx(RATES[: len(test.rates)])
-    assert len(test.rates) == len(Noting.rates) == STEPS  # so small a step does not diverge
-    for rate, group_rates in zip(test.rates, Noting.rates, strict=True):
+    assert len(test.rates) == len(RecordingSGD.rates) == STEPS  # clipped to small steps, it does not diverge
+    for rate, group_rates in zip(test.rates, RecordingSGD.rates, strict=True):
         assert {round(each / rate, 6) for each in group_rates} == {0.1, 1.0}
-    assert 0 < Noting.norm < 1.01e-3
+    assert 0 < RecordingSGD.norm < 1.01e-3
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-def test_the_module_and_random_state_are_as_before(task: Task) -> None:
+def test_the_module_and_the_random_state_do_not_change(task: Task) -> None:
     module = build(task, optimizer=partial(torch.optim.AdamW, lr=0.3))
     before, state = {name: value.clone() for name, value in module.state_dict().items()}, torch.get_rng_state()
-    test = rehearse(module, task)
-    assert len(test.losses) < STEPS  # it ends where the loss goes astray
+    test = run_test(module, task)
+    assert len(test.losses) < STEPS  # it stops when the loss diverges
     assert 1e-3 < suggest(test.rates, test.losses) < 0.1
     assert equal(module.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), state)
@@ -125,26 +128,26 @@ def test_the_module_and_random_state_are_as_before(task: Task) -> None:
     assert (module.samples, module.train_loss_mean.rows) == (0, 0)
 
 
-def test_losses_are_those_of_the_module_with_members_and_accumulated_steps() -> None:
+def test_losses_of_members_and_accumulated_steps() -> None:
     torch.manual_seed(0)
     module = build("regression", network=Members())
-    test = rehearse(module, "regression", accumulate_grad_batches=2)
+    test = run_test(module, "regression", accumulate_grad_batches=2)
     with torch.no_grad():
         batches = [(module.network.eval()(batch), batch["target"]) for batch in Rows("regression").train_dataloader()]
         losses = [nn.functional.mse_loss(output[:, :, 0], truth[:, None].expand(-1, 2)) for output, truth in batches]
-    assert test.losses[0] == pytest.approx(float(losses[0]), rel=0.2)  # but for dropout
+    assert test.losses[0] == pytest.approx(float(losses[0]), rel=0.2)  # not equal because of dropout
     assert test.rates[:6] == pytest.approx([RATES[step] for step in (0, 0, 1, 1, 2, 2)])
 
 
-def test_infinite_losses_end_the_test_and_are_not_kept() -> None:
+def test_infinite_losses_stop_the_test_and_are_not_recorded() -> None:
     module = build("regression", optimizer=partial(torch.optim.SGD, lr=0.1), network=Cliff())
-    test = rehearse(module, "regression")
+    test = run_test(module, "regression")
     assert 10 < len(test.losses) < STEPS
     assert all(map(math.isfinite, test.losses))
 
 
 class Cliff(nn.Module):
-    """Has no answer once its weight has moved."""
+    """Returns infinity once its weight has changed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +158,7 @@ class Cliff(nn.Module):
         return torch.where(moved, torch.inf, 1.0) * self.weight * batch["numbers"][:, :1]
 
 
-def test_a_run_is_as_if_the_rate_had_been_given(run_here: RunHere, tmp_path: Path) -> None:
+def test_a_run_equals_one_with_the_rate_set_by_hand(run_here: RunHere, tmp_path: Path) -> None:
     settings = (*QUICK, "trainer.max_epochs=2", "+param_groups={inputs*: {lr: 0.5}}")
     found = run_here(*settings, "lr_find=true", "optimizer.lr=7", folder=tmp_path / "found")
     rate = json.loads((found / "lr_find.json").read_text())["lr"]
@@ -178,11 +181,13 @@ def test_a_resumed_run_keeps_the_rate(run_here: RunHere, tmp_path: Path, caplog:
     run_here(*settings, "trainer.max_epochs=2", resume, folder=parts)
     assert equal(weights(whole), weights(parts))
     assert not (parts / "lr_find.png").exists()
-    said = re.findall(r"learning rate: (.*), where the loss falls most steeply \(optimizer.lr was 0.001\)", caplog.text)
+    said = re.findall(
+        r"learning rate: (.*), at the steepest decrease of the loss \(optimizer.lr was 0.001\)", caplog.text
+    )
     assert len(said) == 3
     assert len(set(said)) == 1
     (parts / "lr_find.json").unlink()
-    message = f"lr_find: {parts} was begun without it, and a resumed run keeps its rate: leave lr_find out."
+    message = f"lr_find: {parts} was started without it, and a resumed run keeps its learning rate. Use lr_find=false."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         run_here(*settings, "trainer.max_epochs=3", resume, folder=parts)
 
@@ -196,5 +201,5 @@ def test_an_optimizer_without_a_rate_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         prepare(["lr_find=true", "~optimizer", f"+optimizer={optimizer}", "allowed_targets=[tests]"])
     assert str(caught.value) == (
-        f"A setting is wrong:\n  command line: lr_find: {__name__}.rateless takes no lr to be found: leave lr_find out."
+        f"A setting is wrong:\n  command line: lr_find: {__name__}.rateless has no argument lr: use lr_find=false."
     )

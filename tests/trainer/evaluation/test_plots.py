@@ -1,4 +1,4 @@
-"""The pictures of a run, and what the artefact says of what was settled after training."""
+"""The plots of a run, and the entries for calibration and threshold in the artifact."""
 
 import json
 import warnings
@@ -22,7 +22,7 @@ QUICK = ("trainer.max_epochs=2", "baselines=false", "logger=none", "trainer.thre
 
 
 def described(folder: Path) -> tuple[dict[str, Any], str]:
-    """The artefact's spec, and its card."""
+    """Spec and model card of the artifact."""
     extra: dict[str, Any] = {"spec.json": None, "card.md": None}
     torch.jit.load(str(folder / "model.pt"), _extra_files=extra)
     return json.loads(extra["spec.json"]), extra["card.md"].decode()
@@ -38,7 +38,7 @@ def test_rows_fall_into_bins_of_equal_width() -> None:
     ]
 
 
-def test_the_calibration_error_is_that_of_the_metric() -> None:
+def test_the_calibration_error_equals_the_metric() -> None:
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.rand(500, 3, generator=generator).softmax(1)
     truth = torch.randint(0, 3, (500,), generator=generator)
@@ -50,13 +50,13 @@ def test_the_calibration_error_is_that_of_the_metric() -> None:
 @pytest.mark.parametrize(
     ("observed", "interval"), [(0.0, (0.0, 0.2775)), (0.5, (0.2366, 0.7634)), (1.0, (0.7225, 1.0))]
 )
-def test_the_interval_of_a_share_of_ten_rows_is_wilsons(observed: float, interval: tuple[float, float]) -> None:
+def test_the_wilson_interval_of_ten_rows(observed: float, interval: tuple[float, float]) -> None:
     assert Bin(0.0, 0.1, 10, 0.05, observed).interval() == pytest.approx(interval, abs=1e-4)
 
 
-def test_any_name_can_be_drawn(tmp_path: Path) -> None:
+def test_any_name_can_be_plotted(tmp_path: Path) -> None:
     trainer = Trainer(accelerator="cpu", logger=False)
-    names = ["$x_{$", "収入", r"\frac{a}{b}", "a very long name of a class that goes on and on and on and on"]
+    names = ["$x_{$", "収入", r"\frac{a}{b}", "a very long name of a class that is longer than forty characters"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in names:
@@ -112,7 +112,7 @@ def test_without_calibration_there_is_no_temperature(run_here: RunHere) -> None:
     assert "temperature" not in card.replace("(without temperature by", "")
 
 
-def test_a_number_is_held_in_a_range_that_the_artefact_names(run_here: RunHere) -> None:
+def test_predictions_are_clipped_to_the_range_in_the_artifact(run_here: RunHere) -> None:
     folder = run_here(*QUICK, "data=diabetes")
     spec, card = described(folder)
     assert (spec["temperature"], spec["calibration"]) == (None, None)
