@@ -1,4 +1,4 @@
-"""Callbacks: a resumed run ends as an uninterrupted one, averages are what is kept, progress is short."""
+"""Callbacks: a resumed run ends like an uninterrupted one, averages are kept as the model, progress is short."""
 
 import functools
 import itertools
@@ -35,7 +35,7 @@ AVERAGES: dict[str, Callable[[], list[Callback]]] = {
 
 
 class StopAt(Callback):
-    """Ends the process's part of a run in the midst of it, as a signal would."""
+    """Interrupts a run before a step, as a signal would."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -53,34 +53,57 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
+def run(folder: Path, average: str, accumulate: int, *extra: Callback, resume: Path | None = None) -> SupervisedModule:
+    module = build("binary", scheduler=COSINE)
+    by_epoch = ModelCheckpoint(folder, filename="epoch", monitor="val/loss", save_last=True)
+    callbacks = [*AVERAGES[average](), RandomState(), EarlyStopping("val/loss"), by_epoch, *extra]
+    fit(module, TRAIN, epochs=3, callbacks=callbacks, resume=resume, accumulate_grad_batches=accumulate)
+    return module
+
+
+class Runs:
+    """Runs that several tests resume or compare with; each is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.whole = functools.cache(self._whole)
+        self.interrupted = functools.cache(self._interrupted)
+
+    def _whole(self, average: str, accumulate: int) -> SupervisedModule:
+        return run(self.folder / f"{average}-{accumulate}", average, accumulate)
+
+    def _interrupted(self, average: str, accumulate: int, batches: int) -> Path:
+        """The folder with a checkpoint of each step, and the one after the last validation."""
+        folder = self.folder / f"{average}-{accumulate}-{batches}"
+        every_step = ModelCheckpoint(
+            folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False
+        )
+        with pytest.raises(RuntimeError, match="stopped"):
+            run(folder, average, accumulate, every_step, StopAt(batches // accumulate))
+        return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("batches", "checkpoint"),
     [(BATCHES, "last"), (BATCHES + 2, "step"), (2 * BATCHES - 2, "step"), (2 * BATCHES, "step"), (2 * BATCHES, "last")],
 )
 @pytest.mark.parametrize("average", AVERAGES)
-def test_an_interrupted_run_goes_on_to_the_same_weights(
-    tmp_path: Path, average: str, batches: int, checkpoint: str, accumulate: int
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    runs: Runs, tmp_path: Path, average: str, batches: int, checkpoint: str, accumulate: int
 ) -> None:
-    """Stopped in the midst of an epoch, after its last step and after its validation; dropout, AdamW and a cosine."""
-    step = batches // accumulate
-
-    def run(folder: str, *extra: Callback, resume: Path | None = None) -> SupervisedModule:
-        module = build("binary", scheduler=COSINE)
-        every_step = ModelCheckpoint(
-            tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False
-        )
-        by_epoch = ModelCheckpoint(tmp_path / folder, filename="epoch", monitor="val/loss", save_last=True)
-        callbacks = [*AVERAGES[average](), RandomState(), EarlyStopping("val/loss"), every_step, by_epoch, *extra]
-        fit(module, TRAIN, epochs=3, callbacks=callbacks, resume=resume, accumulate_grad_batches=accumulate)
-        return module
-
-    whole = run("whole")
-    with pytest.raises(RuntimeError, match="stopped"):
-        run("part", StopAt(step))
+    """Interrupted within an epoch, after its last step and after its validation; dropout, AdamW and a cosine."""
+    whole = runs.whole(average, accumulate)
+    # One run is interrupted after the first epoch, and one after the second, which has all other checkpoints.
+    part = runs.interrupted(average, accumulate, BATCHES if batches == BATCHES else 2 * BATCHES)
     torch.manual_seed(123)
-    name = "last.ckpt" if checkpoint == "last" else f"step={step}.ckpt"
-    resumed = run("part", resume=tmp_path / "part" / name)
+    name = "last.ckpt" if checkpoint == "last" else f"step={batches // accumulate}.ckpt"
+    resumed = run(tmp_path, average, accumulate, resume=part / name)
     assert differing(weights(whole), weights(resumed)) == []
     assert whole.train_loss == resumed.train_loss
 
@@ -88,13 +111,11 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 @pytest.mark.parametrize(
     ("monitor", "interval", "looks"), [("val/loss", 1.0, 3), ("val/loss", 0.5, 6), ("train/loss", 1.0, 3)]
 )
-def test_a_rate_that_waits_for_a_plateau_goes_on_where_it_was(
-    tmp_path: Path, monitor: str, interval: float, looks: int
-) -> None:
+def test_a_plateau_schedule_resumes_where_it_was(tmp_path: Path, monitor: str, interval: float, looks: int) -> None:
     plateau = functools.partial(lr_schedules.plateau, factor=0.5, patience=0)
 
     def run(folder: str, epochs: int, resume: Path | None = None) -> tuple[SupervisedModule, float]:
-        # Each loss is above the one before, so each lowers the rate.
+        # Each loss is higher than the previous one, so each lowers the rate.
         module = build("binary", scheduler=plateau, monitor=monitor, optimizer=WORSE)
         checkpoint = ModelCheckpoint(tmp_path / folder, monitor=monitor, save_last=True)
         settings = {"callbacks": [RandomState(), checkpoint], "val_check_interval": interval}
@@ -109,7 +130,7 @@ def test_a_rate_that_waits_for_a_plateau_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("average", [EMA(0.9), SWA(0.5)], ids=["ema", "swa"])
-def test_the_average_is_what_is_measured_kept_and_left_in_the_module(tmp_path: Path, average: Callback) -> None:
+def test_the_average_is_measured_saved_and_left_in_the_module(tmp_path: Path, average: Callback) -> None:
     history: list[dict[str, Tensor]] = []
 
     class Keep(Callback):
@@ -129,7 +150,7 @@ def test_the_average_is_what_is_measured_kept_and_left_in_the_module(tmp_path: P
         expected = {name: torch.lerp(value.float(), newest[name].float(), share) for name, value in expected.items()}
     for name, value in weights(module).items():
         torch.testing.assert_close(value.float(), expected[name], rtol=1e-5, atol=1e-6)
-    # Validated again, the module is still the average, not what a callback kept from the fit.
+    # Validated again, the module is still the average, not weights that a callback kept.
     again = trainer.validate(module, trainer.val_dataloaders, verbose=False)[0]
     assert again["val/loss"] == pytest.approx(float(measured), abs=1e-6)
     best = torch.load(last.best_model_path, weights_only=True)
@@ -138,7 +159,7 @@ def test_the_average_is_what_is_measured_kept_and_left_in_the_module(tmp_path: P
     assert kept["val/loss"] == pytest.approx(float(last.best_model_score), abs=1e-6)
 
 
-def test_progress_that_is_no_terminal_says_the_end_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_without_a_terminal_is_one_line_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     module = build("binary", monitor="val/auroc", mode="max")
     caplog.set_level("INFO", logger="trainer")
     trainer = fit(module, TRAIN, epochs=2, callbacks=[Progress()], enable_progress_bar=True)
@@ -150,20 +171,20 @@ def test_progress_that_is_no_terminal_says_the_end_in_one_line(caplog: pytest.Lo
     )
 
 
-def test_progress_is_a_line_now_and_then_in_a_long_run(
+def test_progress_is_an_occasional_line_in_a_long_run(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock on which each look takes a minute: ten hours of steps are some thirty lines."""
-    clock = itertools.count(0, 60)
+    """Each look at the clock takes five minutes: twelve hours are about twenty lines."""
+    clock = itertools.count(0, 300)
     monkeypatch.setattr("trainer.callbacks.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     caplog.set_level("INFO", logger="trainer")
-    fit(build("binary"), TRAIN, epochs=75, callbacks=[Progress()], enable_progress_bar=True)
+    fit(build("binary"), TRAIN, epochs=16, callbacks=[Progress()], enable_progress_bar=True)
     lines = [record.getMessage() for record in caplog.records if "callbacks" in record.name]
     assert 15 <= len(lines) <= 40
-    assert lines[-1].startswith(f"epoch 75/75  step {75 * BATCHES}  ")
+    assert lines[-1].startswith(f"epoch 16/16  step {16 * BATCHES}  ")
 
 
-def test_hyperparameters_and_final_metrics_are_one_session_beside_the_curves(tmp_path: Path) -> None:
+def test_hyperparameters_and_final_metrics_are_one_session_next_to_the_curves(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
     trainer = fit(build("binary"), TRAIN, epochs=1, logger=logger, log_every_n_steps=1)
     config = {"model": {"hidden": [16, 16], "dropout": 0.2}, "resume": None, "seed": 0}
@@ -184,7 +205,7 @@ def test_hyperparameters_need_no_logger() -> None:
 
 
 def test_early_stopping_and_the_best_checkpoint_choose_by_the_monitor(tmp_path: Path) -> None:
-    """The rate is so high after the third epoch that it only gets worse."""
+    """After the third epoch the rate is so high that the loss only increases."""
     seen: list[float] = []
 
     class Spoil(Callback):

@@ -48,8 +48,10 @@ COMPILED: dict[str, tuple[Callable[[], MLP | TabM], dict[str, Any], dict[str, An
 }
 
 
-@pytest.mark.parametrize("case", COMPILED)
-def test_one_graph_a_step_ends_within_rounding(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "clip" else pytest.mark.slow) for case in COMPILED]
+)
+def test_one_graph_per_step_ends_within_rounding(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Dropout draws the same numbers, the incomplete last batch of an epoch is trained on without the graph, and a
     callback that only reads before a batch is allowed."""
     network, of_module, settings = COMPILED[case]
@@ -71,6 +73,7 @@ def test_one_graph_a_step_ends_within_rounding(case: str, tmp_path: Path, caplog
     assert found[0][1:] == found[1][1:]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_leaves_the_weights_of_a_graph_intact() -> None:
     train = {name: values[:288].clone() for name, values in TRAIN.items()}
     train["numbers"][5 * 32 + 1, 2] = torch.inf
@@ -85,6 +88,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_of_a_graph_intact() -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     def run(folder: str, epochs: int, resume: Path | None = None) -> dict[str, Tensor]:
         module = build("binary")
@@ -145,7 +149,10 @@ class Keeps(MLP):
 
 @pytest.mark.parametrize(
     ("network", "why"),
-    [(Prints, ""), (Keeps, "the network keeps tensors of a step besides its buffers")],
+    [
+        (Prints, ""),
+        pytest.param(Keeps, "the network keeps tensors of a step besides its buffers", marks=pytest.mark.slow),
+    ],
 )
 def test_what_torch_cannot_compile_is_trained_eagerly(
     network: type[MLP], why: str, caplog: pytest.LogCaptureFixture
@@ -162,7 +169,7 @@ def test_what_torch_cannot_compile_is_trained_eagerly(
     assert why in line.message
 
 
-@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("pays", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_compiling_is_decided_after_an_epoch_and_kept(
     tmp_path: Path, pays: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,6 +213,7 @@ def test_auto_decides_for_a_run_that_began_without_it_and_compiles_whole_steps_o
     assert tried == "compile: no (some parameters have had fewer steps than others)"
 
 
+@pytest.mark.slow
 def test_a_graph_is_dropped_if_a_callback_changes_what_is_trained(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="trainer.loop.fast_loop")
     found = []

@@ -69,7 +69,7 @@ class Gradients(Callback):
         pass
 
 
-def checkpoints(folder: Path, every: int = 4) -> list[Callback]:
+def checkpoints(folder: Path, every: int = 5) -> list[Callback]:
     return [
         RandomState(),
         EarlyStopping("val/loss", patience=1),
