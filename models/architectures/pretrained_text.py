@@ -86,9 +86,7 @@ class PretrainedText(nn.Module):
         _check_tokens(text, tokenizer, f"folder={folder}")
         longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
         if not 3 <= max_length <= longest:
-            raise ValueError(
-                f"max_length={max_length}: must be from 3 to {longest}, the maximum of the encoder in {folder}."
-            )
+            raise ValueError(f"max_length={max_length}: must be from 3 to {longest}, the maximum of this encoder.")
         self.tokens = f"tokens.{text.name}"
         self.offsets = f"offsets.{text.name}"
         self.mean = pooling == "mean"

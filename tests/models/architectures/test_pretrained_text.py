@@ -163,6 +163,7 @@ def test_a_word_anywhere_in_the_text_is_learned(folder: str) -> None:
     assert right.float().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_artifact_needs_neither_transformers_nor_lathe(
     tmp_path: Path, data_dir: Path, run_here: Callable[..., Path]
 ) -> None:

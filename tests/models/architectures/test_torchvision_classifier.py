@@ -67,7 +67,7 @@ def source_network() -> nn.Module:
         (SMALL, (3, 64, 48), 1),
         ("efficientnet_b0", (3, 32, 32), 3),
         ("convnext_tiny", (1, 32, 32), 3),
-        ("vit_b_32", (3, 64, 64), 3),
+        pytest.param("vit_b_32", (3, 64, 64), 3, marks=pytest.mark.slow),
     ],
 )
 def test_outputs_gradients_and_torchscript(name: str, shape: tuple[int, int, int], outputs: int) -> None:
@@ -112,7 +112,8 @@ def shipped(name: str) -> Any:
     return settings
 
 
-def test_digits_are_learned() -> None:
+@pytest.mark.parametrize("steps", [3, pytest.param(16, marks=pytest.mark.slow)])
+def test_digits_are_learned_with_golden_losses(steps: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     digits = load_digits()
@@ -121,16 +122,17 @@ def test_digits_are_learned() -> None:
     network = TorchvisionClassifier(spec((1, 8, 8)), 10, name="resnet18")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     losses = []
-    for rows in torch.randperm(800).split(50):
+    for rows in torch.randperm(800).split(50)[:steps]:
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(network({"images.photo 0": images[rows]}), target[rows])
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[:3] == pytest.approx(GOLDEN, abs=1e-2)
-    with torch.no_grad():
-        answers = network.eval()({"images.photo 0": images[1400:]}).argmax(1)
-    assert float((answers == target[1400:]).float().mean()) > 0.8
+    if steps > 3:
+        with torch.no_grad():
+            answers = network.eval()({"images.photo 0": images[1400:]}).argmax(1)
+        assert float((answers == target[1400:]).float().mean()) > 0.8
 
 
 def test_the_stem_depends_on_image_size_and_weights(tmp_path: Path) -> None:
@@ -279,6 +281,7 @@ def test_the_recipe_has_a_smaller_learning_rate_for_the_body(tmp_path: Path) -> 
     assert id(network.body.layer1[0].conv1.weight) not in rates
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_from_another_run_and_exported(tmp_path: Path, run_here: Callable[..., Path]) -> None:
     for label, shade in (("dark", 60), ("light", 180)):
         (tmp_path / "photos" / label).mkdir(parents=True)

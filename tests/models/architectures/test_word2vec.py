@@ -1,6 +1,7 @@
 """Word2Vec: its loss, subsampling, learned vectors, written files, and the list of nearest words."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from datamodules.loading.store import MemoryStore
 from datamodules.schema import InputSpec, TextSpec
 from models.architectures.word2vec import SCALE, Word2Vec, Word2VecModule
 from models.layers.text_bag import TextBag, read_vectors, write_vectors
+from scripts import words
 from scripts.words import nearest
-from tests.conftest import run_script
 from tests.models import problems
 
 
@@ -85,8 +86,8 @@ def test_columns_share_a_vocabulary_without_ngrams() -> None:
     network = Word2Vec(texts(("oil", "#<oi", "war"), ("peace", "war")), 1)
     assert network.words == ("oil", "war", "peace")
     batch = ragged([[1, 2, 3], [0]]) | ragged([[2], [1, 2]], "b")
-    words, rows = network.sentences(batch)
-    assert words.tolist() == [1, 0, 2, 0, 2, 3, 2]
+    found, rows = network.sentences(batch)
+    assert found.tolist() == [1, 0, 2, 0, 2, 3, 2]
     assert rows.tolist() == [0, 0, 0, 1, 3, 4, 4]
 
 
@@ -143,8 +144,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_words_of_one_topic_have_similar_vectors(run: Path) -> None:
-    words, vectors = read_vectors(str(run))
-    unit = dict(zip(words, F.normalize(vectors), strict=True))
+    written, vectors = read_vectors(str(run))
+    unit = dict(zip(written, F.normalize(vectors), strict=True))
     for topic, other in ((WORDS[1:4], WORDS[4:]), (WORDS[4:], WORDS[1:4])):
         for word in topic:
             assert min(float(unit[word] @ unit[near]) for near in topic) > 0.5
@@ -152,16 +153,16 @@ def test_words_of_one_topic_have_similar_vectors(run: Path) -> None:
 
 
 def test_vectors_are_written_by_frequency_for_text_bags_and_the_projector(run: Path) -> None:
-    words, vectors = read_vectors(str(run))
-    assert words[0] == "the"
-    assert sorted(words) == sorted(WORDS)
+    written, vectors = read_vectors(str(run))
+    assert written[0] == "the"
+    assert sorted(written) == sorted(WORDS)
     assert (run / "vectors.txt").read_text().startswith("7 8\nthe ")
     bag = TextBag(TextSpec("b", ("petrol", "oil"), (1.0, 1.0)), 3, vectors=str(run))
-    assert torch.equal(bag.embedding.weight.detach()[2], vectors[words.index("oil")])
+    assert torch.equal(bag.embedding.weight.detach()[2], vectors[written.index("oil")])
     config = (run / "projector_config.pbtxt").read_text()
     paths = re.findall(r'_path: "(.*)"', config)
     tensors, names = ((run / path).read_text().splitlines() for path in sorted(paths, reverse=True))
-    assert names == words
+    assert names == written
     shown = torch.tensor([[float(value) for value in line.split("\t")] for line in tensors])
     torch.testing.assert_close(shown, vectors)
 
@@ -174,11 +175,16 @@ def test_nearest_words_are_listed_with_cosine_similarities(tmp_path: Path) -> No
     assert nearest(str(tmp_path), ["crude"], 1) == "crude\n  0.600  oil"
 
 
-def test_an_unknown_word_ends_with_a_message(tmp_path: Path) -> None:
+def test_an_unknown_word_ends_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_vectors(tmp_path, ("microsoft", "war", "crude"), torch.randn(3, 2))
-    done = run_script("scripts/words.py", "--run", str(tmp_path), "--near", "war", "microsft")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{tmp_path}: no word 'microsft' among its 3 words. Near in spelling: microsoft.\n"
+    monkeypatch.setattr(sys, "argv", ["words.py", "--run", str(tmp_path), "--near", "war", "microsft"])
+    with pytest.raises(SystemExit) as exit_:
+        words.main()
+    printed = capsys.readouterr()
+    assert (exit_.value.code, printed.out) == (2, "")
+    assert printed.err == f"{tmp_path}: no word 'microsft' among its 3 words. Near in spelling: microsoft.\n"
     message = f"{tmp_path}/no has no vectors.txt: use the folder of a run of model=word2vec."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         nearest(f"{tmp_path}/no", ["war"], 3)

@@ -68,7 +68,7 @@ def test_invalid_thresholds_are_refused(threshold: float | str, target: TargetSp
 
 
 def test_the_artifact_has_the_threshold_chosen_on_validation(run_here: Callable[..., Path], data_dir: Path) -> None:
-    settings = ("data=telco_churn", f"paths.data={data_dir}", "trainer.max_epochs=3", "logger=none")
+    settings = ("data=telco_churn", f"paths.data={data_dir}", "trainer.max_epochs=3", "logger=none", "baselines=false")
     folder = run_here(*settings, "threshold=f1/Yes")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert 0.1 < metrics["fit/threshold"] < 0.45  # a quarter of the customers leave
