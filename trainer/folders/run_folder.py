@@ -1,4 +1,4 @@
-"""The run folder: what a run writes down beside its checkpoints and events."""
+"""Files that a run writes into its folder, in addition to checkpoints and events."""
 
 import json
 import math
@@ -31,8 +31,7 @@ PACKAGES = (
 
 
 def write_begun(folder: Path, config: DictConfig) -> None:
-    """The config with every reference resolved, as it is carried out, and versions, machine and the state of the code:
-    what is needed to repeat the run."""
+    """Writes what is needed to repeat the run: the resolved config, versions, machine, and the state of the code."""
     _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     facts = {
         "command": sys.argv,
@@ -46,26 +45,26 @@ def write_begun(folder: Path, config: DictConfig) -> None:
 
 
 def write_quarantine(folder: Path, quarantine: pl.DataFrame | None) -> None:
-    """The rows set aside; no file where there are none."""
+    """Writes the rejected rows, if there are any."""
     if quarantine is not None and len(quarantine):
         with writing(str(folder / "quarantine.parquet")) as write:
             write(quarantine)
 
 
 def write_audit(folder: Path, findings: Sequence[Finding] | None) -> None:
-    """All that the audit found, the run's log has the first of it; no file where the data did not come so far."""
+    """Writes all findings of the audit, of which the log has the first; None if the audit did not run."""
     if findings is not None:
         _write(folder / "audit.json", to_json(findings))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """One flat JSON object; a metric that is not defined (NaN) is null."""
+    """Writes the metrics as one flat JSON object; an undefined metric (NaN) is null."""
     plain = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
     _write(folder / "metrics.json", json.dumps(plain, indent=2))
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """The metrics that a run ended with before; none of one that has not."""
+    """The metrics of a finished run; empty if the run has not finished."""
     path = folder / "metrics.json"
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Signals that end a run: while it trains, after the step; elsewhere at once. Nobody else handles them meanwhile."""
+"""Signals that end a run: after the current step while it trains, else at once. Replaces other handlers meanwhile."""
 
 import os
 import signal
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-AGAIN = b"\nInterrupted: ending after this step. Ctrl-C again ends at once.\n"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+NOTICE = b"\nInterrupted: ending after this step. Press Ctrl-C again to end at once.\n"
 
 
 class Interrupted(BaseException):
-    """A signal ends the run. It is no Exception: what goes on after an error must not go on after this."""
+    """A signal ends the run. Not an Exception: code that continues after an error must not continue after this."""
 
     def __init__(self, number: signal.Signals) -> None:
-        super().__init__(number)  # what pickle makes it of again, in another process
+        super().__init__(number)  # pickle passes the same argument in another process
         self.number = number
 
     def __str__(self) -> str:
@@ -23,12 +23,12 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell says of a command that the signal has ended."""
+        """The exit code that a shell reports for a command ended by the signal."""
         return 128 + self.number
 
 
 class Watch:
-    """The signal that came, and whether it is to wait: the process has one such object, `watch`."""
+    """Records the first signal, and handles it at once or later. The process has one instance, `watch`."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -36,11 +36,13 @@ class Watch:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Takes the signals over; whoever had them before has them again afterwards. Signals that the process was
-        started to ignore stay ignored, and a thread that is not the main one is not told of any."""
+        """Handles the signals inside this context; afterwards the earlier handlers are restored.
+
+        Signals that the process was started to ignore stay ignored. Only the main thread can handle signals.
+        """
         before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING:
+            for number in SIGNALS:
                 if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
                     before[number] = handler
                     signal.signal(number, self._handle)
@@ -53,8 +55,10 @@ class Watch:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A signal is kept for the training loop, which looks at `received` between two steps; one that came too late
-        for it raises Interrupted at the end."""
+        """Inside this context, a signal is only recorded: the training loop reads `received` between two steps.
+
+        Raises Interrupted at the end if there was a signal.
+        """
         self.is_deferred = True
         try:
             yield
@@ -67,7 +71,7 @@ class Watch:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if self.is_deferred:
-                os.write(2, AGAIN)  # print is not safe here: it may have been interrupted itself
+                os.write(2, NOTICE)  # print is not safe here: the signal may have interrupted it
         self.received = self.received or signal.Signals(number)
         if not self.is_deferred:
             raise Interrupted(self.received)
@@ -77,7 +81,7 @@ watch = Watch()
 
 
 def forward_signal(number: signal.Signals) -> None:
-    """Calls the handler that the signal had before the run, such as submitit's, which requeues the job and exits."""
+    """Calls the handler from before the run, such as submitit's, which requeues the job and exits."""
     handler = signal.getsignal(number)
     if callable(handler) and handler is not signal.default_int_handler:
         handler(number, None)

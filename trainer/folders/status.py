@@ -1,4 +1,4 @@
-"""status.json of a run folder: how the run stands, for the sweep's table, a search, and whoever goes on with it."""
+"""status.json in a run folder: the state of the run, for the table of a sweep, for a search, and for resuming."""
 
 import fcntl
 import json
@@ -24,20 +24,23 @@ log = logging.getLogger(__name__)
 Ending = Literal["done", "pruned", "interrupted", "failed"]
 STATES = ("done", "pruned", "running", "interrupted", "failed")
 DONE = ("done", "pruned")
-"""States of a run that there is nothing left to do of."""
+"""States of a run that need no resume."""
 STATUS, LOCK = "status.json", ".lock"
 INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended."""
+"""Exit code of a process ended by Ctrl-C."""
 
 
 class Pruned(Exception):
-    """Ends a run that a search gives up; the message says why."""
+    """Ends a run that a search prunes; the message says why."""
 
 
 @dataclass
 class Status:
-    """How a run stands. `value`: of `monitor`, null where the run gave none or it is not finite; `error`: the first
-    line of what ended it; `exit_code`: what the run alone would exit with; `started`: ISO 8601, UTC."""
+    """State of a run.
+
+    `value`: of `monitor`, null if there is none or it is not finite. `error`: first line of the error that ended the
+    run. `exit_code`: of the run alone. `started`: ISO 8601, UTC.
+    """
 
     monitor: str
     mode: Literal["min", "max"]
@@ -50,7 +53,7 @@ class Status:
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
     before: bytes | None = field(default=None, repr=False, compare=False)
-    """The file as it was, to which a run that is gone on with returns where its new settings are refused."""
+    """status.json before this resume; restored if the new settings are rejected."""
 
     def end(self, state: Ending, exit_code: int, error: str = "") -> None:
         self.state, self.exit_code = state, exit_code
@@ -59,11 +62,13 @@ class Status:
 
 @contextmanager
 def track_status(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Iterator[Status]:
-    """Claims the folder while the run lasts, and writes its status at the start and at the end. What ends the run says
-    its state, unless `end` was called before; after an InputError the file is as it was, where `before` still holds it.
-    Raises InputError where another run is at work in the folder."""
+    """Locks the folder during a run, and writes its status at the start and at the end.
+
+    The exception that ends the run determines the state, unless `end` was called before. After an InputError, the file
+    is restored from `before`, unless that is None. Raises InputError if another run uses the folder.
+    """
     with lock_folder(folder):
-        path, began = folder / STATUS, time.perf_counter()
+        path, start = folder / STATUS, time.perf_counter()
         status = Status(monitor, mode, before=path.read_bytes() if path.exists() else None)
         write(folder, status)
         try:
@@ -71,54 +76,54 @@ def track_status(folder: Path, monitor: str, mode: Literal["min", "max"]) -> Ite
         except BaseException as error:
             if status.state == "running":
                 status.end(*_ending(error))
-            status.seconds = time.perf_counter() - began
+            status.seconds = time.perf_counter() - start
             try:
                 if isinstance(error, InputError) and status.before is not None:
                     atomic_write(path, status.before)
                 else:
                     write(folder, status)
-            except OSError as another:  # such as a full disk, which may be what `error` says
-                log.error("%s was not written: %s", path, another.strerror)
+            except OSError as write_error:  # such as a full disk, which may be the reason of `error` too
+                log.error("%s was not written: %s", path, write_error.strerror)
             raise
         if status.state == "running":
             status.end("done", 0)
-        status.seconds = time.perf_counter() - began
+        status.seconds = time.perf_counter() - start
         write(folder, status)
 
 
 def _ending(error: BaseException) -> tuple[Ending, int, str]:
-    """State, exit code and error of a run that it ends."""
+    """State, exit code and error of a run that this exception ends."""
     if isinstance(error, Pruned):
         return "pruned", 0, str(error)
     if isinstance(error, InputError):
         return "failed", EXIT_CODE, str(error)
     if isinstance(error, Interrupted):
         return "interrupted", error.exit_code, str(error)
-    said = f"{type(error).__name__}: {error}"
-    return ("failed", 1, said) if isinstance(error, Exception) else ("interrupted", INTERRUPTED, said)
+    message = f"{type(error).__name__}: {error}"
+    return ("failed", 1, message) if isinstance(error, Exception) else ("interrupted", INTERRUPTED, message)
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Holds the folder while the run lasts; the system lets go of it when the process ends, however it ends."""
+    """Locks the folder inside this context. The system releases the lock when the process ends, for any reason."""
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: another run is at work in this folder. Wait for it, or choose another folder."
+                f"{folder}: another run is using this folder. Wait until it ends, or choose another folder."
             ) from error
         except OSError as error:
             raise InputError(
-                f"{folder}: files cannot be locked there ({error.strerror}), by which a run knows that no other is at"
-                " work in its folder. Choose a folder on another file system."
+                f"{folder}: files cannot be locked here ({error.strerror}), but a run must lock its folder. Choose a"
+                " folder on another file system."
             ) from error
         _clean(folder)
         yield
 
 
 def _clean(folder: Path) -> None:
-    """Removes what a process that was killed was writing. Runs below, which others may hold, do so themselves."""
+    """Removes the temporary files of a killed process, but not in run folders below, which have their own lock."""
     for path in list(folder.iterdir()):
         if path.name.startswith(".") and path.name.endswith(UNFINISHED):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -127,7 +132,7 @@ def _clean(folder: Path) -> None:
 
 
 def write(folder: Path, status: Status) -> None:
-    """Whole or not at all."""
+    """Writes status.json atomically."""
     facts = asdict(status)
     del facts["before"]
     facts["value"] = status.value if status.value is not None and math.isfinite(status.value) else None
@@ -135,8 +140,10 @@ def write(folder: Path, status: Status) -> None:
 
 
 def read(folder: Path) -> Status | None:
-    """None where no run has begun. A run that is said to be running and has let go of its folder was killed: it is
-    interrupted. Raises InputError where the file is no status."""
+    """Reads status.json; None if no run has started. A running run whose folder is not locked was killed: interrupted.
+
+    Raises InputError if the file is not valid.
+    """
     path = folder / STATUS
     try:
         status = Status(**json.loads(path.read_text()))
@@ -144,15 +151,15 @@ def read(folder: Path) -> Status | None:
         return None
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"{path} is no status of a run ({error}): delete it, and the run counts as not begun."
+            f"{path} is not a valid status of a run ({error}): delete it, and the run counts as not started."
         ) from error
-    if status.state == "running" and not _held(folder):
+    if status.state == "running" and not _is_locked(folder):
         status.end("interrupted", 1, f"process {status.pid} on {status.host} is gone")
     return status
 
 
-def _held(folder: Path) -> bool:
-    """Whether a process has claimed the folder."""
+def _is_locked(folder: Path) -> bool:
+    """Returns whether a process has locked the folder."""
     try:
         with (folder / LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -160,6 +167,6 @@ def _held(folder: Path) -> bool:
         return True
     except FileNotFoundError:
         return False
-    except OSError:  # nobody can say so here, as on a file system without locks
+    except OSError:  # unknown, as on a file system without locks
         return True
     return False

@@ -8,22 +8,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 110
+"""Width of a table in characters."""
 
 
 def table(title: str, *headings: str, numeric: Collection[str] = ()) -> "Table":
-    """Without rows yet; columns of `numeric` headings are set to the right."""
+    """A table without rows; columns whose heading is in `numeric` are aligned to the right."""
     from rich.table import Table
 
-    made = Table(title=title, box=None, pad_edge=False)
+    empty = Table(title=title, box=None, pad_edge=False)
     for heading in headings:
-        made.add_column(heading, overflow="fold", justify="right" if heading in numeric else "left")
-    return made
+        empty.add_column(heading, overflow="fold", justify="right" if heading in numeric else "left")
+    return empty
 
 
 def render(table: "Table") -> str:
+    """The table as plain text, with its title as the first line."""
     from rich.console import Console
 
-    title, table.title = str(table.title), None  # which rich would break at the width of the table
+    title, table.title = str(table.title), None  # rich would wrap it at the width of the table
     console = Console(width=WIDTH, no_color=True)
     with console.capture() as captured:
         console.print(table, markup=False)
@@ -31,6 +33,6 @@ def render(table: "Table") -> str:
 
 
 def short(path: Path) -> Path:
-    """The path from here, where it lies below."""
+    """The path relative to the current folder if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
