@@ -1,5 +1,6 @@
-"""Cross-validation: what it leaves, that a fold learns nothing of what it tests, that it goes on, what is refused."""
+"""Cross-validation: its files, no leak from test rows, resuming, and settings that are rejected."""
 
+import io
 import json
 import logging
 import shutil
@@ -16,24 +17,56 @@ from common.errors import InputError
 from inference.artifact import ROW, Artifact
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
+from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    """Two classes that `x` tells apart, mostly; and a number to predict."""
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that `x` mostly separates, and a number to predict."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=120)
     kind = np.where(x + generator.normal(size=120) / 2 > 0, "yes", "no")
     frame = pl.DataFrame({"x": x, "place": generator.choice(["a", "b", "c"], 120), "kind": kind, "amount": 1000 + x})
-    frame.write_csv(tmp_path / "rows.csv")
-    return tmp_path / "rows.csv"
+    path = tmp_path_factory.mktemp("table") / "rows.csv"
+    frame.write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def kind(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and log messages of a cross-validation of classes."""
+    stream, root = io.StringIO(), logging.getLogger()
+    handler, level = logging.StreamHandler(stream), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        folder = run(tmp_path_factory.mktemp("kind") / "run", *of_kind(table))
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    return folder, stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def amount(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a cross-validation of a regression."""
+    return run(tmp_path_factory.mktemp("amount") / "run", *settings(table, "amount", "+data.columns={kind: drop}"))
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    return train(compose(*overrides, f"hydra.run.dir={folder}")).folder
+
+
+def of_kind(table: Path) -> list[str]:
+    return settings(table, "kind", "logger=tensorboard", "threshold=f1/no")
 
 
 def settings(table: Path, target: str, *more: str) -> list[str]:
-    quick = ["trainer.max_epochs=3", "logger=none", "paths.cache=null", "cross_validate=3", "n_jobs=1"]
-    return ["data=table", f"data.path={table}", f"data.target={target}", *quick, *more]
+    quick = ["trainer.max_epochs=3", "logger=none", "baselines=false", "paths.cache=null"]
+    folds = ["cross_validate=3", "n_jobs=1"]
+    return ["data=table", f"data.path={table}", f"data.target={target}", *quick, *folds, *more]
 
 
 def metrics(folder: Path) -> dict[str, float]:
@@ -45,11 +78,8 @@ def answered(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "out_of_fold.parquet")
 
 
-def test_each_row_is_answered_once_by_a_model_that_did_not_know_it(
-    run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        folder = run_here(*settings(table, "kind", "logger=tensorboard", "threshold=f1/no"))
+def test_each_row_is_predicted_once_by_a_model_that_was_not_trained_on_it(kind: tuple[Path, str], table: Path) -> None:
+    folder, messages = kind
     answers, rows = answered(folder), pl.read_csv(table, infer_schema=False)
     assert answers["line"].to_list() == list(range(2, 122))
     assert answers["file"].unique().to_list() == [str(table)]
@@ -70,14 +100,14 @@ def test_each_row_is_answered_once_by_a_model_that_did_not_know_it(
     accuracies = [metrics(folder / f"fold_{fold}")["test/accuracy"] for fold in range(3)]
     assert metrics(folder)["test/accuracy"] == pytest.approx(np.mean(accuracies))
     assert metrics(folder)["test/accuracy/std"] == pytest.approx(np.std(accuracies, ddof=1))
-    closing = caplog.text[caplog.text.index("Result of 3 folds, mean ± deviation") :]
+    closing = messages[messages.index("Result of 3 folds, mean ± standard deviation") :]
     assert f"{np.mean(accuracies):,.5g} ± {np.std(accuracies, ddof=1):.2g}" in closing
-    assert caplog.text.count("numbers from") == 2  # the columns, once
+    assert messages.count("numbers from") == 2  # the columns, once
 
 
 @pytest.mark.parametrize("target", ["kind", "amount"])
-def test_the_artefact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, target: str) -> None:
-    folder = run_here(*settings(table, target, "threshold=0.3" if target == "kind" else "+data.columns={kind: drop}"))
+def test_the_artifact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, amount: Path, target: str) -> None:
+    folder = run_here(*settings(table, "kind", "threshold=0.3")) if target == "kind" else amount
     rows = pl.read_csv(table, infer_schema=False).drop(target)
     rows = rows.vstack(rows.head(1).with_columns(x=pl.lit("99"), place=pl.lit("z")))
     artifacts = [Artifact.load(folder / where / "model.pt") for where in (".", "fold_0", "fold_1", "fold_2")]
@@ -87,7 +117,7 @@ def test_the_artefact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, t
     np.testing.assert_allclose(whole[name].to_numpy(), mean, rtol=1e-5)
     if target == "kind":
         assert whole["label"].to_list() == np.where(mean >= 0.3, "yes", "no").tolist()
-    x = pl.read_csv(table)["x"]  # each row trained in some fold
+    x = pl.read_csv(table)["x"]  # each row is a training row of some fold
     assert whole["flags"].to_list()[-1] == f'x: 99 is far outside {x.min()}..{x.max()}; place: unseen level "z"'
     artifacts[0].check()
     extra = {"card.md": b""}
@@ -95,27 +125,26 @@ def test_the_artefact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, t
     assert b"The mean of the folds, each measured on rows that it did not train on" in extra["card.md"]
 
 
-def test_a_target_of_amounts_is_in_its_own_units(run_here: RunHere, table: Path) -> None:
-    folder = run_here(*settings(table, "amount", "+data.columns={kind: drop}"))
-    answers = answered(folder)
+def test_predictions_of_a_regression_are_in_the_units_of_the_target(amount: Path, table: Path) -> None:
+    answers = answered(amount)
     np.testing.assert_allclose(answers["target"], pl.read_csv(table)["amount"], atol=1e-5)
     for fold in range(3):
         own = answers.filter(pl.col("fold") == fold)
-        assert metrics(folder / f"fold_{fold}")["test/mae"] == pytest.approx(
+        assert metrics(amount / f"fold_{fold}")["test/mae"] == pytest.approx(
             float((own["prediction"] - own["target"]).abs().mean()), rel=1e-4
         )
 
 
-def test_what_is_fitted_is_fitted_inside_the_fold(run_here: RunHere, tmp_path: Path) -> None:
-    """A trap: each shop has one answer, so whoever looks at the rows that are tested, by levels of all rows or by the
-    mean target of a level, answers all of them; who does not can only guess."""
+def test_features_are_fitted_within_the_fold(run_here: RunHere, tmp_path: Path) -> None:
+    """Each shop has one class, so levels or target means from the test rows would give all answers away; without them
+    the model can only guess."""
     generator = np.random.default_rng(0)
     shop = np.repeat(np.arange(60), 4)
     names, area = [f"s{each}" for each in shop], generator.normal(size=240)
     frame = pl.DataFrame({"shop": names, "copy": names, "area": area, "sold": generator.integers(0, 2, 60)[shop]})
     frame.write_csv(tmp_path / "shops.csv")
     split = ("data.split.by=group", "data.split.column=copy", "+data.columns={shop: category}")
-    folder = run_here(*settings(tmp_path / "shops.csv", "sold", *split, "optimizer.lr=0.05", "trainer.max_epochs=10"))
+    folder = run_here(*settings(tmp_path / "shops.csv", "sold", *split, "optimizer.lr=0.05", "trainer.max_epochs=6"))
     answers = answered(folder)
     for fold in range(3):
         lines = answers.filter(pl.col("fold") == fold)["line"].to_numpy() - 2
@@ -129,10 +158,10 @@ def test_what_is_fitted_is_fitted_inside_the_fold(run_here: RunHere, tmp_path: P
     assert 0.3 < right / len(answers) < 0.7
 
 
-def test_vectors_of_words_are_fitted_inside_the_fold(
+def test_word_vectors_are_fitted_within_the_fold(
     run_here: RunHere, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each row has a word of its own: the vectors of a fold know none of those of the rows that it tests."""
+    """Each row has a unique word: the vectors of a fold do not contain those of its test rows."""
     generator = np.random.default_rng(0)
     words = generator.choice(["red", "green", "blue", "grey"], (90, 4)).tolist()
     lines = [" ".join([f"only{row}", *line]) for row, line in enumerate(words)]
@@ -148,24 +177,24 @@ def test_vectors_of_words_are_fitted_inside_the_fold(
         tested = answers.filter(pl.col("fold") == fold)["line"].to_numpy() - 2
         assert "green" in known
         assert not {f"only{row}" for row in tested} & set(known)
-        assert f"start as in {vectors}/fold_{fold}" in caplog.text
+        assert f"are initialized from {vectors}/fold_{fold}" in caplog.text
     assert "perhaps on rows that are tested here" not in caplog.text
 
 
-def test_folds_of_time_leave_the_first_rows_unanswered(run_here: RunHere, table: Path) -> None:
-    folder = run_here(*settings(table, "kind", "data.split.by=time"))
+def test_folds_by_time_do_not_predict_the_first_rows(run_here: RunHere, table: Path) -> None:
+    folder = run_here(*settings(table, "kind", "data.split.by=time", "export=none", "trainer.max_epochs=1"))
     assert answered(folder)["line"].to_list() == list(range(32, 122))
     assert answered(folder)["fold"].to_list() == [0] * 30 + [1] * 30 + [2] * 30
 
 
-def test_a_broken_cross_validation_goes_on_where_it_was(run_here: RunHere, table: Path) -> None:
-    folder = run_here(*settings(table, "kind"))
+def test_an_interrupted_cross_validation_resumes(kind: tuple[Path, str], table: Path) -> None:
+    folder, _ = kind
     before, figures = answered(folder), metrics(folder)
     whole = (folder / "fold_0" / "model.pt").stat().st_mtime_ns
     for name in ("out_of_fold.parquet", "metrics.json", "fold_1/predictions.parquet", "fold_1/model.pt"):
         (folder / name).unlink()
     shutil.rmtree(folder / "fold_2")
-    run_here(*settings(table, "kind"))
+    run(folder, *of_kind(table), "resume=auto")
     assert_frame_equal(answered(folder), before)
     assert {name: value for name, value in metrics(folder).items() if "/samples" not in name} == pytest.approx(
         {name: value for name, value in figures.items() if "/samples" not in name}, abs=5
@@ -175,14 +204,16 @@ def test_a_broken_cross_validation_goes_on_where_it_was(run_here: RunHere, table
     assert (folder / "fold_1" / "model.pt").exists()
 
 
-def test_folds_of_other_settings_are_not_mixed(run_here: RunHere, table: Path) -> None:
-    folder = run_here(*settings(table, "kind"))
+def test_folds_with_other_settings_are_not_mixed(kind: tuple[Path, str], table: Path) -> None:
+    folder, _ = kind
     before = (folder / "config.yaml").read_bytes()
+    changed = compose(*of_kind(table), "model.hidden=[8]", "l1=0.1", f"hydra.run.dir={folder}-again")
+    changed.hydra.runtime.output_dir = str(folder)
     with pytest.raises(ConfigError) as error:
-        run_here(*settings(table, "kind", "model.hidden=[8]", "seed=1"))
+        train(changed)
     assert str(error.value) == (
-        f"{folder} was begun with other settings of data, model, seed (its config.yaml): leave them as they were, or"
-        " choose another hydra.run.dir."
+        f"{folder} was started with other values of l1, model (see its config.yaml): restore them, or choose another"
+        " hydra.run.dir."
     )
     assert (folder / "config.yaml").read_bytes() == before
 
@@ -192,25 +223,28 @@ def test_folds_of_other_settings_are_not_mixed(run_here: RunHere, table: Path) -
     [
         (["cross_validate=1"], "cross_validate: must be 2 or more; it is 1."),
         (["cross_validate=all"], 'cross_validate: must be an integer or null; it is "all".'),
-        (["cross_validate=5", "test=false"], "test: false leaves out what cross_validate is for: take test=true."),
+        (
+            ["cross_validate=5", "test=false"],
+            "test: cross_validate measures on the test rows of each fold: use test=true.",
+        ),
         (
             ["cross_validate=5", "data.split.fold=2"],
             "data.split.fold: is set by cross_validate=5 for each run: leave it out.",
         ),
-        (["cross_validate=5", "~data.split"], "cross_validate: needs data.split, which this data has not."),
+        (["cross_validate=5", "~data.split"], "cross_validate: needs data.split, which this data does not have."),
     ],
 )
-def test_a_setting_that_contradicts_is_refused(arguments: list[str], problem: str) -> None:
+def test_contradictory_settings_are_rejected(arguments: list[str], problem: str) -> None:
     with pytest.raises(InputError) as error:
         prepare(arguments)
     assert str(error.value) == f"A setting is wrong:\n  command line: {problem}"
 
 
-def test_one_run_is_no_cross_validation_to_go_on_with(default_run: tuple[Path, str]) -> None:
+def test_a_single_run_cannot_be_resumed_as_a_cross_validation(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     with pytest.raises(InputError) as error:
         prepare([f"resume={folder}", "cross_validate=5"])
     assert str(error.value) == (
-        "A setting is wrong:\n  command line: resume: goes on with one run, not with cross_validate: give the"
-        " command again with hydra.run.dir=FOLDER, and the runs that are done are left out."
+        "A setting is wrong:\n  command line: resume: resumes a single run, not cross_validate: give the same command"
+        " again with hydra.run.dir=FOLDER. Runs that are done are skipped."
     )

@@ -1,4 +1,4 @@
-"""Ensembles: one artefact that averages runs from several seeds, and what a broken one goes on with."""
+"""Ensembles: one artifact that averages runs from several seeds, and resuming."""
 
 import json
 import re
@@ -11,12 +11,23 @@ import pytest
 import torch
 
 from inference.artifact import Artifact
-from tests.conftest import ROOT, run_script
+from tests.conftest import run_script
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
+from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
-QUICK = ("n_jobs=1", "trainer.max_epochs=2", "logger=none", "callbacks.early_stopping=null")
+QUICK = (
+    *("n_jobs=1", "trainer.max_epochs=2", "logger=none", "callbacks.early_stopping=null", "baselines=false"),
+    "calibrate=false",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an ensemble of two members."""
+    folder = tmp_path_factory.mktemp("ensemble") / "run"
+    return train(compose("ensemble=2", *QUICK, f"hydra.run.dir={folder}")).folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -29,9 +40,9 @@ def metrics(folder: Path) -> dict[str, float]:
     return loaded
 
 
-def test_the_artefact_answers_the_mean_of_its_members(run_here: RunHere, tmp_path: Path) -> None:
-    folder = run_here("ensemble=2", "calibrate=false", *QUICK)
-    alone = [run_here(f"seed={seed}", "calibrate=false", *QUICK, folder=tmp_path / str(seed)) for seed in (0, 1)]
+def test_the_artifact_predicts_the_mean_of_its_members(run: Path, run_here: RunHere, tmp_path: Path) -> None:
+    folder = run
+    alone = [run_here(f"seed={seed}", *QUICK, folder=tmp_path / str(seed)) for seed in (0, 1)]
     for index, each in enumerate(alone):
         for name, values in weights(each).items():
             assert torch.equal(weights(folder / f"member_{index}")[name], values)
@@ -49,8 +60,8 @@ def test_the_artefact_answers_the_mean_of_its_members(run_here: RunHere, tmp_pat
     assert found["test/log_loss"] < found["member/test/log_loss"]  # the loss is convex
 
 
-def test_of_members_the_console_has_one_line_each_and_the_file_all(tmp_path: Path) -> None:
-    done = run_script("train.py", "ensemble=2", *QUICK, f"hydra.run.dir={tmp_path}", cwd=ROOT)
+def test_the_console_has_one_line_per_member_and_the_log_file_all_messages(tmp_path: Path) -> None:
+    done = run_script("train.py", "ensemble=2", *QUICK, "calibrate=true", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("member_")]
     for index, line in enumerate(lines):
@@ -68,30 +79,31 @@ def test_of_members_the_console_has_one_line_each_and_the_file_all(tmp_path: Pat
     assert "test/calibrated_log_loss" in metrics(tmp_path)
 
 
-def test_a_broken_ensemble_goes_on_and_ends_the_same(run_here: RunHere) -> None:
-    folder = run_here("ensemble=2", *QUICK)
+def test_an_interrupted_ensemble_resumes_to_the_same_weights(run: Path) -> None:
+    folder = run
     whole, loaded = metrics(folder), weights(folder / "member_1")
     shutil.rmtree(folder / "member_1")
     (folder / "metrics.json").unlink()
     first = (folder / "member_0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns
-    run_here("ensemble=2", *QUICK)
+    train(compose("ensemble=2", *QUICK, f"hydra.run.dir={folder}", "resume=auto"))
     assert (folder / "member_0" / "checkpoints" / "best.ckpt").stat().st_mtime_ns == first
     for name, values in weights(folder / "member_1").items():
         assert torch.equal(loaded[name], values)
     assert metrics(folder)["test/loss"] == whole["test/loss"]
 
 
-def test_members_of_other_settings_are_not_mixed(run_here: RunHere) -> None:
-    folder = run_here("ensemble=2", *QUICK)
+def test_members_with_other_settings_are_not_mixed(run: Path) -> None:
+    changed = compose("ensemble=2", "l1=0.1", *QUICK, f"hydra.run.dir={run}-again")
+    changed.hydra.runtime.output_dir = str(run)
     with pytest.raises(ConfigError) as error:
-        run_here("ensemble=2", "l1=0.1", *QUICK)
+        train(changed)
     assert str(error.value) == (
-        f"{folder} was begun with other settings of l1 (its config.yaml): leave them as they were, or choose another"
+        f"{run} was started with other values of l1 (see its config.yaml): restore them, or choose another"
         " hydra.run.dir."
     )
 
 
-def test_numbers_and_members_of_members_are_averaged(run_here: RunHere) -> None:
+def test_regressions_and_networks_with_members_are_averaged(run_here: RunHere) -> None:
     folder = run_here("data=diabetes", "model=tabm", "model.members=3", "model.hidden=[8]", "ensemble=2", *QUICK)
     artifact = Artifact.load(folder / "model.pt")
     artifact.check()
@@ -104,8 +116,8 @@ def test_numbers_and_members_of_members_are_averaged(run_here: RunHere) -> None:
         (["ensemble=1"], "command line: ensemble: must be 2 or more; it is 1."),
         (
             ["ensemble=2", "cross_validate=3"],
-            "command line: ensemble: cannot be joined with cross_validate, whose artefact averages its folds: leave one"
-            " out.",
+            "command line: ensemble: cannot be combined with cross_validate, whose artifact averages its folds: leave"
+            " one out.",
         ),
         (
             ["ensemble=2", "model=word2vec", "data=sms_spam"],
@@ -113,7 +125,7 @@ def test_numbers_and_members_of_members_are_averaged(run_here: RunHere) -> None:
         ),
     ],
 )
-def test_what_cannot_be_an_ensemble_is_said_at_once(arguments: list[str], problem: str) -> None:
+def test_settings_that_ensembles_do_not_support_are_rejected(arguments: list[str], problem: str) -> None:
     with pytest.raises(ConfigError) as error:
         prepare(arguments)
     assert str(error.value) == f"A setting is wrong:\n  {problem}"
