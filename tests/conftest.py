@@ -36,7 +36,7 @@ def run_here(tmp_path: Path) -> Callable[..., Path]:
     """Carries out a run in this process, without the front door; gives its folder."""
 
     def run_in_process(*overrides: str, folder: Path = tmp_path / "run") -> Path:
-        from trainer.main import compose, train
+        from trainer import compose, train
 
         return train(compose(*overrides, f"hydra.run.dir={folder}")).folder
 

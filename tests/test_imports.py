@@ -12,7 +12,7 @@ FLOORS = (
     "datamodules.loading datamodules.preparation datamodules",
     "models.training models.layers models.architectures",
     "trainer.config trainer.folders trainer.sweep trainer.search trainer.command trainer.loop trainer.callbacks",
-    "trainer.evaluation trainer.export trainer.run trainer.multirun trainer.main trainer",
+    "trainer.evaluation trainer.export trainer.run trainer.multirun trainer.api trainer.main trainer",
     "scripts train hydra_plugins",
 )
 """Packages from the lowest to the highest; a module belongs to the longest name that is a prefix of its own."""

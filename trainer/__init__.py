@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.main import Result, compose, load, train
+    from trainer.api import compose, load
+    from trainer.main import Result, train
 
 __all__ = ["Result", "compose", "load", "train"]
 
@@ -12,6 +13,6 @@ def __getattr__(name: str) -> Any:
     """Imports the Python API on first use: the modules of this package do not need it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trainer import main
+    from trainer import api, main
 
-    return getattr(main, name)
+    return getattr(api if hasattr(api, name) else main, name)

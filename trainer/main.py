@@ -1,30 +1,21 @@
-"""A run from its settings to its result: for `train.py`, for the jobs of a sweep, and from Python.
-
-from trainer import compose, load, train
-
-result = train(compose("data=adult", "model=mlp"))
-answers = load(result.folder / "model.pt").predict(frame)
-"""
+"""What a command does, from its arguments to its exit code; `train` is the same for Python."""
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from common.distributed import launched_rank
 from common.errors import EXIT_CODE, InputError
+from trainer.api import hydra_context
 from trainer.command.prepare import prepare
-from trainer.config.composer import composer, parse_arguments
-from trainer.config.errors import ConfigError
 from trainer.config.fast_imports import fast_imports
-from trainer.config.settings import Setting
 from trainer.folders.layout import LAST, checkpoints, save_overrides, what_next
 from trainer.folders.signals import Interrupted, forward_signal, watch
 from trainer.folders.status import Pruned, track_status
@@ -33,7 +24,6 @@ from trainer.search import study
 from trainer.sweep import sweep
 
 if TYPE_CHECKING:
-    from inference.artifact import Artifact
     from models.training.lightning_module import SupervisedModule
 
 log = logging.getLogger(__name__)
@@ -50,24 +40,6 @@ class Result:
     module: "SupervisedModule | None"
 
 
-def compose(*overrides: str) -> DictConfig:
-    """The checked config of one run, as `python train.py OVERRIDES` composes it; its node `hydra` holds the run folder.
-
-    Raises ConfigError with all mistakes in the settings.
-    """
-    options = parse_arguments(prepare(overrides))
-    with composer(options) as composing:
-        base = composing.compose([Setting(line) for line in options.overrides])
-        if base.config.hydra.mode is RunMode.MULTIRUN:
-            raise ConfigError("compose: these settings are a sweep; compose one run, or use python train.py -m.")
-        folder = str(Path(base.folders()[0]).absolute())
-        config = base.config.copy()
-    with open_dict(config):
-        config.hydra.runtime.output_dir = folder
-        config.hydra.job.num, config.hydra.job.id = 0, "0"
-    return config
-
-
 def train(config: DictConfig) -> Result:
     """Trains, measures and exports; or cross-validates, or trains an ensemble, as the config says.
 
@@ -75,7 +47,7 @@ def train(config: DictConfig) -> Result:
     settings that cannot be used, and Interrupted where a signal ended the run.
     """
     with (
-        _hydra_context(config) as (own, folder),
+        hydra_context(config) as (own, folder),
         watch.installed(),
         track_status(folder, own.monitor, own.mode) as status,
     ):
@@ -89,13 +61,6 @@ def train(config: DictConfig) -> Result:
         result = _dispatch(own, folder, begun)
         status.value = result.value
         return result
-
-
-def load(path: str | Path) -> "Artifact":
-    """A trained model from a model.pt; see `Artifact.predict`. Raises ArtifactError where the file cannot be used."""
-    from inference.artifact import Artifact  # here, because the check of the settings does not wait for torch
-
-    return Artifact.load(path)
 
 
 def run_job(config: DictConfig) -> tuple[float | None, int]:
@@ -170,23 +135,3 @@ def _dispatch(config: DictConfig, folder: Path, begun: Callable[[], None]) -> Re
         outcome = run_once(config, folder, begun)
         metrics, module = outcome.metrics, outcome.module
     return Result(metrics, metrics[config.monitor], folder, module)
-
-
-@contextmanager
-def _hydra_context(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
-    """The config without its node `hydra`, and the run folder; `${hydra:...}` refers to that node meanwhile."""
-    if "hydra" not in config:  # Hydra has started this process
-        yield config, Path(HydraConfig.get().runtime.output_dir)
-        return
-    instance = HydraConfig.instance()
-    before = instance.cfg
-    instance.set_config(config)
-    own = config.copy()
-    with open_dict(own):
-        del own["hydra"]
-    folder = Path(config.hydra.runtime.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield own, folder
-    finally:
-        instance.cfg = before
