@@ -1,9 +1,9 @@
-"""Makes exact if/else rules of a run of model=tree, and measures how far they are from its soft trees.
+"""Converts the soft trees of a model=tree run into exact if/else rules, and measures how much they differ.
 
 python scripts/rules.py --run RUN
 
-Prints them and writes rules.txt and rules.json into the run's folder. Run it where the run was: it reads the data anew,
-or from the cache. docs/rules.md says what is done.
+Prints the rules and writes rules.txt and rules.json to the run folder. It needs the data of the run, and reads them
+from the cache if possible. docs/rules.md describes the method.
 """
 
 import argparse
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.errors import EXIT_CODE, InputError
 from datamodules.loading.batch_loader import Batches
 from datamodules.schema import Task
-from datamodules.tabular import SplitName, TableDataModule
+from datamodules.split import SplitName
+from datamodules.tabular import TableDataModule
 from inference.writers import as_input_error
 from models.architectures.tree import HardTrees, Tree, harden, prune, refit
 from models.training import metrics
@@ -32,57 +33,57 @@ from trainer.config.renamed import load_config
 from trainer.export.tree_rules import Reader, Rules, in_units
 
 NEAREST_ROWS = 16_384
-"""Training rows, drawn, on which the question nearest to a gate is looked for."""
+"""Number of sampled training rows on which each gate is approximated by a condition."""
 REFIT_ROWS = 262_144
-"""Training rows, drawn, at most, on which the leaves are fitted anew."""
+"""Maximum number of sampled training rows on which the leaves are refitted."""
 PENALTY = 10.0
-"""Weight of the squared distance of the leaves from the soft ones, against one row's loss. On titanic, where it
-matters, 1 and 100 were worse over ten splits."""
-OF_CLASSES = ("accuracy", "auroc", "log_loss")
+"""Weight of the squared distance between the leaves and the soft leaves, relative to the loss of one row. On titanic,
+where it matters, 1 and 100 were worse over ten splits."""
+CLASS_METRICS = ("accuracy", "auroc", "log_loss")
 SHOWN: dict[Task, tuple[str, ...]] = {
-    "binary": OF_CLASSES,
-    "multiclass": OF_CLASSES,
+    "binary": CLASS_METRICS,
+    "multiclass": CLASS_METRICS,
     "regression": ("rmse", "mae", "r2"),
 }
-"""Of the metrics, those in rules.txt; rules.json has all."""
+"""Metrics in rules.txt; rules.json has all metrics."""
 
 Batch = dict[str, Tensor]
 
 
 def open_run(folder: Path) -> tuple[DictConfig, TableDataModule, Tree]:
-    """Config, data and best weights of a run. Raises InputError where it is none of trees on numbers and levels."""
+    """Returns config, data and network with the best weights. Raises InputError if the run cannot become rules."""
     described, checkpoint = folder / "config.yaml", folder / "checkpoints" / "best.ckpt"
     for path in (described, checkpoint):
         if not path.exists():
-            raise InputError(f"{folder}: no {path.relative_to(folder)} in it. Give the folder of a run of model=tree.")
+            raise InputError(f"{folder}: has no {path.relative_to(folder)}. Give the folder of a model=tree run.")
     config = load_config(described)
     if config.model._target_ != "models.architectures.tree.Tree":
-        raise InputError(f"{folder} is a run of {config.model._target_}: rules can be made of model=tree alone.")
+        raise InputError(f"{folder}: is a run of {config.model._target_}. Rules need a model=tree run.")
     datamodule: TableDataModule = instantiate(config.data)
     datamodule.setup()
     network: Tree = instantiate(config.model, spec=datamodule.inputs, outputs=datamodule.target.outputs)
     if network.inputs.bent is not None:
         raise InputError(
-            f"{folder}: its numbers became vectors, of which there are no rules: train with model.inputs.number_size=0."
+            f"{folder}: the network embeds numbers as vectors. Rules need a run with model.inputs.number_size=0."
         )
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network."
     try:
         network.load_state_dict({key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)})
     except RuntimeError as error:
-        raise InputError(f"{checkpoint} does not fit the data as they are now: they have changed since.") from error
+        raise InputError(f"{checkpoint}: does not fit the data, which have changed since the run.") from error
     return config, datamodule, network.eval()
 
 
 def make(
     config: DictConfig, datamodule: TableDataModule, network: Tree, threshold: float
 ) -> tuple[Rules, HardTrees, float]:
-    """The rules; the trees before their leaves were fitted anew; the mean squared difference of gates and questions."""
+    """Returns the rules, the hard trees before refitting, and the mean squared difference of gates and conditions."""
     target = datamodule.target
     count = min(datamodule.splits["train"]["rows"], REFIT_ROWS)
-    drawn = next(iter(Batches(datamodule.stores["train"], count, shuffle=True)))
+    sample = next(iter(Batches(datamodule.stores["train"], count, shuffle=True)))
     with torch.no_grad():
-        x = network.inputs(drawn)
+        x = network.inputs(sample)
     nearest = x[:NEAREST_ROWS]
     hard, distance = harden(network, nearest)
     reader = Reader(datamodule, network)
@@ -92,21 +93,21 @@ def make(
     ]
     hard = replace(hard, threshold=torch.tensor([[encoded for _, encoded in tree] for tree in read]))
     leaves = hard.leaves(x)
-    fitted = refit(hard, leaves, drawn["target"], instantiate(config.loss, target=target), PENALTY)
-    rows = hard.rows_in(leaves)
+    fitted = refit(hard, leaves, sample["target"], instantiate(config.loss, target=target), PENALTY)
+    rows = hard.count_rows(leaves)
     conditions = [[condition for condition, _ in tree] for tree in read]
     rules = Rules(target, threshold, conditions, in_units(prune(fitted, rows), target), rows, reader.medians)
     return rules, in_units(hard, target), distance
 
 
 def measure(
-    datamodule: TableDataModule, answers: Mapping[str, Callable[[Batch], Tensor]], threshold: float
+    datamodule: TableDataModule, models: Mapping[str, Callable[[Batch], Tensor]], threshold: float
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """The metrics of each way to answer, on val and test; and of each split how near the last way is to the first: the
-    share of rows with the same label, or the root of the mean squared difference.
+    """Returns the metrics of each model on val and test, and for each split how close the last model is to the first:
+    the fraction of rows with the same label, or the root mean squared difference.
     """
     target = datamodule.target
-    measured: dict[str, dict[str, float]] = {name: {} for name in answers}
+    measured: dict[str, dict[str, float]] = {name: {} for name in models}
     near: dict[str, float] = {}
     splits: tuple[SplitName, ...] = ("val", "test")
     for split in splits:
@@ -114,14 +115,14 @@ def measure(
         truth = torch.cat([batch["target"] for batch in batches])
         if target.task == "regression":
             truth = to_units(truth, target)
-        given = {name: torch.cat([answer(batch) for batch in batches]) for name, answer in answers.items()}
-        for name, values in given.items():
+        predictions = {name: torch.cat([model(batch) for batch in batches]) for name, model in models.items()}
+        for name, values in predictions.items():
             metric = metrics.build(target)
             if isinstance(metric, metrics.ClassMetrics):
                 metric.threshold = threshold
             metric.update(values, truth)
             measured[name] |= {f"{split}/{key}": float(value) for key, value in metric.compute().items()}
-        first, *_, last = given.values()
+        first, *_, last = predictions.values()
         if target.task == "regression":
             near[split] = float((first - last).square().mean().sqrt())
         else:
@@ -131,55 +132,57 @@ def measure(
 
 
 def report(task: Task, measured: Mapping[str, Mapping[str, float]], near: Mapping[str, float]) -> Iterator[str]:
-    """The metrics as a table, and how near the rules are, in words."""
+    """Lines of the table of metrics, and a sentence on how close the rules are."""
     names = [f"{split}/{name}" for split in near for name in SHOWN[task]]
     width = max(map(len, measured))
     yield " ".join([" " * width, *(f"{name:>14}" for name in names)])
-    for way, values in measured.items():
-        yield " ".join([f"{way:<{width}}", *(f"{values[name]:>14.5g}" for name in names)])
+    for model, values in measured.items():
+        yield " ".join([f"{model:<{width}}", *(f"{values[name]:>14.5g}" for name in names)])
     if task == "regression":
-        yield "Rules and soft trees differ by " + ", ".join(f"{value:.4g} ({split})" for split, value in near.items())
+        yield "Root mean squared difference of rules and soft trees: " + ", ".join(
+            f"{value:.4g} ({split})" for split, value in near.items()
+        )
     else:
         shares = ", ".join(f"{value:.1%} of the {split} rows" for split, value in near.items())
-        yield f"Rules and soft trees give the same label on {shares}."
+        yield f"Rules and soft trees predict the same label for {shares}."
 
 
 def make_rules(folder: Path) -> str:
-    """Writes rules.txt and rules.json into a run's folder; returns what rules.txt holds."""
+    """Writes rules.txt and rules.json to the run folder. Returns the content of rules.txt."""
     config, datamodule, network = open_run(folder)
-    finished = folder / "metrics.json"
-    settled = json.loads(finished.read_text()) if finished.exists() else {}
-    threshold = settled.get("fit/threshold", 0.5 if isinstance(config.threshold, str) else config.threshold)
+    path = folder / "metrics.json"
+    metrics_of_run = json.loads(path.read_text()) if path.exists() else {}
+    threshold = metrics_of_run.get("fit/threshold", 0.5 if isinstance(config.threshold, str) else config.threshold)
     rules, unfitted, distance = make(config, datamodule, network, threshold)
 
     target = datamodule.target
     soft = PredictionHead(target)
-    soft.temperature = settled.get("fit/temperature", 1.0)
+    soft.temperature = metrics_of_run.get("fit/temperature", 1.0)
 
     def hard(trees: HardTrees) -> Callable[[Batch], Tensor]:
-        def answer(batch: Batch) -> Tensor:
-            scores = trees.sum_of(trees.leaves(network.inputs(batch)))
+        def predict(batch: Batch) -> Tensor:
+            scores = trees.output(trees.leaves(network.inputs(batch)))
             return scores[:, 0] if target.task == "regression" else all_logits(scores).softmax(1)
 
-        return answer
+        return predict
 
-    answers = {
+    models = {
         "soft trees": lambda batch: soft(network(batch)),
         "hard trees": hard(unfitted),
         "rules": hard(rules.trees),
     }
     with torch.no_grad():
-        measured, near = measure(datamodule, answers, threshold)
+        measured, near = measure(datamodule, models, threshold)
     rows = rules.rows[0].sum()
     lines = [
-        f"Rules of {folder}: {network.trees} trees of {len(rules.conditions[0])} questions",
+        f"Rules of {folder}: {network.trees} trees with {len(rules.conditions[0])} conditions each",
         "",
         *rules.lines(),
         "",
-        "How far they are from the soft trees",
+        "Comparison with the soft trees",
         *report(target.task, measured, near),
-        f"Hard trees: each gate became the question nearest to it, off by {distance:.3f} in the mean square (of 0 to"
-        f" 1). Rules: then their values were fitted anew on {rows:,} training rows.",
+        f"Hard trees: each gate is replaced by the closest condition; their mean squared difference, from 0 to 1, is"
+        f" {distance:.3f}. Rules: in addition, the values are refitted on {rows:,} training rows.",
     ]
     text = "\n".join(lines) + "\n"
     plain = rules.plain() | {"measured": measured, "near": near, "gates_off_by": distance}
@@ -191,10 +194,10 @@ def make_rules(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a run of model=tree")
-    given = parser.parse_args()
+    parser.add_argument("--run", type=Path, required=True, help="folder of a model=tree run")
+    arguments = parser.parse_args()
     try:
-        print(make_rules(given.run), end="")
+        print(make_rules(arguments.run), end="")
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""One artefact of the folds of a cross-validation: the mean of their answers, each with the features of its fold."""
+"""Average of several artifacts, such as the folds of a cross-validation: the mean of their predictions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from trainer.config.errors import ConfigError
 from trainer.export.export import save
 
 SAME = ("classes", "task", "name")
-"""What the targets of all folds must agree in."""
+"""Entries of the target in which all artifacts must agree."""
 
 
 class Average(nn.Module):
-    """Raw columns -> the mean of the answers of several artefacts; takes and gives what each of them does."""
+    """Mean prediction of several artifacts, with the same inputs and outputs as each of them."""
 
     def __init__(self, pipelines: Sequence[nn.Module], task: str, threshold: float) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class Average(nn.Module):
 
 
 def average(path: Path, artifacts: Sequence[Path], metrics: Mapping[str, float], config: Mapping[str, Any]) -> Path:
-    """Writes the mean of the artefacts to `path`.
+    """Writes the average of the artifacts to `path`.
 
-    Its threshold is the mean of theirs, its `metrics` are given: no row is left that none of them trained on. A level
-    or a value counts as known where one of them knows it; the reference for drift is the first one's. Raises
-    ConfigError where their targets have other classes.
+    Its threshold is the mean of their thresholds. `metrics` are passed in, because no row is left on which none of
+    them was trained. A level or value is known if one artifact knows it; the reference for drift is from the first
+    one. Raises ConfigError if their targets have different classes.
     """
     pipelines, specs, references = [], [], []
     for artifact in artifacts:
@@ -57,8 +57,8 @@ def average(path: Path, artifacts: Sequence[Path], metrics: Mapping[str, float],
     for spec in specs:
         if any(spec["target"][key] != first["target"][key] for key in SAME):
             raise ConfigError(
-                "cross_validate: no artefact was written, because some folds have other classes of"
-                f" {first['target']['name']!r} than others: leave rare classes out, or take export=none."
+                f"cross_validate: no artifact was written, because the classes of {first['target']['name']!r} differ"
+                " between folds. Drop rare classes, or use export=none."
             )
     thresholds = [spec["threshold"] for spec in specs]
     threshold = 0.5 if None in thresholds else sum(thresholds) / len(thresholds)
@@ -78,7 +78,7 @@ def average(path: Path, artifacts: Sequence[Path], metrics: Mapping[str, float],
 
 
 def _merged(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A column as all folds together have seen it."""
+    """Merges the descriptions of a column in all artifacts."""
     merged = dict(columns[0])
     if "missing" in merged:
         merged["missing"] = any(column["missing"] for column in columns)

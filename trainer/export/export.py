@@ -1,4 +1,4 @@
-"""The artefact: one TorchScript file that takes raw rows and answers, with its description beside the code."""
+"""Export of the artifact: a TorchScript file that predicts from raw rows, with a description in extra files."""
 
 import copy
 import hashlib
@@ -18,30 +18,26 @@ from torch import Tensor, nn
 from common.atomic_write import atomic_write
 from common.errors import InputError
 from common.torchscript import quiet
-from datamodules.preparation.pipeline import HEAD
 from datamodules.tabular import TableDataModule
-from inference.artifact import FORMAT, TOLERANCE, pattern
+from inference.artifact import FORMAT, TOLERANCE
 from models.training.lightning_module import SupervisedModule
 from models.training.prediction_head import PredictionHead, labels
 from trainer.export.model_card import model_card
+from trainer.export.selftest import limit_rows, prediction_histogram, selftest
 from trainer.folders.layout import resume_command
 
 log = logging.getLogger(__name__)
 
 PARITY_ROWS = 1024
-SELFTEST_ROWS = 64
-PIXELS = 32_000_000
-"""Of the images that go through the network at once: its activations are many times as large."""
-SELFTEST_TOKENS = 8
-"""Words of a made-up text."""
+"""Number of validation rows on which the artifact and the live model are compared."""
 
 
 class ExportError(InputError):
-    """The artefact was not written; what was wrong, and that nothing was left behind."""
+    """The artifact could not be written. No partial file is left."""
 
 
 class Pipeline(nn.Module):
-    """Raw columns -> answers: the whole way of a row, scripted into the artefact."""
+    """Features, network and prediction head: maps raw columns to predictions. It is scripted into the artifact."""
 
     def __init__(self, features: nn.Module, network: nn.Module, answer: PredictionHead, threshold: float) -> None:
         super().__init__()
@@ -54,8 +50,9 @@ class Pipeline(nn.Module):
     def forward(
         self, numbers: dict[str, Tensor], strings: dict[str, list[str]], images: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """`numbers`: float64 or int64 (rows,), NaN for missing; `strings`: a cell a row, "" for missing; `images`:
-        uint8 (rows, C, H, W). Returns `probabilities` (rows, classes) and `label` int64 (rows,), or `value` (rows,).
+        """`numbers`: float64 or int64 (rows,), NaN for missing; `strings`: one cell per row, "" for missing;
+        `images`: uint8 (rows, C, H, W). Returns `probabilities` (rows, classes) and `label` int64 (rows,), or `value`
+        (rows,).
         """
         answers = self.answer(self.network(self.features(numbers, strings, images)))
         if self.task == "regression":
@@ -71,10 +68,10 @@ def export(
     config: Mapping[str, Any],
     calibration: Mapping[str, Any] | None,
 ) -> Path:
-    """Scripts the trained pipeline and writes it to `path` with its extra files, whole or not at all.
+    """Scripts the trained pipeline and writes it atomically to `path`, with its extra files.
 
-    `calibration`: of classes, what `plots.draw` returns. Raises ExportError where the artefact and the live
-    model differ on validation rows, or the disk does not take it.
+    `calibration`: return value of `plots.draw`. Raises ExportError if the artifact and the live model differ on
+    validation rows, or if the file cannot be written.
     """
     target, answer = datamodule.target, module.answer.cpu()
     threshold, regression = module.threshold, target.task == "regression"
@@ -84,7 +81,7 @@ def export(
     _check_parity(pipeline, datamodule, module)
 
     described = datamodule.describe()
-    reference = described["reference"] | {"predictions": _histogram(pipeline, datamodule)}
+    reference = described["reference"] | {"predictions": prediction_histogram(pipeline, datamodule)}
     facts = {
         "columns": described["columns"],
         "unused": described["unused"],
@@ -106,7 +103,7 @@ def save(
     metrics: Mapping[str, float],
     config: Mapping[str, Any],
 ) -> Path:
-    """Writes a scripted pipeline and its extra files; `facts`: what `spec.json` says of columns, target and answers."""
+    """Writes a scripted pipeline and its extra files. `facts`: entries of `spec.json` for columns, target and so on."""
     spec = {
         "format": FORMAT,
         **facts,
@@ -119,7 +116,7 @@ def save(
     extra = {
         "spec.json": json.dumps(spec),
         "reference.json": json.dumps(reference),
-        "selftest.json": json.dumps(_selftest(pipeline, reference, shapes)),
+        "selftest.json": json.dumps(selftest(pipeline, reference, shapes)),
         "card.md": model_card(spec, config),
     }
     buffer = io.BytesIO()
@@ -129,21 +126,15 @@ def save(
         atomic_write(path, buffer.getbuffer())
     except OSError as error:
         raise ExportError(
-            f"{path}: the artefact ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. Nothing was left"
-            f" behind; make room, then go on with: {resume_command(path.parent)}"
+            f"{path}: the artifact ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. No partial file is"
+            f" left. Free disk space, then continue with: {resume_command(path.parent)}"
         ) from error
     return path
 
 
-def _rows(datamodule: TableDataModule, most: int) -> int:
-    """So many rows, fewer where they have large images."""
-    pixels = sum(math.prod(image.shape) for image in datamodule.inputs.images)
-    return max(SELFTEST_ROWS, min(most, PIXELS // pixels)) if pixels else most
-
-
 def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: SupervisedModule) -> None:
-    """Compares the artefact on raw validation rows with the live model on the encoded ones."""
-    rows = _rows(datamodule, PARITY_ROWS)
+    """Compares the artifact on raw validation rows with the live model on the encoded rows."""
+    rows = limit_rows(datamodule, PARITY_ROWS)
     raw = datamodule.raw("val", rows)
     batch = {name: values.to(module.device) for name, values in datamodule.head("val", rows).items()}
     was_training = module.training
@@ -152,61 +143,11 @@ def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: Supe
         live = module.predict(module(batch)).cpu()
         answers = pipeline(*raw)
     module.train(was_training)
-    artefact = answers["value" if datamodule.target.task == "regression" else "probabilities"]
+    scripted = answers["value" if datamodule.target.task == "regression" else "probabilities"]
     unit = datamodule.target.scale if datamodule.target.task == "regression" else 1.0
-    difference = float((artefact - live).abs().max() / unit)
+    difference = float((scripted - live).abs().max() / unit)
     if not difference <= TOLERANCE:  # NaN fails too
         raise ExportError(
-            f"The artefact and the live model differ by {difference:.2g} on validation rows (at most {TOLERANCE:.0e} is"
-            " allowed), so no artefact was written: a layer of the network does something else when it is scripted."
+            f"The artifact was not written: on validation rows it differs from the live model by {difference:.2g} (at"
+            f" most {TOLERANCE:.0e} is allowed). A layer of the network computes something else when scripted."
         )
-
-
-def _histogram(pipeline: nn.Module, datamodule: TableDataModule) -> dict[str, Any]:
-    """How the answers to the first validation rows are spread: values, or confidences and labels."""
-    answers = pipeline(*datamodule.raw("val", _rows(datamodule, HEAD)))
-    target = datamodule.target
-    if target.task == "regression":
-        counts, edges = torch.histogram(answers["value"].double().cpu(), bins=20)
-        return {"edges": edges.tolist(), "counts": counts.long().tolist()}
-    confidence = answers["probabilities"].double().max(1).values
-    counts, edges = torch.histogram(confidence, bins=20, range=(0.0, 1.0))
-    labels = torch.bincount(answers["label"], minlength=len(target.classes)).tolist()
-    return {
-        "edges": edges.tolist(),
-        "counts": counts.long().tolist(),
-        "labels": dict(zip(target.classes, labels, strict=True)),
-    }
-
-
-def _selftest(
-    pipeline: nn.Module, reference: Mapping[str, Any], images: Mapping[str, tuple[int, int, int]]
-) -> dict[str, Any]:
-    """Made-up rows, drawn column by column from the reference, with the answers that they must get."""
-    generator = torch.Generator().manual_seed(0)
-    numbers: dict[str, Tensor] = {}
-    strings: dict[str, list[str]] = {}
-    for name, column in reference["numbers"].items():
-        knots = torch.tensor(column["knots"], dtype=torch.float64)
-        rank = torch.rand(SELFTEST_ROWS, generator=generator, dtype=torch.float64) * (len(knots) - 1)
-        low = rank.floor().long()
-        values = torch.lerp(knots[low], knots[(low + 1).clamp_max(len(knots) - 1)], rank - low)
-        values[torch.rand(SELFTEST_ROWS, generator=generator) < column["missing"]] = torch.nan
-        numbers[name] = values
-    for name, column in reference["categories"].items():
-        levels = [*column["levels"], ""]
-        shares = torch.tensor([*column["levels"].values(), 0], dtype=torch.float64)
-        shares = shares / shares.sum().clamp_min(1) * (1 - column["missing"])
-        shares[-1] = column["missing"] if column["levels"] else 1.0
-        drawn = torch.multinomial(shares, SELFTEST_ROWS, replacement=True, generator=generator)
-        strings[name] = [levels[code] for code in drawn.tolist()]
-    for name, column in reference["texts"].items():
-        tokens = list(column["tokens"]) or [""]
-        drawn = torch.randint(len(tokens), (SELFTEST_ROWS, SELFTEST_TOKENS), generator=generator)
-        strings[name] = [" ".join(tokens[token] for token in row) for row in drawn.tolist()]
-    answers = pipeline(numbers, strings, {name: pattern(SELFTEST_ROWS, shape) for name, shape in images.items()})
-    return {
-        "numbers": {name: [None if x != x else x for x in column.tolist()] for name, column in numbers.items()},
-        "strings": strings,
-        "answers": {name: values.tolist() for name, values in answers.items()},
-    }

@@ -1,4 +1,4 @@
-"""The model card: what the model in the artefact is, what it was measured to do, and what it takes."""
+"""Model card of an artifact: the model, its metrics, its inputs and its limits."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Markdown, from the artefact's description and the resolved config (Mitchell et al. 2019, arXiv 1810.03993)."""
+    """Returns a model card (Mitchell et al. 2019, arXiv 1810.03993) as Markdown.
+
+    `spec`: description of the artifact; `config`: resolved config.
+    """
     target = spec["target"]
     what = "a number" if target["task"] == "regression" else f"one of {len(target['classes'])} classes"
     if target["task"] != "regression":
@@ -14,14 +17,14 @@ def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     lines = [
         f"# {config['model']['_target_']} for {target['name']}",
         "",
-        f"Answers `{target['name']}`, {what}. Made on {spec['created']} with seed {config['seed']} from"
+        f"Predicts `{target['name']}`, {what}. Created on {spec['created']} with seed {config['seed']} from"
         f" `{config['data'].get('path', config['data'].get('dataset'))}`.",
         "",
-        "## Measured",
+        "## Metrics",
         "",
-        "Validation rows chose the epoch; test rows were looked at once, at the end."
+        "The epoch was chosen on validation rows. Test rows were used once, at the end."
         if config["cross_validate"] is None
-        else "The mean of the folds, each measured on rows that it did not train on; their mean answer is this model.",
+        else "Means over the folds, each measured on rows that it was not trained on. The model averages the folds.",
         "",
         "| metric | value |",
         "| --- | --- |",
@@ -29,40 +32,40 @@ def model_card(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         *_answers(spec),
         "",
-        "## Takes",
+        "## Inputs",
         "",
-        "| column | kind | in training |",
+        "| column | kind | training values |",
         "| --- | --- | --- |",
         *(f"| {column['name']} | {column['kind']} | {_seen(column)} |" for column in spec["columns"]),
         "",
-        f"Missing is an empty cell or one of: {', '.join(f'`{text}`' for text in spec['missing'] if text)}.",
+        f"A missing value is an empty cell or one of: {', '.join(f'`{text}`' for text in spec['missing'] if text)}.",
         "",
         "## Limits",
         "",
-        "Rows unlike those of training are answered all the same: look at the flags, and compare what comes in with"
-        " `reference.json` in this file.",
+        "The model also predicts for rows that differ from the training rows. Check the flags, and compare new data"
+        " with `reference.json` in this file.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _answers(spec: Mapping[str, Any]) -> list[str]:
-    """What was settled after training, and what it changed."""
+    """Sentences on clipping, threshold, temperature and calibration."""
     if spec["clamp"] is not None:
         low, high = spec["clamp"]
-        return [f"Values are held from {low:.6g} to {high:.6g}: the range of training, widened by a tenth at most."]
+        return [f"Values are clipped to {low:.6g} ... {high:.6g}: the training range, widened by at most a tenth."]
     lines = []
     if spec["threshold"] is not None:
         lines.append(
-            f"A row is {spec['target']['classes'][1]} where the probability of it is {spec['threshold']:.4g} or more."
+            f"The label is {spec['target']['classes'][1]} if its probability is at least {spec['threshold']:.4g}."
         )
     if spec["temperature"] not in (None, 1.0):
-        lines.append(f"Probabilities have temperature {spec['temperature']:.4g}, fitted on validation rows.")
+        lines.append(f"Probabilities are scaled with temperature {spec['temperature']:.4g}, fitted on validation rows.")
     if (calibration := spec["calibration"]) is not None:
         before, after = (calibration[when]["error"] for when in ("before", "after"))
         lines.append(
-            f"On {calibration['split']} rows the probability of {calibration['of']} is off by {after:.3g} on average"
-            f" (without temperature by {before:.3g}), in bins of equal width."
+            f"The expected calibration error of {calibration['of']} on {calibration['split']} rows is {after:.3g}"
+            f" ({before:.3g} without temperature), in bins of equal width."
         )
     return [" ".join(lines)]
 
@@ -71,7 +74,7 @@ def _seen(column: Mapping[str, Any]) -> str:
     if column["kind"] == "text":
         return "words"
     if column["kind"] == "image":
-        return "{} channels of {} x {} pixels".format(*column["shape"])
+        return "{} channels, {} x {} pixels".format(*column["shape"])
     if column["kind"] == "category":
         seen = f"{len(column['levels'])} levels"
     elif column["kind"] == "date":

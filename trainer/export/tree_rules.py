@@ -1,4 +1,4 @@
-"""Hard trees as if/else rules on raw cells: conditions in the columns' own units and names, as text and as JSON."""
+"""Hard trees as if/else rules on raw cells: conditions in the units and names of the columns, as text and JSON."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,26 +14,28 @@ from datamodules.tabular import TableDataModule
 from models.architectures.tree import HardTrees, Tree
 
 SHOWN_LEVELS = 8
-"""Of a condition in the text; JSON has all."""
+"""Maximum number of levels of a condition in the text; JSON has all."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A question about one raw cell: a number above `above`, or missing where that is None; or one of `levels`."""
+    """A test of one raw cell: a number greater than `above`, a missing number (`above` is None), or one of `levels`."""
 
     column: str
     above: float | None = None
     missing: bool = False
-    """Of a number, whether a missing cell is above."""
+    """Whether a missing number counts as greater."""
     levels: tuple[str, ...] | None = None
-    """"" is a missing cell."""
+    """Levels of a category; "" is a missing cell."""
     negated: bool = False
-    """None of `levels`, unseen ones included."""
+    """The condition is true for all other levels instead, including unseen ones."""
     codes: frozenset[int] = frozenset()
-    """Of a category, those for which it is true, of `size`."""
+    """Codes of a category for which the condition is true."""
     size: int = 0
+    """Number of codes of the category."""
 
     def plain(self) -> dict[str, Any]:
+        """The condition in rules.json."""
         if self.levels is not None:
             return {"column": self.column, "not_in" if self.negated else "in": list(self.levels)}
         if self.above is None:
@@ -44,7 +46,7 @@ class Condition:
         if self.levels is not None:
             names = [level or "(missing)" for level in self.levels[:SHOWN_LEVELS]]
             if len(self.levels) > SHOWN_LEVELS:
-                names.append(f"... ({len(self.levels)} in all)")
+                names.append(f"... ({len(self.levels)} in total)")
             one = len(self.levels) == 1
             relation = ("is not" if one else "is none of") if self.negated else ("is" if one else "is one of")
             return f"{self.column} {relation} {', '.join(names)}"
@@ -55,22 +57,22 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rules:
-    """The score of a row is `base` plus the values of its leaf in each tree; leaf i stands for the answers to a tree's
-    conditions that are the digits of i in base 2. Scores are logits, or the value in the target's units.
+    """The score of a row is `base` plus the values of its leaf in each tree. The binary digits of the leaf's index are
+    the results of the conditions of the tree. Scores are logits, or the value in the target's units.
     """
 
     target: TargetSpec
     threshold: float
     conditions: list[list[Condition]]
     trees: HardTrees
-    """The same, of encoded rows. Its values are as they are printed."""
+    """The same trees on encoded rows. Values are rounded as they are printed."""
     rows: Tensor
-    """Training rows in each leaf, (trees, leaves)."""
+    """Number of training rows in each leaf, (trees, leaves)."""
     medians: Mapping[str, float]
-    """What a missing number counts as."""
+    """Replacements of missing numbers, by column."""
 
     def plain(self) -> dict[str, Any]:
-        """What rules.json holds."""
+        """Content of rules.json."""
         return {
             "format": 1,
             "target": self.target.name,
@@ -88,23 +90,24 @@ class Rules:
         }
 
     def lines(self) -> Iterator[str]:
+        """Lines of rules.txt."""
         target, base = self.target, self.values(self.trees.bias.tolist(), signed=False)
         if target.task == "regression":
-            yield f"{target.name} is {base} and the sum of one value from each tree."
+            yield f"{target.name} is {base} plus one value from each tree."
         elif target.task == "binary":
             yield (
-                f"The score of {target.classes[1]} ({target.name}) is {base} and the sum of one value from each tree."
-                f" Its probability is 1 / (1 + exp(-score)); from {number(self.threshold)} on it is the answer."
+                f"The score of {target.classes[1]} ({target.name}) is {base} plus one value from each tree. Its"
+                f" probability is 1 / (1 + exp(-score)); it is the label if this is at least {number(self.threshold)}."
             )
         else:
             yield (
-                f"The scores of {target.name} are {base} and the sums of the values from each tree. The largest is the"
-                " answer; the probabilities are exp(score) divided by the sum of these."
+                f"The scores of {target.name} are {base} plus the values from each tree. The label has the largest"
+                " score; the probabilities are exp(score), divided by their sum."
             )
-        asked = {condition.column for tree in self.conditions for condition in tree if condition.above is not None}
-        if asked:
-            medians = [f"{name} {number(value)}" for name, value in self.medians.items() if name in asked]
-            yield f"A missing number counts as its median: {', '.join(medians)}."
+        used = {condition.column for tree in self.conditions for condition in tree if condition.above is not None}
+        if used:
+            medians = [f"{name} {number(value)}" for name, value in self.medians.items() if name in used]
+            yield f"A missing number is replaced by the median: {', '.join(medians)}."
         for index, conditions in enumerate(self.conditions):
             yield f"\nTree {index + 1}"
             yield from self._branch(index, conditions, 0, {}, "  ")
@@ -114,32 +117,33 @@ class Rules:
         tree: int,
         conditions: list[Condition],
         leaf: int,
-        open_to: dict[tuple[str, bool], int],
+        possible: dict[tuple[str, bool], int],
         indent: str,
         depth: int = 0,
     ) -> Iterator[str]:
-        """What is asked and answered from here on. `open_to`: for the columns asked about before, the cells that may
-        still be, as the bits of a number; what is settled by them is not asked.
+        """Lines of a subtree. `possible`: the cells of each column that can reach it, as a bit mask; conditions that
+        the mask already decides are left out.
         """
         below = len(conditions) - depth
         rows = int(self.rows[tree, leaf << below : (leaf + 1) << below].sum())
-        if below == 0 or rows == 0:  # leaves that no row reaches are alike, by `prune`
+        if below == 0 or rows == 0:  # `prune` gave all leaves without rows the same values
             values = self.values(self.trees.responses[tree, leaf << below].tolist())
             yield f"{indent}{values}  ({rows:,} {'row' if rows == 1 else 'rows'})"
             return
         condition = conditions[depth]
         true, every = cells(condition, conditions)
         key = (condition.column, condition.above is None)
-        here = open_to.get(key, every)
+        here = possible.get(key, every)
         outcomes = [(answer, left) for answer, left in ((1, here & true), (0, here & ~true)) if left]
         for answer, left in outcomes:
             inner = indent
             if len(outcomes) == 2:
                 yield f"{indent}if {condition}" if answer else f"{indent}else"
                 inner += "  "
-            yield from self._branch(tree, conditions, 2 * leaf + answer, open_to | {key: left}, inner, depth + 1)
+            yield from self._branch(tree, conditions, 2 * leaf + answer, possible | {key: left}, inner, depth + 1)
 
     def values(self, values: Sequence[float], signed: bool = True) -> str:
+        """Formats the values of a leaf, with the name of the class if there are several."""
         form = f"{'+' if signed else ''}.{max(decimal_places(self.target), 0)}f"
         shown = [format(value, form) for value in values]
         if len(shown) == 1:
@@ -148,12 +152,13 @@ class Rules:
 
 
 def number(value: float) -> str:
-    """The shortest text that is this number."""
+    """Formats a number with as few digits as possible."""
     return repr(value).removesuffix(".0")
 
 
 def cells(condition: Condition, conditions: list[Condition]) -> tuple[int, int]:
-    """The kinds of cell of its column that a tree's conditions tell apart, as bits: where it is true, and all."""
+    """Returns two bit masks of the cells that the conditions of a tree distinguish in the column of `condition`: those
+    for which it is true, and all."""
     if condition.levels is not None:
         return sum(1 << code for code in condition.codes), (1 << condition.size) - 1
     if condition.above is None:
@@ -164,7 +169,7 @@ def cells(condition: Condition, conditions: list[Condition]) -> tuple[int, int]:
 
 
 class Reader:
-    """Questions about encoded inputs, read as questions about raw cells."""
+    """Translates conditions on encoded inputs to conditions on raw cells."""
 
     def __init__(self, datamodule: TableDataModule, network: Tree) -> None:
         self.spec = datamodule.inputs
@@ -179,8 +184,10 @@ class Reader:
         self.sources = numbers + narrow + [("category", index) for index in wide for _ in range(size)]
 
     def read(self, column: int, threshold: float, values: Tensor) -> tuple[Condition, float]:
-        """The question whether input `column` is above a threshold that lies among its `values`; and a threshold that
-        parts the same values, and all others as the raw question does.
+        """Translates the condition that input `column` is greater than `threshold`, which lies within its `values`.
+
+        Returns the condition on the raw cell, and an encoded threshold that splits `values` in the same way and all
+        other values exactly as the raw condition does.
         """
         kind, index = self.sources[column]
         if kind == "category":
@@ -196,7 +203,7 @@ class Reader:
         return Condition(self.spec.numbers[index], raw, missing), encoded
 
     def encode(self, index: int, values: Tensor) -> Tensor:
-        # One that stands for another value would not be where it belongs.
+        # A value that data.replace replaces would not be encoded in its place, so take the next float.
         replaced = torch.isin(values, self.encoder.old)
         values = torch.where(replaced, values.nextafter(torch.tensor(math.inf, dtype=values.dtype)), values)
         encoded: Tensor = self.encoder({self.spec.numbers[index]: values}, len(values))[:, index]
@@ -215,12 +222,12 @@ class Reader:
 
 
 def level_names(datamodule: TableDataModule, name: str, index: int) -> dict[int, str]:
-    """The levels of a category by their code, 0 left out; "" is a missing cell."""
+    """Returns the levels of a category by code, without code 0; "" is a missing cell."""
     categories = cast(Any, datamodule.features).categories
     if categories.buckets[index] > 0:
         raise InputError(
-            f"the rarer levels of '{name}' share {categories.buckets[index]} codes by a hash, and rules could not name"
-            " them: train with data.hash_buckets=0."
+            f"rare levels of '{name}' are hashed to {categories.buckets[index]} codes, so rules cannot name them. Train"
+            " with data.hash_buckets=0."
         )
     codes: dict[str, int] = categories.levels[index]
     described = {column["name"]: column for column in datamodule.describe()["columns"]}
@@ -229,35 +236,36 @@ def level_names(datamodule: TableDataModule, name: str, index: int) -> dict[int,
 
 
 def last_number(holds: Callable[[Tensor], Tensor]) -> float:
-    """The largest float64 of which `holds` is true, where it is true of all smaller ones; within +-1e100."""
-    # Floats are in the order of their bits, read as an integer with the sign put before.
+    """Returns the largest float64 within +-1e100 for which `holds`, which must be true up to it and false above."""
+    # Bisection over bit patterns: as integers with a separate sign, they have the order of the floats.
     high = int(torch.tensor([1e100], dtype=torch.float64).view(torch.int64))
     low = -high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if bool(holds(of_order(middle))) else (low, middle)
-    return float(of_order(low))
+        low, high = (middle, high) if bool(holds(float_of_bits(middle))) else (low, middle)
+    return float(float_of_bits(low))
 
 
-def of_order(place: int) -> Tensor:
-    size = torch.tensor([abs(place)]).view(torch.float64)
-    return -size if place < 0 else size
+def float_of_bits(bits: int) -> Tensor:
+    """Returns the float64 (1,) with the bit pattern |bits| and the sign of `bits`."""
+    size = torch.tensor([abs(bits)]).view(torch.float64)
+    return -size if bits < 0 else size
 
 
 def shortest(low: float, high: float) -> float:
-    """A number with few digits from `low` to `high`, about the middle of them."""
+    """Returns the number with the fewest digits between `low` and `high`, close to their middle."""
     middle = low + (high - low) / 2
     rounded = (float(f"{middle:.{digits}g}") for digits in range(1, 18))
     return next((value for value in rounded if low <= value <= high), low)
 
 
 def decimal_places(target: TargetSpec) -> int:
-    """Decimals that a value is rounded to: a thousandth of the target's scale."""
+    """Number of decimals of a printed value: a thousandth of the target's scale."""
     return 3 - math.floor(math.log10(target.scale))
 
 
 def in_units(trees: HardTrees, target: TargetSpec) -> HardTrees:
-    """With scores in the target's units, rounded to a thousandth of its scale."""
+    """Converts the scores to the target's units and rounds them to a thousandth of its scale."""
     rounded = [
         torch.tensor(
             [round(value, decimal_places(target)) for value in values.flatten().tolist()], dtype=torch.float64

@@ -84,10 +84,10 @@ def test_two_classes(run_here: RunHere) -> None:
         assert sum(bin["rows"] for bin in each["bins"]) == 115
         assert sum(bin["rows"] * bin["observed"] for bin in each["bins"]) == pytest.approx(43)
     assert (
-        f"A row is malignant where the probability of it is {spec['threshold']:.4g} or more. Probabilities have"
-        f" temperature {spec['temperature']:.4g}, fitted on validation rows. On test rows the probability of malignant"
-        f" is off by {after['error']:.3g} on average (without temperature by {before['error']:.3g}), in bins of equal"
-        " width.\n"
+        f"The label is malignant if its probability is at least {spec['threshold']:.4g}. Probabilities are scaled with"
+        f" temperature {spec['temperature']:.4g}, fitted on validation rows. The expected calibration error of"
+        f" malignant on test rows is {after['error']:.3g} ({before['error']:.3g} without temperature), in bins of"
+        " equal width.\n"
     ) in card
     assert Image.open(folder / "reliability.png").size == (800, 800)
     events = EventAccumulator(str(folder / "tensorboard"))
@@ -109,7 +109,7 @@ def test_without_calibration_there_is_no_temperature(run_here: RunHere) -> None:
     spec, card = described(run_here(*QUICK, "data=iris", "calibrate=false"))
     assert spec["temperature"] == 1.0
     assert spec["calibration"]["before"] == spec["calibration"]["after"]
-    assert "temperature" not in card.replace("(without temperature by", "")
+    assert "temperature" not in card.replace(" without temperature)", "")
 
 
 def test_predictions_are_clipped_to_the_range_in_the_artifact(run_here: RunHere) -> None:
@@ -119,7 +119,7 @@ def test_predictions_are_clipped_to_the_range_in_the_artifact(run_here: RunHere)
     low, high = spec["clamp"]
     assert 0 <= low < 30
     assert 346 < high < 400
-    assert f"Values are held from {low:.6g} to {high:.6g}: the range of training, widened by a tenth at most.\n" in card
+    assert f"Values are clipped to {low:.6g} ... {high:.6g}: the training range, widened by at most a tenth.\n" in card
     absurd = pl.DataFrame({column["name"]: [-1e6, 1e6] for column in spec["columns"]})
     values = Artifact.load(folder / "model.pt").score(absurd).answers["value"]
     assert values.is_between(low, high).all()

@@ -1,4 +1,4 @@
-"""The artefact: what is in it, that it says what the live model says, that it is written whole or not at all."""
+"""Export: the content of the artifact, its agreement with the live model, and atomic writing."""
 
 import json
 import re
@@ -19,6 +19,7 @@ from trainer.export.export import ExportError, save
 
 RunHere = Callable[..., Path]
 EXTRA = ("spec.json", "reference.json", "selftest.json", "card.md")
+QUICK = ("logger=none", "baselines=false", "trainer.threads=1", "callbacks.progress=null")
 
 
 def load(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
@@ -29,7 +30,7 @@ def load(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def adult_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small table with what real ones have: numbers, levels, missing cells, blanks."""
+    """A small table with numbers, levels, missing cells and blanks."""
     generator = torch.Generator().manual_seed(0)
     age = torch.rand(600, generator=generator) * 70 + 17
     job = torch.randint(0, 4, (600,), generator=generator)
@@ -47,10 +48,8 @@ def adult_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_description_beside_the_code(run_here: RunHere, adult_like: Path) -> None:
-    folder = run_here(
-        "data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=3", "logger=none"
-    )
+def test_the_description_in_the_extra_files(run_here: RunHere, adult_like: Path) -> None:
+    folder = run_here(*QUICK, "data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=3")
     module, extra = load(folder / "model.pt")
     spec = extra["spec.json"]
     assert spec["format"] == 1
@@ -76,22 +75,18 @@ def test_the_description_beside_the_code(run_here: RunHere, adult_like: Path) ->
     assert answers["label"].tolist() == test["answers"]["label"]
 
 
-def test_no_training_row_is_in_the_artefact(run_here: RunHere, tmp_path: Path) -> None:
+def test_no_training_row_is_in_the_artifact(run_here: RunHere, tmp_path: Path) -> None:
     secret = [f"secret{row}" for row in range(300)]
     table = pl.DataFrame({"name": secret, "x": range(300), "level": ["a", "b", "c"] * 100, "y": ["p", "q"] * 150})
     table.write_csv(tmp_path / "rows.csv")
-    folder = run_here(
-        "data=table", f"data.path={tmp_path}/rows.csv", "data.target=y", "trainer.max_epochs=1", "logger=none"
-    )
+    folder = run_here(*QUICK, "data=table", f"data.path={tmp_path}/rows.csv", "data.target=y", "trainer.max_epochs=1")
     content = (folder / "model.pt").read_bytes()
     assert b"secret" not in content
     assert len(content) < 1_000_000
 
 
-def test_the_artefact_answers_where_only_torch_is(run_here: RunHere, adult_like: Path, tmp_path: Path) -> None:
-    folder = run_here(
-        "data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=1", "logger=none"
-    )
+def test_the_artifact_needs_only_torch(run_here: RunHere, adult_like: Path, tmp_path: Path) -> None:
+    folder = run_here(*QUICK, "data=table", f"data.path={adult_like}", "data.target=rich", "trainer.max_epochs=1")
     program = f"""
 import sys, torch
 packages = ("datamodules", "models", "trainer", "inference", "common")
@@ -116,7 +111,7 @@ print(whole["label"].tolist())
 
 
 class Wobbly(MLP):
-    """Does something else when it is scripted."""
+    """Computes something else when it is scripted."""
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         output: torch.Tensor = self.layers(self.inputs(batch))
@@ -125,15 +120,20 @@ class Wobbly(MLP):
         return output
 
 
-def test_a_difference_between_artefact_and_live_model_fails_the_export(run_here: RunHere, tmp_path: Path) -> None:
+def test_a_difference_between_artifact_and_live_model_is_an_error(run_here: RunHere, tmp_path: Path) -> None:
     with pytest.raises(ExportError) as error:
-        run_here("data=iris", "trainer.max_epochs=1", "logger=none", f"model._target_={__name__}.Wobbly")
-    assert "on validation rows (at most 1e-05 is allowed), so no artefact was written" in str(error.value)
+        run_here(
+            *QUICK, "data=iris", "trainer.max_epochs=1", f"model._target_={__name__}.Wobbly", "allowed_targets=[tests]"
+        )
+    assert re.sub(r"by \S+ \(", "by N (", str(error.value)) == (
+        "The artifact was not written: on validation rows it differs from the live model by N (at most 1e-05 is"
+        " allowed). A layer of the network computes something else when scripted."
+    )
     assert not list(tmp_path.rglob("*model.pt*"))
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(run_here: RunHere, tmp_path: Path) -> None:
-    run = run_here("data=iris", "trainer.max_epochs=1", "logger=none", "callbacks=none", "baselines=false")
+    run = run_here(*QUICK, "data=iris", "trainer.max_epochs=1")
     path = run / "model.pt"
     before = path.read_bytes()
     pipeline, extra = torch.jit.load(str(path)), {"spec.json": "", "reference.json": ""}
@@ -141,15 +141,15 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(run_here: RunHere, tmp
     facts, reference = json.loads(extra["spec.json"]), json.loads(extra["reference.json"])
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # what the system refuses here is real
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a real error of the operating system
     try:
         with pytest.raises(ExportError) as error:
             save(path, pipeline, facts, reference, facts["metrics"], config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.sub(r"\(.* MB\)", "(N MB)", str(error.value)) == (
-        f"{path}: the artefact (N MB) was not written: File too large. Nothing was left behind; make room, then go on"
-        f" with: python train.py resume={run}"
+        f"{path}: the artifact (N MB) was not written: File too large. No partial file is left. Free disk space, then"
+        f" continue with: python train.py resume={run}"
     )
     assert path.read_bytes() == before
     assert not list(run.rglob("*.unfinished"))
