@@ -39,3 +39,16 @@ def evaluate(
     if config.search is not None and LATENCY in config.search.objectives:
         metrics[LATENCY] = latency(trainer, module, datamodule)
     return Evaluation(metrics, comparison.verdict, calibration)
+
+
+def measure(
+    trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, test: bool = True
+) -> dict[str, float]:
+    """Measures `val/...` and, with `test`, `test/...` with the present weights."""
+    metrics: dict[str, float] = {}
+    for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
+        metrics |= measured
+    if test:
+        for measured in trainer.test(module, datamodule=datamodule, verbose=False):
+            metrics |= measured
+    return metrics

@@ -14,6 +14,7 @@ from torch import nn
 import datamodules
 from models.architectures.ensemble import Ensemble
 from trainer.evaluation import postprocess, report
+from trainer.evaluation.evaluate import measure
 from trainer.folders import run_folder
 from trainer.loop import trainer as loop
 from trainer.loop.quiet import quiet_lightning
@@ -51,7 +52,7 @@ def ensemble(config: DictConfig, folder: Path, begun: Callable[[], None]) -> dic
     trainer.prepare(module, datamodule.head("train", datamodule.batch_size))
     metrics = {f"member/{name}": value for name, value in summary([metrics for metrics, _ in members]).items()}
     metrics |= postprocess.postprocess(trainer, module, datamodule, calibrate=config.calibrate)
-    metrics |= run.measure(trainer, module, datamodule, test=config.test)
+    metrics |= measure(trainer, module, datamodule, test=config.test)
     return run.finalize(config, folder, run.Outcome(metrics, trainer, module, datamodule), started).metrics
 
 

@@ -1,7 +1,4 @@
-"""One run, from top to bottom: data, network, training, measurement, export.
-
-The loop that trains gives the same weights as Lightning's own, bit for bit (tests/trainer/loop/test_fast_loop.py).
-"""
+"""One run, from top to bottom: data, network, training, measurement, export."""
 
 import logging
 import time
@@ -24,7 +21,7 @@ from models.training.parameter_groups import Factors
 from trainer.callbacks.tensorboard import log_hyperparameters
 from trainer.config.instantiate import check_monitor, instantiate
 from trainer.evaluation import report
-from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate, measure
 from trainer.evaluation.lr_finder import find_rate
 from trainer.evaluation.postprocess import postprocess
 from trainer.folders import run_folder
@@ -52,10 +49,8 @@ class Outcome:
 def run_once(
     config: DictConfig, folder: Path, begun: Callable[[], None] = lambda: None, *, describe: bool = True
 ) -> Outcome:
-    """Runs from the data to the artifact, in Hydra's run folder.
-
-    `begun` is called as soon as the contents of the folder are known to fit the settings. `describe` logs the columns
-    and the splits. Raises InputError for data or settings that cannot be used.
+    """Runs from the data to the artifact, in Hydra's run folder. `begun` is called as soon as the contents of the folder
+    are known to fit the settings; `describe` logs columns and splits. Raises InputError for unusable data or settings.
     """
     started = time.perf_counter()
     before = run_folder.read_metrics(folder)
@@ -66,12 +61,16 @@ def run_once(
 
     if config.resume is None:
         write_start()
+    find = None
+    if config.lr_find:
+        resumed = config.resume is not None
+        find = partial(find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=resumed)
     with launch_ranks(config, folder):  # the other processes of the run train meanwhile, by `run_rank`
         trainer, module, datamodule = build(config, folder, describe=describe)
         if config.resume is not None:
             # The checkpoint may not fit the settings; it does once training starts, or ends with no epoch left.
             trainer.callbacks.append(LambdaCallback(on_train_start=write_start, on_fit_end=write_start))
-        metrics = train(trainer, module, datamodule, checkpoint=config.resume, find=_rate_finder(config, folder))
+        metrics = train(trainer, module, datamodule, checkpoint=config.resume, find=find)
         trainer = datamodule.trainer = trainer.alone()  # the strategy of several processes ends with them
     metrics |= postprocess(trainer, module, datamodule, calibrate=config.calibrate and module.answers_rows)
     metrics |= measure(trainer, module, datamodule, test=config.test)
@@ -119,12 +118,8 @@ def setup_data(
 
 def build_trainer(config: DictConfig, folder: Path) -> Trainer:
     """Builds the trainer with its callbacks and loggers, which write to Hydra's run folder."""
-    trainer: Trainer = instantiate(
-        config.trainer,
-        callbacks=list((instantiate(config.callbacks) or {}).values()),
-        logger=list((instantiate(config.logger) or {}).values()),
-        default_root_dir=str(folder),
-    )
+    callbacks, loggers = (list((instantiate(node) or {}).values()) for node in (config.callbacks, config.logger))
+    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     return trainer
 
 
@@ -153,17 +148,15 @@ def train(
     checkpoint: str | None = None,
     find: Callable[[Trainer, SupervisedModule, TableDataModule], None] | None = None,
 ) -> dict[str, float]:
-    """Fits the module and loads its best weights. All objects are built, so Hydra is not needed.
-
-    `checkpoint` is the one to resume from. `find` may change the learning rate before. Returns `train/loss` of the last
-    epoch, `fit/seconds`, `fit/samples_per_second` and so on.
-    """
+    """Fits the module, from `checkpoint` if given, and loads its best weights; `find` may change the learning rate first.
+    Returns `train/loss` of the last epoch, `fit/seconds` and so on."""
     trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size), datamodule)
     if checkpoint is None:
         module.start(partial(datamodule.sample, "train"))
     if find is not None:
         find(trainer, module, datamodule)
     started = time.perf_counter()
+    # The loop gives the weights of Lightning's own, bit for bit (tests/trainer/loop/test_fast_loop.py).
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - started
     for callback in trainer.early_stopping_callbacks:
@@ -181,19 +174,6 @@ def train(
         saved = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
         metrics["fit/best_epoch"] = float(saved["epoch"] + 1)
-    return metrics
-
-
-def measure(
-    trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, test: bool = True
-) -> dict[str, float]:
-    """Measures `val/...` and, with `test`, `test/...` with the present weights."""
-    metrics: dict[str, float] = {}
-    for measured in trainer.validate(module, datamodule=datamodule, verbose=False):
-        metrics |= measured
-    if test:
-        for measured in trainer.test(module, datamodule=datamodule, verbose=False):
-            metrics |= measured
     return metrics
 
 
@@ -216,12 +196,3 @@ def finalize(config: DictConfig, folder: Path, outcome: Outcome, started: float)
     seconds = time.perf_counter() - started
     log.info("%s", report.closing(folder, metrics, artifact, seconds, evaluation.verdict, config.monitor))
     return outcome
-
-
-def _rate_finder(config: DictConfig, folder: Path) -> Callable[..., None] | None:
-    """The range test of the learning rate, where the settings ask for it."""
-    if not config.lr_find:
-        return None
-    return partial(
-        find_rate, build=partial(instantiate, config.trainer), folder=folder, resumed=config.resume is not None
-    )
