@@ -1,15 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files."""
 
 import os
 from pathlib import Path
 
 UNFINISHED = ".unfinished"
-"""Ending of what is being written: of no use once nobody writes in the folder."""
+"""Suffix of temporary files; one that is left over can be deleted when no process writes to the folder."""
 
 
 def atomic_write(path: Path, content: bytes | memoryview) -> None:
-    """Writes under a temporary name, waits for the disk, and renames: whenever the process is killed, a reader finds
-    the old file or the new one. Raises OSError, and leaves the old file as it was."""
+    """Writes a temporary file, syncs it to disk, and renames it, so that readers always find the old or new content.
+
+    Raises OSError and keeps the old file if it fails.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with temporary.open("wb") as file:
@@ -20,7 +22,7 @@ def atomic_write(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name is on the disk once the folder is
+    folder = os.open(path.parent, os.O_RDONLY)  # makes the rename durable
     try:
         os.fsync(folder)
     finally:

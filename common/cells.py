@@ -1,4 +1,4 @@
-"""What a raw cell means: blanks, spellings of missing, numbers and dates as text. The same for training and serving."""
+"""Parses raw cells: blanks, spellings of missing, numbers and dates as text. Shared by training and serving."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import polars as pl
 
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL")
-"""Cells that stand for a missing value, once blanks are stripped."""
+"""Default spellings of a missing value, after blanks are stripped."""
 BLANKS = " \t\n\r\f\v"
 
 _THOUSANDS = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?$"
@@ -21,15 +21,13 @@ _DATE = (
 )
 _DAY_AND_MONTH = r"^\s*(?<first>[0-9]{1,2})[/-](?<second>[0-9]{1,2})[/-][0-9]{4}"
 MANY = 4096
-"""A column of more cells is long; one with as many different ones among them has not few."""
+"""Minimum number of cells, and maximum number of distinct cells, of a low-cardinality column."""
 _EPOCH = (1e8, 1e10)
-"""Seconds since 1970 that a number may mean, 1973 to 2286; a thousand times as many are milliseconds."""
+"""Range of numbers that are seconds since 1970, from 1973 to 2286; 1,000 times this range is milliseconds."""
 
 
 def as_text(series: pl.Series) -> pl.Series:
-    """Cells of any type as String, not cleaned; a whole float is written without its ".0", a duration as in
-    ISO 8601, null stays null.
-    """
+    """Casts cells of any type to String, without cleaning; whole floats lose their ".0", durations are in ISO 8601."""
     if series.dtype == pl.String:
         return series
     if series.dtype == pl.Duration:
@@ -39,55 +37,55 @@ def as_text(series: pl.Series) -> pl.Series:
 
 
 def factorize(series: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """The different cells of a column of text, and the place of each cell among them, null of null.
+    """The distinct cells of a text column, and the index of each cell among them; null stays null.
 
-    A Categorical has them at hand, and perhaps some more that other series of its `pl.Categories` have.
+    For a Categorical, the distinct cells may include some of other series with the same `pl.Categories`.
     """
     if isinstance(series.dtype, pl.Categorical):
         return series.dtype.categories.to_series(), series.to_physical()
-    different = series.unique().drop_nulls()
-    return different, series.cast(pl.Enum(different)).to_physical()
+    distinct = series.unique().drop_nulls()
+    return distinct, series.cast(pl.Enum(distinct)).to_physical()
 
 
 def clean_text(series: pl.Series, missing: Sequence[str]) -> pl.Series:
-    """Cells as String without outer blanks (a no-break space is one), spellings of missing as null, "12.0" as "12".
+    """Cells as String without outer blanks and no-break spaces; spellings of missing become null, "12.0" becomes "12".
 
-    The rules of `datamodules.features.categories.clean`, which the artefact carries.
+    The rules are those of `datamodules.features.categories.clean`, which is part of the artifact.
     """
     if is_low_cardinality(series):
-        different, places = factorize(series)
-        return clean_text(different, missing).gather(places).alias(series.name)
+        distinct, index = factorize(series)
+        return clean_text(distinct, missing).gather(index).alias(series.name)
     text = as_text(series).str.replace_all("\u00a0", " ", literal=True).str.strip_chars(BLANKS)
-    if text.str.contains(_WHOLE).any():  # few columns have such cells, and to look is four times as fast
+    if text.str.contains(_WHOLE).any():  # rarely true, and four times as fast as replacing
         text = text.str.replace(_WHOLE, "${1}")
     return text.set(text.is_in(list(missing)).fill_null(False), None)
 
 
 def as_number(series: pl.Series, missing: Sequence[str]) -> tuple[pl.Series, pl.Series]:
-    """Cells as Float64, and for each whether it is text that is no number.
+    """Cells as Float64, null if missing, infinite or invalid; and whether each cell is text that is not a number.
 
-    Null where missing, infinite or no number. "1,234.5" is a number; "1,2", "1_000", "0x10" and "12 km" are not.
+    "1,234.5" is a number; "1,2", "1_000", "0x10" and "12 km" are not.
     """
     if series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null):
         values = series.cast(pl.Float64)
         return _finite(values), pl.repeat(False, len(series), eager=True).alias(series.name)
     if is_low_cardinality(series):
-        different, places = factorize(series)
-        values, bad = as_number(different, missing)
-        return values.gather(places).alias(series.name), bad.gather(places).fill_null(False).alias(series.name)
+        distinct, index = factorize(series)
+        values, bad = as_number(distinct, missing)
+        return values.gather(index).alias(series.name), bad.gather(index).fill_null(False).alias(series.name)
     text = as_text(series)
-    values = text.cast(pl.Float64, strict=False)  # what Rust reads as a finite number is one here
+    values = text.cast(pl.Float64, strict=False)  # whatever Rust parses as a finite number
     marks = pl.Series(missing, dtype=pl.String).cast(pl.Float64, strict=False).drop_nulls()
     rest = (~values.is_finite().fill_null(False) | values.is_in(marks.implode())).arg_true()
     bad = pl.repeat(False, len(series), eager=True).alias(series.name)
     if len(rest):
-        other, wrong = _as_number(clean_text(text.gather(rest), missing))
-        values, bad = values.scatter(rest, other), bad.scatter(rest, wrong)
+        other, other_bad = _as_number(clean_text(text.gather(rest), missing))
+        values, bad = values.scatter(rest, other), bad.scatter(rest, other_bad)
     return values, bad
 
 
 def _as_number(text: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """The same of clean cells."""
+    """`as_number` for clean cells."""
     values = text.cast(pl.Float64, strict=False)
     doubtful = text.is_not_null() & ~values.is_finite().fill_null(False)
     if not doubtful.any():
@@ -99,21 +97,21 @@ def _as_number(text: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def as_date(series: pl.Series, missing: Sequence[str], day_first: bool) -> tuple[pl.Series, pl.Series]:
-    """Cells as seconds since 1970-01-01 UTC, Float64, null where missing or bad; and for each whether it is no date.
+    """Cells as seconds since 1970-01-01 UTC, Float64, null if missing or invalid; and whether each cell is not a date.
 
-    Dates are 2011-01-31, 2011/01/31, 2011.01.31, 31.01.2011, Jan 31, 2011, 31 Jan 2011, 20110131, and 31/01/2011 where
-    `day_first`, else 01/31/2011. A time may follow, 14:30, 14:30:59.5 or 2:30 PM, and a zone, Z or +02:00; without one
-    it is UTC. Numbers are seconds or milliseconds since 1970, from 1973 to 2286. A time without a date, and a duration,
-    are their seconds.
+    Dates are 2011-01-31, 2011/01/31, 2011.01.31, 31.01.2011, Jan 31, 2011, 31 Jan 2011, 20110131, and 31/01/2011 with
+    `day_first` or 01/31/2011 without. A time may follow (14:30, 14:30:59.5 or 2:30 PM) and a time zone (Z or +02:00;
+    the default is UTC). Numbers are seconds or milliseconds since 1970, from 1973 to 2286. Columns of times without a
+    date and of durations become seconds.
     """
     if series.dtype.is_temporal():
         moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
         unit = {"ms": 1e3, "us": 1e6, "ns": 1e9}[getattr(moments.dtype, "time_unit", "ns")]
         return moments.to_physical() / unit, pl.repeat(False, len(series), eager=True).alias(series.name)
     if is_low_cardinality(series):
-        different, places = factorize(series)
-        seconds, bad = as_date(different, missing, day_first)
-        return seconds.gather(places).alias(series.name), bad.gather(places).fill_null(False).alias(series.name)
+        distinct, index = factorize(series)
+        seconds, bad = as_date(distinct, missing, day_first)
+        return seconds.gather(index).alias(series.name), bad.gather(index).fill_null(False).alias(series.name)
     text = clean_text(series, missing)
     seconds = _written_date(text, day_first)
     rest = (text.is_not_null() & seconds.is_null()).arg_true()
@@ -123,18 +121,18 @@ def as_date(series: pl.Series, missing: Sequence[str], day_first: bool) -> tuple
 
 
 def day_first(series: pl.Series) -> bool:
-    """Whether cells such as 31/01/2011 are commoner than such as 01/31/2011; days beyond 12 tell them apart."""
+    """Returns whether 31/01/2011 is more frequent than 01/31/2011; only days above 12 distinguish them."""
     numbers = as_text(series).str.extract_groups(_DAY_AND_MONTH).struct.unnest().cast(pl.Int64)
     days = numbers.select(pl.all().is_between(13, 31).sum()).row(0)
     return bool(days[0] > days[1])
 
 
 def _written_date(text: pl.Series, day_first: bool) -> pl.Series:
-    """Seconds of cells that tell year, month and day apart; null for the others."""
+    """Seconds of dates with separators; null for other cells."""
     slashed = ("%d/%m/%Y", "%d-%m-%Y") if day_first else ("%m/%d/%Y", "%m-%d-%Y")
     formats = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", *slashed, "%B %d %Y", "%d %B %Y", "%d-%B-%Y")
     parts = pl.DataFrame({"date": text})
-    if timed := bool(text.str.contains(":", literal=True).any()):  # to take cells apart takes longer than to read dates
+    if timed := bool(text.str.contains(":", literal=True).any()):  # splitting cells takes longer than parsing dates
         parts = text.str.extract_groups(_MOMENT).struct.unnest()
     date = parts["date"].set(~parts["date"].str.contains(_DATE), None).str.replace(",", "", literal=True)
     seconds = _parse(date, formats, pl.Date).cast(pl.Int32).cast(pl.Float64) * 86_400.0
@@ -148,18 +146,18 @@ def _written_date(text: pl.Series, day_first: bool) -> pl.Series:
 
 
 def _parse(text: pl.Series, formats: Sequence[str], dtype: type[pl.Date | pl.Time]) -> pl.Series:
-    """By the first format that fits; null where none does."""
+    """Parses each cell by the first matching format; null if none matches."""
     parsed = pl.repeat(None, len(text), dtype=dtype, eager=True)
-    for form in formats:
+    for format_ in formats:
         rest = (text.is_not_null() & parsed.is_null()).arg_true()
         if len(rest) == 0:
             break
-        parsed = parsed.scatter(rest, text.gather(rest).str.strptime(dtype, form, strict=False))
+        parsed = parsed.scatter(rest, text.gather(rest).str.strptime(dtype, format_, strict=False))
     return parsed
 
 
 def _date_of_number(values: pl.Series) -> pl.Series:
-    """Seconds of numbers such as 20110131 and of seconds and milliseconds since 1970; null for the others."""
+    """Seconds of numbers such as 20110131, or of seconds or milliseconds since 1970; null for other numbers."""
     low, high = _EPOCH
     days = values.cast(pl.Int64, strict=False).cast(pl.String).str.strptime(pl.Date, "%Y%m%d", strict=False)
     value = pl.lit(values)
@@ -174,13 +172,13 @@ def _date_of_number(values: pl.Series) -> pl.Series:
 
 
 def between(values: pl.Series, low: float | None, high: float | None) -> pl.Series:
-    """Whether each value is within the bounds, where there are any; a missing value is."""
+    """Whether each value is within the bounds (None is no bound); missing values are."""
     inside = values.is_between(-math.inf if low is None else low, math.inf if high is None else high)
     return inside.fill_null(True)
 
 
 def is_low_cardinality(series: pl.Series) -> bool:
-    """Whether this is a column of text with few different cells: to look each up takes a fifth of reading it anew."""
+    """Returns whether this is a text column with few distinct cells, which are looked up faster than parsed."""
     if isinstance(series.dtype, pl.Categorical):
         return True
     if series.dtype != pl.String or len(series) < MANY or series.head(MANY).n_unique() > MANY // 4:

@@ -1,20 +1,20 @@
-"""Cores and memory that this process may use."""
+"""CPU cores and memory available to this process."""
 
 import os
 from pathlib import Path
 
 sharing = 1
-"""Processes at work at once, of which this is one: each may take its share of the free memory."""
+"""Number of worker processes on this machine, including this one, that share the free memory."""
 
 
 def readable(size: int) -> str:
-    """ "2.4 GB", "350 MB", "0.1 MB"."""
+    """Formats bytes: "2.4 GB", "350 MB", "0.1 MB"."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.{0 if size >= 1e7 else 1}f} MB"
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: its share of the machine's, or of its container's where that has less."""
-    import psutil  # here, because the check of the settings does without it
+    """Bytes available to this process: its share of the free memory of the machine or container, whichever is less."""
+    import psutil  # here, because the check of the settings does not need it
 
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -24,5 +24,5 @@ def free_memory() -> int:
 
 
 def available_cores() -> int:
-    """Those that the process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Image files -> pixels: the one reader that training and serving share."""
+"""Image files -> pixels. Shared by training and serving."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +13,25 @@ from common.cells import as_text
 from common.errors import InputError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are tried; Pillow knows others that run programs or are rarely seen and little tested."""
+"""Accepted formats; Pillow knows others that run external programs or are rare and little tested."""
 
 MAX_SIDE = 16_384
 MAX_PIXELS = 80_000_000
-"""Limits that the header is held to before anything is decoded: a small file can hold a huge image."""
+"""Limits that are checked in the header before decoding, since a small file can contain a huge image."""
 
 
 class ImageError(InputError):
-    """A file that gives no image; the message says why, in a few words."""
+    """A file that cannot be used as an image; the message is a short reason."""
 
 
 def decode(path: str | Path, root: Path | None = None) -> Tensor:
-    """The image in a file, upright by its EXIF orientation: uint8 (C, H, W), C = 1 (grey) or 3 (RGB), its own size.
+    """Decodes the first image of a file, upright by its EXIF orientation: uint8 (C, H, W), C = 1 (gray) or 3 (RGB).
 
-    Of a file with several images the first. With a `root` the path is relative to it. ImageError for a file outside
-    the root, absent, no image, truncated or damaged, too large, or neither grey nor RGB with 8 bits: transparency or a
-    palette can be flattened in more ways than one.
+    With a `root`, the path is relative to it.
+
+    Raises:
+        ImageError: The file is outside the root, absent, not an image, truncated or damaged, too large, or neither gray
+            nor RGB with 8 bits. Transparency and palettes are refused, since they can be flattened in several ways.
     """
     try:
         if root is not None:
@@ -45,10 +47,10 @@ def decode(path: str | Path, root: Path | None = None) -> Tensor:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"no image of a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"not an image of a supported format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # Pillow raises a dozen kinds for damaged files, SyntaxError and KeyError among them
+    except Exception as error:  # Pillow raises many kinds for damaged files, even SyntaxError and KeyError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(f"cannot be decoded: {reason}") from None
     pixels = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8)
@@ -56,10 +58,10 @@ def decode(path: str | Path, root: Path | None = None) -> Tensor:
 
 
 def decode_column(paths: pl.Series, root: Path | None, fit: Callable[[Tensor], Tensor]) -> tuple[Tensor, pl.Series]:
-    """Decodes the files of a column, several at a time; `fit` brings each image to the column's shape.
+    """Decodes the files of a column in several threads; `fit` resizes each image to the shape of the column.
 
-    Returns uint8 (rows, C, H, W), and for each row the reason why there is no image, null where there is one. A path
-    that is missing (null or blank) has a black image and no reason.
+    Returns uint8 (rows, C, H, W), and for each row the reason why it has no image, or null. A missing path (null or
+    blank) gives a black image and no reason.
     """
     pixels = fit(torch.zeros(1, 1, 1, dtype=torch.uint8)).repeat(len(paths), 1, 1, 1)
 
@@ -71,7 +73,7 @@ def decode_column(paths: pl.Series, root: Path | None, fit: Callable[[Tensor], T
             return str(error)
         return None
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow releases the GIL while it decodes
         reasons = list(pool.map(decode_row, range(len(paths)), as_text(paths).str.strip_chars()))
     return pixels, pl.Series(paths.name, reasons, dtype=pl.String)
 
@@ -79,7 +81,7 @@ def decode_column(paths: pl.Series, root: Path | None, fit: Callable[[Tensor], T
 def _check(image: Image.Image) -> None:
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         raise ImageError(
-            f"{image.width:,} x {image.height:,} pixels: more than {MAX_SIDE:,} a side or {MAX_PIXELS:,} in all"
+            f"{image.width:,} x {image.height:,} pixels: more than {MAX_SIDE:,} per side or {MAX_PIXELS:,} in total"
         )
     if image.mode not in ("L", "RGB"):
         raise ImageError(f"image mode {image.mode}, neither L nor RGB")

@@ -1,4 +1,4 @@
-"""TorchScript, without torch's pointer to torch.export: that takes no strings, and a row has some."""
+"""TorchScript without its deprecation warnings: torch.export does not support strings, which raw rows contain."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch.jit import is_scripting as is_scripting  # type: ignore[attr-defined]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings that TorchScript is deprecated."""
+    """Context manager that suppresses the deprecation warnings of TorchScript."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.*deprecated")
         yield

@@ -1,4 +1,4 @@
-"""What a raw cell means."""
+"""Parsing of raw cells."""
 
 import datetime
 import math
@@ -32,14 +32,14 @@ from common.cells import MANY, MISSING, as_date, as_number, as_text, between, cl
         (None, None),
     ],
 )
-def test_text_that_is_a_number_or_missing(cell: str | None, number: float | None) -> None:
+def test_numbers_and_missing_as_text(cell: str | None, number: float | None) -> None:
     values, bad = as_number(pl.Series("x", [cell], pl.String), MISSING)
     assert values.to_list() == [number]
     assert bad.to_list() == [False]
 
 
 @pytest.mark.parametrize("cell", ["thirty", "1_000", "0x10", "12 km", "1,2", "1,2345", "--1", "٣", "1.2.3", "$5"])
-def test_text_that_is_no_number_is_bad_and_null(cell: str) -> None:
+def test_text_that_is_not_a_number_is_bad_and_null(cell: str) -> None:
     values, bad = as_number(pl.Series("x", ["1", cell]), MISSING)
     assert values.to_list() == [1.0, None]
     assert bad.to_list() == [False, True]
@@ -77,8 +77,8 @@ def test_text_that_is_no_number_is_bad_and_null(cell: str) -> None:
         (None, None),
     ],
 )
-def test_dates_of_the_common_forms(cell: str | None, moment: str | None) -> None:
-    # Beside a cell of another form: a column may hold several.
+def test_dates_in_common_formats(cell: str | None, moment: str | None) -> None:
+    # A column may contain several formats.
     seconds, bad = as_date(pl.Series("x", ["2000-01-01", cell], pl.String), MISSING, False)
     expected = moment and datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.UTC).timestamp()
     assert seconds.to_list() == [946684800.0, expected]
@@ -102,13 +102,13 @@ def test_dates_of_the_common_forms(cell: str | None, moment: str | None) -> None
         *("2011-01-31 25:00", "2011-01-31 10:20:61", "2011-01-31 13:30 PM", "13:30", "0", "99999999", "-1296432000"),
     ],
 )
-def test_text_that_is_no_date_is_bad_and_null(cell: str) -> None:
+def test_text_that_is_not_a_date_is_bad_and_null(cell: str) -> None:
     seconds, bad = as_date(pl.Series("x", ["2000-01-01 00:00", cell]), MISSING, False)
     assert seconds.to_list() == [946684800.0, None]
     assert bad.to_list() == [False, True]
 
 
-def test_whether_the_day_comes_first_is_told_by_days_beyond_12_and_holds_for_the_whole_column() -> None:
+def test_days_above_12_decide_for_the_whole_column_whether_the_day_comes_first() -> None:
     european = pl.Series(["01/02/2011", "1/13/2011", " 31/01/2011 10:00", "30-01-2011", "?", None])
     assert day_first(european)
     assert not day_first(pl.Series(["01/02/2011", "1/13/2011"]))
@@ -138,8 +138,8 @@ def test_dates_of_typed_columns(cells: pl.Series, seconds: list[float | None]) -
 
 
 @given(st.lists(st.datetimes(), min_size=1), st.sampled_from(["%Y-%m-%dT%H:%M:%S.%f", "%d %B %Y %H:%M:%S.%f"]))
-def test_any_moment_written_as_text_is_read_back(moments: list[datetime.datetime], form: str) -> None:
-    cells = [moment.strftime(form.replace("%Y", f"{moment.year:04}")) for moment in moments]
+def test_any_datetime_written_as_text_is_read_back(moments: list[datetime.datetime], format_: str) -> None:
+    cells = [moment.strftime(format_.replace("%Y", f"{moment.year:04}")) for moment in moments]
     seconds, bad = as_date(pl.Series(cells), MISSING, False)
     assert not bad.any()
     expected = [moment.replace(tzinfo=datetime.UTC).timestamp() for moment in moments]
@@ -147,7 +147,7 @@ def test_any_moment_written_as_text_is_read_back(moments: list[datetime.datetime
 
 
 @given(st.lists(st.none() | st.floats(), max_size=20))
-def test_floats_are_themselves_and_infinities_missing(cells: list[float | None]) -> None:
+def test_floats_are_unchanged_and_infinities_are_missing(cells: list[float | None]) -> None:
     values, bad = as_number(pl.Series("x", cells, pl.Float64), MISSING)
     assert values.to_list() == [None if x is None or not math.isfinite(x) else x for x in cells]
     assert not bad.any()
@@ -167,20 +167,20 @@ def test_cells_of_every_type_as_text() -> None:
     assert as_text(pl.Series([" raw "])).to_list() == [" raw "]
 
 
-def test_the_same_value_from_a_text_file_and_from_a_typed_one_is_one_level() -> None:
+def test_a_value_is_one_level_in_text_files_and_typed_files() -> None:
     text = clean_text(as_text(pl.Series(["12", "12.0", " 12 ", "-3.00"])), MISSING)
     typed = clean_text(as_text(pl.Series([12.0, 12.0, 12.0, -3.0])), MISSING)
     assert text.to_list() == typed.to_list() == ["12", "12", "12", "-3"]
 
 
-def test_bounds_that_are_absent_hold_everything() -> None:
+def test_absent_bounds_include_everything() -> None:
     values = pl.Series([1.0, None, 5.0])
     assert between(values, None, None).to_list() == [True, True, True]
     assert between(values, 2, None).to_list() == [False, True, True]
     assert between(values, None, 5).to_list() == [True, True, True]
 
 
-def test_a_long_column_of_few_spellings_is_read_as_each_cell_is() -> None:
+def test_a_low_cardinality_column_is_parsed_like_its_cells() -> None:
     spellings = ["1", " 2.50 ", "1e3", "inf", "?", "", "12.0", "\u00a0x\u00a0", "0x10", "nan", "-0", None]
     short = pl.Series("column", spellings, dtype=pl.String)
     long = pl.concat([short] * (MANY // len(short) + 1))
@@ -192,7 +192,7 @@ def test_a_long_column_of_few_spellings_is_read_as_each_cell_is() -> None:
         assert clean_text(column, MISSING).tail(len(short)).equals(clean_text(short, MISSING), null_equal=True)
 
 
-def test_a_number_can_stand_for_missing_in_any_spelling_that_means_it() -> None:
+def test_all_spellings_of_a_number_can_stand_for_missing() -> None:
     cells = pl.Series(["-1", "-1.0", " -1", "-1.5", "1,000", "1000"])
     values, bad = as_number(cells, ("-1", "1000"))
     assert values.to_list() == [None, None, None, -1.5, 1000.0, None]
