@@ -1,4 +1,4 @@
-"""Which rows train, which choose (validation), which judge (test)."""
+"""Assigns the rows to the training, validation and test splits."""
 
 import logging
 import math
@@ -15,28 +15,30 @@ from datamodules.schema import DataError, Task, count
 log = logging.getLogger(__name__)
 
 SplitBy = Literal["stratified", "random", "group", "time", "column"]
+SplitName = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")
 TARGET_BINS, BIN_ROWS = 10, 20
-"""Bins at most of a regression target, which are split like classes; and the rows that each has at least."""
+"""Maximum number of bins of a regression target, which are split like classes, and minimum number of rows per bin."""
 LARGEST = 10_000
-"""Groups that are placed one by one; the others, of which there may be millions, are drawn like rows, within the
-stratum that most of their rows are of."""
+"""Number of groups that are assigned one by one, the largest first. The others, possibly millions, are drawn like rows,
+within the stratum of most of their rows."""
 DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class Split:
-    """How rows are split. Raises DataError for settings that cannot be.
+    """How rows are split. Raises DataError for invalid settings.
 
-    - `stratified`: each class, or each tenth of a regression target, in the wanted fractions. `random`: all at once.
-    - `group`: rows with the same value of `column` stay on one side; a row without one is a group of its own.
-    - `time`: the earliest rows train, the latest test, by `column`, or in the order of the file without one. What lies
-      less than `gap` before validation and test is left out: days where the column holds dates, the column's own unit
-      where it holds numbers, rows without a column.
-    - `column`: it says "train", "val" or "test".
+    - `stratified`: each class, or each tenth of a regression target, is split in these fractions.
+    - `random`: all rows together are split in these fractions.
+    - `group`: rows with the same value of `column` stay in one split; a row without a value is a group of its own.
+    - `time`: the earliest rows are for training and the latest for the test, by `column`, or by the order of the rows
+      if there is no column. Rows less than `gap` before validation and test are left out. The unit is days if the
+      column holds dates, the unit of the column if it holds numbers, and rows if there is no column.
+    - `column`: `column` holds "train", "val" or "test".
 
-    With `fold`, one of `folds` parts is the test, and each row is in one of them; the others train and choose. By time
-    the rows are in `folds` + 1 parts, part `fold` + 1 is the test, and what comes after it is left out.
+    With `fold`, one of `folds` parts is the test split, and the rest is for training and validation; each row is in
+    one part. By time there are `folds` + 1 parts, part `fold` + 1 is the test split, and later rows are left out.
     """
 
     by: SplitBy = "stratified"
@@ -61,7 +63,7 @@ class Split:
         if not 0 <= self.gap < math.inf:
             raise DataError(f"data.split.gap={self.gap:g}: must be 0 or more")
         if self.gap > 0 and self.by != "time":
-            raise DataError(f"data.split.gap={self.gap:g} with data.split.by={self.by}: only time leaves a gap")
+            raise DataError(f"data.split.gap={self.gap:g} with data.split.by={self.by}: a gap needs data.split.by=time")
         if self.seed < 0:
             raise DataError(f"data.split.seed={self.seed}: must be 0 or more")
         if self.folds < 2:
@@ -72,7 +74,7 @@ class Split:
             )
         if self.fold is not None and self.by == "column":
             raise DataError(
-                f"data.split.fold={self.fold} with data.split.by=column: the column says which rows are the test, so"
+                f"data.split.fold={self.fold} with data.split.by=column: the column gives the test rows, so"
                 " there are no folds"
             )
 
@@ -88,33 +90,39 @@ class Split:
     ) -> np.ndarray:
         """The split of each row, int8 (rows,): 0 train, 1 validation, 2 test, -1 left out.
 
-        `column`: raw cells, in which `missing` are spellings of a missing value. `first_copy`, int64 (rows,): the
-        position of each row's first exact copy. The first are split and copies follow, or a row learnt by heart would
-        be counted as a success; but by group, copies stay with their groups, and by time in their order. `files`, int8
-        (rows,): 1 for rows given as validation, 2 as test, which is what they are; the others, 0, are divided among
-        the splits that are not given. Raises DataError where the column cannot split, or a split would be empty.
+        Args:
+            target: Values of the target, (rows,).
+            task: The task, which decides how `target` is stratified.
+            column: Raw cells of `self.column`, where `missing` are the spellings of a missing value.
+            first_copy: int64 (rows,), the position of the first exact copy of each row. Only first copies are split,
+                and the others follow them, so that memorized rows do not count as correct. By group, copies stay in
+                their groups; by time, in their order.
+            files: int8 (rows,), 1 for rows given as validation, 2 for rows given as test; these stay there. The
+                others, 0, are divided among the splits that are not given.
+
+        Raises:
+            DataError: The column cannot split the rows, or a split would be empty.
         """
         split = np.zeros(len(target), dtype=np.int8) if files is None else files.copy()
         sides = [side for side in range(len(SPLITS)) if side == 0 or not (split == side).any()]
         if len(sides) < len(SPLITS) and self.by == "column":
-            raise DataError("data.split.by=column with data.val_path or data.test_path: only one can say who tests")
+            raise DataError("data.split.by=column with data.val_path or data.test_path: use one of them")
         if self.fold is not None and 2 not in sides:
             raise DataError(
-                f"data.split.fold={self.fold} with data.test_path: the file says which rows are the test, so there are"
-                " no folds"
+                f"data.split.fold={self.fold} with data.test_path: the file gives the test rows, so there are no folds"
             )
         free = split == 0
         if not free.all():
             target = target.filter(pl.Series(free))
             column = None if column is None else column.filter(pl.Series(free))
-            # The copies of a row in another file are the audit's.
+            # The audit reports copies of a row in another file.
             first_copy = None if first_copy is None else first_equal(first_copy[free])
         split[free] = self._divide(target, task, sides, column, first_copy, missing)
         for code, name in enumerate(SPLITS):
             if not (split == code).any():
                 raise DataError(
-                    f"the {name} split is empty: {count(len(target), 'row')} with {self._told()}; give more rows, or"
-                    " change these"
+                    f"the {name} split is empty: {count(len(target), 'row')} with {self._described()}; give more rows,"
+                    " or change these settings"
                 )
         return split
 
@@ -127,7 +135,7 @@ class Split:
         first_copy: np.ndarray | None,
         missing: Sequence[str],
     ) -> np.ndarray:
-        """Of the rows that no file gives a side."""
+        """The split of the rows of data.path."""
         if self.by == "time":
             return self._by_time(np.arange(len(target)) if column is None else _times(column, missing), sides)
         if self.by == "column":
@@ -152,7 +160,7 @@ class Split:
             strata = _strata(_bins(target) if task == "regression" else target)
         for members in strata:
             order = generator.permutation(members)
-            # Parts of a row are rounded at random, so that rare classes are not always rounded the same way.
+            # Fractions of a row are rounded at random, so that rare classes are not always rounded the same way.
             shifts = (generator.random(), generator.random() if self.fold is not None else 0.0)
             pieces = self._pieces(order, sides, shifts if self.by == "stratified" else (0.0, 0.0))
             for side, piece in zip(sides, pieces, strict=True):
@@ -160,7 +168,7 @@ class Split:
         return split
 
     def _pieces(self, order: np.ndarray, sides: Sequence[int], shifts: tuple[float, float]) -> list[np.ndarray]:
-        """Rows in their order, one piece for each side."""
+        """Cuts rows in this order into a piece for each side."""
         if self.fold is None:
             return _cut(order, self._shares(sides), shifts[0])
         blocks = _cut(order, [1] * self.folds, shifts[0])
@@ -209,26 +217,26 @@ class Split:
     def _shares(self, sides: Sequence[int]) -> list[float]:
         return [self.fractions[side] for side in sides]
 
-    def _told(self) -> str:
-        told = f"data.split.by={self.by}, data.split.fractions={list(self.fractions)}"
+    def _described(self) -> str:
+        settings = f"data.split.by={self.by}, data.split.fractions={list(self.fractions)}"
         gap = f", data.split.gap={self.gap:g}" if self.gap else ""
-        return told + gap + (f", data.split.folds={self.folds}" if self.fold is not None else "")
+        return settings + gap + (f", data.split.folds={self.folds}" if self.fold is not None else "")
 
 
 def _cut(order: np.ndarray, shares: Sequence[float] | np.ndarray, shift: float = 0.0) -> list[np.ndarray]:
-    """A piece for each share; 0 <= `shift` < 1 is added to where they are cut, before that is rounded down."""
+    """Cuts `order` into a piece for each share; 0 <= `shift` < 1 is added to the cuts before they are rounded down."""
     cuts = np.cumsum(np.asarray(shares) / sum(shares))[:-1] * len(order)
     return np.split(order, np.floor(cuts + shift + 1e-9).astype(int))  # 0.8 * 10 is 7.999... in floating point
 
 
 def _strata(labels: pl.Series) -> Iterator[np.ndarray]:
-    """The rows of each label, in order of its first row."""
+    """Yields the rows of each label, in order of their first rows."""
     rows = labels.to_frame("label").with_row_index().group_by("label", maintain_order=True).agg("index")
     return (members.to_numpy() for members in rows["index"])
 
 
 def _bins(target: pl.Series) -> pl.Series:
-    """Bins of a regression target that hold as many rows each; equal values are in one."""
+    """Bins of a regression target with equal numbers of rows; equal values are in the same bin."""
     values = target.to_numpy()
     bins = min(max(len(values) // BIN_ROWS, 1), TARGET_BINS)
     edges = np.quantile(values, np.arange(1, bins) / bins)
@@ -236,34 +244,35 @@ def _bins(target: pl.Series) -> pl.Series:
 
 
 def _groups(column: pl.Series, first_copy: np.ndarray | None, missing: Sequence[str]) -> np.ndarray:
-    """The group of each row, a number from 0 on; a row without a value is alone with its copies."""
+    """The group of each row, numbered from 0; a row without a value forms a group with its copies."""
     names = clean_text(column, missing)
     alone = names.is_null().to_numpy()
     keys = names.hash().to_numpy().view(np.int64)
     if alone.any():
-        log.info("%s is missing in %s rows: each is a group of its own", column.name, f"{alone.sum():,}")
+        log.info("%s is missing in %s rows: each is a separate group", column.name, f"{alone.sum():,}")
         keys = np.where(alone, np.arange(len(names)) if first_copy is None else first_copy, keys)
     return _numbered(first_equal(keys))[0]
 
 
 def first_equal(keys: np.ndarray) -> np.ndarray:
-    """For each row the position of the first row with the same key, int64."""
+    """The position of the first row with the same key, for each row, int64."""
     _, first, place = np.unique(keys, return_index=True, return_inverse=True)
     return first[place]
 
 
 def _numbered(first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of first rows -> numbers from 0 on, in their order, int64 (rows,); and which rows are first."""
+    """Numbers the first rows from 0; returns the number for each row, int64 (rows,), and which rows are first."""
     is_first = first == np.arange(len(first))
     return (np.cumsum(is_first) - 1)[first], is_first
 
 
 def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Generator) -> np.ndarray:
-    """Deals groups out in these shares of the rows of each stratum; gives the part of each group, int64 (groups,).
+    """Assigns groups to parts with these shares of the rows of each stratum; returns the parts, int64 (groups,).
 
-    `cells`: the "rows" of each "group", 0 on, in each "stratum", 0 on. By orders of magnitude of their rows, the
-    largest first, each group goes where it least adds to the sum of (have - want)^2 / want: the way of Webster and
-    Sainte-Lague to share out seats, by which small parts get their large groups too.
+    `cells` holds the "rows" of each "group" in each "stratum", both numbered from 0. In order of the magnitude of
+    their size, the largest first, each group is assigned to the part where it adds least to the sum of
+    (have - want)^2 / want. This is the Webster/Sainte-Lague method of apportionment, with which small parts get large
+    groups too.
     """
     cells = cells.sort("group", "rows", "stratum")
     group, stratum, rows = (cells[name].to_numpy().astype(np.int64) for name in ("group", "stratum", "rows"))
@@ -274,7 +283,7 @@ def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Gen
     part = np.full(len(sizes), -1)
     empty = np.full(len(shares), True)
     order = generator.permutation(len(sizes))
-    # Where there is one for each part, chance would give the largest part a small one.
+    # With one group per part, a random order could assign a small group to the largest part.
     magnitude = sizes if len(sizes) == len(shares) else np.frexp(sizes)[1]
     order = order[np.argsort(-magnitude[order], kind="stable")]
     for place, each in enumerate(order[:LARGEST].tolist()):
@@ -302,17 +311,17 @@ def _given(column: pl.Series) -> np.ndarray:
     wrong = names.filter(~names.is_in(SPLITS) | names.is_null())
     if len(wrong):
         raise DataError(
-            f"column '{column.name}' splits the rows, but holds {wrong[0]!r} in {len(wrong):,} rows: it may only hold"
+            f"column '{column.name}' gives the splits, but holds {wrong[0]!r} in {len(wrong):,} rows: it may only hold"
             " train, val and test"
         )
     absent = [name for name in SPLITS if not (names == name).any()]
     if absent:
-        raise DataError(f"column '{column.name}' splits the rows, but no row says {absent[0]}")
+        raise DataError(f"column '{column.name}' gives the splits, but no row has {absent[0]}")
     return names.replace_strict(list(SPLITS), [0, 1, 2], return_dtype=pl.Int8).to_numpy()
 
 
 def _times(column: pl.Series, missing: Sequence[str]) -> np.ndarray:
-    """float64 (rows,): numbers as they are, dates in days, so that "10" comes after "9" and dates in their order."""
+    """float64 (rows,): numbers as they are and dates in days, so that "10" comes after "9"."""
     times, bad = as_number(column, missing)
     if bad.any() or column.dtype.is_temporal():
         seconds, undated = as_date(column, missing, day_first(column))
@@ -320,12 +329,12 @@ def _times(column: pl.Series, missing: Sequence[str]) -> np.ndarray:
             times, bad = seconds / DAY, undated
     if bad.any():
         raise DataError(
-            f"column '{column.name}' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31"
-            f" ({as_text(column.filter(bad))[0]!r} is none); choose another data.split.column"
+            f"column '{column.name}' cannot order the rows by time: {as_text(column.filter(bad))[0]!r} is neither a"
+            f" number nor a date such as 2024-01-31; choose another data.split.column"
         )
     if times.null_count():
         raise DataError(
             f"column '{column.name}' orders the rows by time, but is missing in {times.null_count():,} of"
-            f" {len(column):,}; leave those out of the file, or choose another data.split.column"
+            f" {len(column):,} rows; remove these rows from the file, or choose another data.split.column"
         )
     return times.to_numpy()

@@ -1,4 +1,4 @@
-"""Whole batches cut from a store, in an order that is counted, not streamed."""
+"""Batches cut from a store, in an order that depends only on the seed and the epoch."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +13,21 @@ from datamodules.loading.store import CPU, OFFSETS, MemoryStore, Rows, Store, cu
 from datamodules.schema import DataError
 
 WINDOW = 64 * 10**6
-"""Bytes of rows that are mixed with each other: what is larger is shuffled part by part, then in such windows."""
+"""Bytes of rows that are shuffled together; in larger stores parts are shuffled, then rows within such windows."""
 GATHERED = 10**6
-"""Bytes of rows that are gathered at once, about what a core's cache holds; batches are cut from them."""
+"""Bytes of rows gathered at a time, about the size of a core's cache; batches are cut from them."""
 
 
 class Batches:
-    """An iterable of batches for Lightning: no dataset of rows, no collating.
+    """An iterable of batches for Lightning, without a dataset of rows and without collation.
 
-    The order of epoch e is drawn from (seed, e) alone, so any point of a run can be found again, and it is the same
-    whatever the store. A last batch of a single row joins the one before it, because batch normalisation needs two.
-    With `balanced`, rows are drawn with replacement, so that each class comes up as often as any other. Batches lie
-    where the rows lie, or on `device` where that is a GPU.
+    The order of an epoch depends only on (seed, epoch), not on the kind of store, so training can resume at any batch.
+    A last batch with a single row is merged into the one before, because batch normalization needs two rows. With
+    `balanced`, rows are drawn with replacement so that all classes are equally frequent. Batches are on `device` if
+    that is a GPU, otherwise on the device of the rows.
 
-    Of several processes (`ranks`) each gets its part of every batch, one row more or less than another's; the batches
-    of all are those of one process. A last batch that has not a row for each joins the one before it.
+    Each process of `group` gets its part of every batch; their sizes differ by at most one row, and together they are
+    the batch of a single process. A last batch with fewer rows than processes is merged into the one before.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class Batches:
         shuffle: bool = False,
         balanced: bool = False,
         seed: int = 0,
-        ranks: ProcessGroup | None = None,
+        group: ProcessGroup | None = None,
         device: torch.device = CPU,
     ) -> None:
         self.store = store
         self.device = device
-        self.ranks = ranks or ProcessGroup()
+        self.group = group or ProcessGroup()
         self.count = sum(store.lengths)
-        if min(self.count, batch_size) < self.ranks.world > 1:
+        if min(self.count, batch_size) < self.group.world > 1:
             raise DataError(
-                f"{self.count} rows in batches of {batch_size} are too few for {self.ranks.world} processes: take fewer"
-                " trainer.devices, or a larger data.batch_size"
+                f"{self.count} rows in batches of {batch_size} are too few for {self.group.world} processes: use fewer"
+                " trainer.devices or a larger data.batch_size"
             )
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -56,11 +56,11 @@ class Batches:
         self.seed = seed
         self.epoch = 0
         self.start = 0
-        """First batch of the next walk: above 0 once, after a state was loaded. A walk that was left starts anew."""
+        """First batch of the next iteration; above 0 only once, after a state was loaded."""
         self.position = 0
 
     batch_sampler = None
-    """Lightning asks what has a `sampler` for this too."""
+    """Lightning also reads this attribute of loaders with a `sampler`."""
 
     @property
     def sampler(self) -> "Batches":
@@ -72,19 +72,19 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(self.count, self.batch_size)
-        return max(whole + (rest >= max(self.ranks.world, 2)), 1)
+        return max(whole + (rest >= max(self.group.world, 2)), 1)
 
     def windows(self, generator: torch.Generator) -> list[list[int]]:
-        """The parts of each window of this epoch, in their order."""
+        """The parts in each window of this epoch, in order."""
         parts = range(len(self.store.lengths))
         if self.store.bytes <= WINDOW:
             return [list(parts)]
         order = torch.randperm(len(parts), generator=generator).tolist() if self.shuffle else parts
-        most = WINDOW * self.count / self.store.bytes
+        window_rows = WINDOW * self.count / self.store.bytes
         windows: list[list[int]] = []
-        rows = most
+        rows = window_rows
         for part in order:
-            if rows >= most:
+            if rows >= window_rows:
                 windows.append([])
                 rows = 0
             windows[-1].append(part)
@@ -95,38 +95,37 @@ class Batches:
         start, self.start = self.start, 0
         batch = start
         pieces: list[Rows] = []
-        lacking = self._size(batch)
-        for rows in self._walk(skip=start * self.batch_size):
+        missing = self._size(batch)
+        for rows in self._rows(skip=start * self.batch_size):
             at, count = 0, len(rows["target"])
             while at < count:
-                end = min(at + lacking, count)
+                end = min(at + missing, count)
                 pieces.append(cut(rows, at, end))
-                lacking -= end - at
+                missing -= end - at
                 at = end
-                if lacking == 0:
+                if missing == 0:
                     batch += 1
                     self.position = batch % len(self)
                     yield join(pieces)
-                    pieces, lacking = [], self._size(batch)
+                    pieces, missing = [], self._size(batch)
 
     def _size(self, batch: int) -> int:
-        """Rows of a batch that are this process's."""
+        """Number of rows of a batch for this process."""
         size = self.count - batch * self.batch_size if batch == len(self) - 1 else self.batch_size
-        rank, world = self.ranks.rank, self.ranks.world
+        rank, world = self.group.rank, self.group.world
         return size * (rank + 1) // world - size * rank // world
 
-    def _own(self, places: Tensor) -> Tensor:
-        """Which places in the order of the epoch are this process's, bool."""
-        rank, world = self.ranks.rank, self.ranks.world
-        batch = (places // self.batch_size).clamp_max(len(self) - 1)
+    def _own(self, positions: Tensor) -> Tensor:
+        """Which positions in the order of the epoch belong to this process, bool."""
+        rank, world = self.group.rank, self.group.world
+        batch = (positions // self.batch_size).clamp_max(len(self) - 1)
         size = torch.where(batch == len(self) - 1, self.count - batch * self.batch_size, self.batch_size)
-        inside = places - batch * self.batch_size
+        inside = positions - batch * self.batch_size
         return (inside >= size * rank // world) & (inside < size * (rank + 1) // world)
 
-    def _walk(self, skip: int) -> Iterator[Rows]:
-        """The rows in their order, the first `skip` left out, some batches at a time; the next window is read
-        meanwhile."""
-        # Of a seed torch's generator on the CPU takes 32 bits, so both numbers must be in these.
+    def _rows(self, skip: int) -> Iterator[Rows]:
+        """Yields the rows in order without the first `skip`, a few batches at a time; prefetches the next window."""
+        # Torch's CPU generator uses 32 bits of its seed, so these must depend on both numbers.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         windows = self.windows(generator)
@@ -144,14 +143,15 @@ class Batches:
                 first += len(index)
 
     def _gather(self, rows: Rows, index: Tensor) -> Iterator[Rows]:
-        texts = any(name.startswith(OFFSETS) for name in rows)  # where a row's tokens end, the device would have to say
+        # Cutting texts on a GPU would wait for their offsets, so each batch of texts is gathered alone.
+        texts = any(name.startswith(OFFSETS) for name in rows)
         batches = 1 if texts else max(int(GATHERED * self.count / self.store.bytes) // self.batch_size, 1)
         index = index.to(rows["target"].device)
         for piece in torch.split(index, batches * self._size(0)):
-            yield self._sent(take(rows, piece))
+            yield self._to_device(take(rows, piece))
 
-    def _sent(self, rows: Rows) -> Rows:
-        """On their way to the GPU, in memory that it reads from while this process goes on."""
+    def _to_device(self, rows: Rows) -> Rows:
+        """Starts the copy to the GPU, from pinned memory, so that it overlaps with this process's work."""
         if self.device.type != "cuda" or rows["target"].device == self.device:
             return rows
         return {name: values.pin_memory().to(self.device, non_blocking=True) for name, values in rows.items()}
@@ -159,8 +159,7 @@ class Batches:
     def _order(
         self, rows: Rows, index: Tensor, generator: torch.Generator, skip: int, first: int
     ) -> tuple[Rows, Tensor]:
-        """What is this process's of a window in its order; `first` is the place in the epoch of the window's first
-        row."""
+        """The rows of a window for this process, in order; `first` is the position of the window in the epoch."""
         if self.balanced and self.shuffle:
             classes = rows["target"].cpu()[index]
             weights = 1 / torch.bincount(classes)[classes]
@@ -169,7 +168,7 @@ class Batches:
             index = index[torch.randperm(len(index), generator=generator)]
         start = max(skip, first)
         index = index[start - first :]
-        if self.ranks.world > 1:
+        if self.group.world > 1:
             index = index[self._own(torch.arange(start, start + len(index)))]
         return rows, index
 

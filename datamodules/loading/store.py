@@ -1,4 +1,4 @@
-"""The encoded rows of a split: in memory, on the device, or on disk and read a window at a time."""
+"""The encoded rows of a split: in memory, on the device, or on disk and read window by window."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from common.hardware import readable
 from datamodules.schema import DataError
 
 Rows = dict[str, Tensor]
-"""Columns of rows as a batch has them (`datamodules.schema.InputSpec`), "target" among them."""
+"""Encoded columns by name, as in a batch (see `datamodules.schema.InputSpec`), and "target"."""
 StoreKind = Literal["memory", "device", "disk"]
 CPU = torch.device("cpu")
 
@@ -22,8 +22,10 @@ TOKENS, OFFSETS = "tokens.", "offsets."
 
 
 class MemoryStore:
-    """All rows in tensors, in memory or on a device; `lengths` are the rows of each part they came in, `size` the bytes
-    of all parts."""
+    """All rows as tensors, in memory or on a device.
+
+    `lengths` holds the number of rows of each part, `size` the bytes of all parts.
+    """
 
     def __init__(self, rows: Rows, lengths: Sequence[int] | None = None, size: int | None = None) -> None:
         self.rows = rows
@@ -33,12 +35,12 @@ class MemoryStore:
         self._spans = list(zip((ends - torch.tensor(self.lengths)).tolist(), ends.tolist(), strict=True))
 
     def window(self, parts: Sequence[int]) -> tuple[Rows, Tensor]:
-        """Rows that hold those of the parts, and the numbers of these in them, int64."""
+        """Tensors that contain the rows of the parts, and the positions of these rows in them, int64."""
         return self.rows, torch.cat([torch.arange(*self._spans[part]) for part in parts])
 
 
 class DiskStore:
-    """Each part in a file, mapped while it is copied: mapped for longer, its pages would fill the memory."""
+    """Parts in files, each memory-mapped only while it is copied; otherwise its pages would fill the memory."""
 
     def __init__(self, files: Sequence[Path], lengths: Sequence[int], size: int) -> None:
         self.files = list(files)
@@ -46,13 +48,14 @@ class DiskStore:
         self.bytes = size
 
     def window(self, parts: Sequence[int]) -> tuple[Rows, Tensor]:
+        """See `MemoryStore.window`."""
         rows = join([load_part(self.files[part]) for part in parts])
         if len(parts) == 1:
             rows = {name: values.clone() for name, values in rows.items()}
         return rows, torch.arange(len(rows["target"]))
 
     def read(self, device: torch.device) -> MemoryStore:
-        """All rows, on this device; of those for a GPU memory holds a part at a time."""
+        """Reads all rows to this device; for a GPU, only one part at a time is in memory."""
         if device.type == "cpu":
             rows, _ = self.window(range(len(self.files)))
         else:
@@ -77,7 +80,7 @@ def load_part(file: Path) -> Rows:
 
 
 def take(rows: Rows, index: Tensor) -> Rows:
-    """The rows of these numbers, in this order; a row's tokens are cut whole."""
+    """Selects rows by position, in this order, with all their tokens."""
     index = index.to(rows["target"].device)
     taken: Rows = {}
     for name, values in rows.items():
@@ -95,7 +98,7 @@ def take(rows: Rows, index: Tensor) -> Rows:
 
 
 def cut(rows: Rows, start: int, end: int) -> Rows:
-    """The rows from one number to before another, not copied where they hold no texts; all of them are themselves."""
+    """The rows from `start` to before `end`, as views if there are no texts; returns `rows` itself for all of them."""
     count = len(rows["target"])
     if (start, end) == (0, count):
         return rows
@@ -104,12 +107,24 @@ def cut(rows: Rows, start: int, end: int) -> Rows:
     return {name: values[start:end] for name, values in rows.items()}
 
 
-def draw(store: Store, most: int) -> Rows:
-    """At most so many rows of a store, on the CPU: all of them, or a uniform sample, in their order."""
+def head(store: Store, rows: int) -> Rows:
+    """The first rows of a store, on the CPU."""
+    parts, found = [], 0
+    for part, length in enumerate(store.lengths):
+        if found >= rows:
+            break
+        parts.append(part)
+        found += length
+    held, index = store.window(parts)
+    return {name: values.cpu() for name, values in take(held, index[:rows]).items()}
+
+
+def draw(store: Store, size: int) -> Rows:
+    """A uniform sample of at most `size` rows of a store, in their order, on the CPU."""
     count = sum(store.lengths)
     chosen = np.arange(count)
-    if count > most:
-        chosen = np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+    if count > size:
+        chosen = np.sort(np.random.default_rng(0).choice(count, size, replace=False))
     pieces: list[Rows] = []
     start = 0
     for part, length in enumerate(store.lengths):
@@ -119,13 +134,13 @@ def draw(store: Store, most: int) -> Rows:
             held, index = store.window([part])
             piece = take(held, index[wanted])
         else:
-            piece = take(load_part(store.files[part]), wanted)  # reads of the file what it takes
+            piece = take(load_part(store.files[part]), wanted)  # memory-mapped: reads only these rows
         pieces.append({name: values.cpu() for name, values in piece.items()})
     return join(pieces)
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """One after the other; a single part is itself, not a copy."""
+    """Concatenates parts; a single part is returned itself, not a copy."""
     if len(parts) == 1:
         return parts[0]
     joined: Rows = {}
@@ -140,7 +155,7 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 
 def as_bytes(setting: str, value: str | int) -> int:
-    """ "2GB", "500 MB" or a number of bytes. Raises DataError for anything else."""
+    """Parses "2GB", "500 MB" or a number of bytes. Raises DataError for anything else."""
     found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*)\s*([KMGT]?B)?\s*", str(value), re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
         raise DataError(f"{setting}={value}: give a size such as 2GB or 500MB")
@@ -150,14 +165,17 @@ def as_bytes(setting: str, value: str | int) -> int:
 def choose(
     wanted: Literal["auto", "memory", "device", "disk"], size: int, limit: int, device: torch.device
 ) -> tuple[StoreKind, str]:
-    """Where `size` bytes of rows go, and why; `limit` is what the rows may take of the memory, `device` is where the
-    network is."""
+    """Chooses the store for `size` bytes of rows and returns the reason.
+
+    `limit` is the memory that the rows may take, `device` the device of the network. Raises DataError for
+    data.store=device without a GPU.
+    """
     if wanted == "device" and device.type != "cuda":
-        raise DataError("data.store=device: the network is not on a CUDA device; take data.store=auto")
-    told = f"{readable(size)} of rows"
+        raise DataError("data.store=device: the network is not on a CUDA device; use data.store=auto")
+    amount = f"{readable(size)} of rows"
     if wanted != "auto":
-        return wanted, f"{told}, given"
+        return wanted, f"{amount}, given"
     if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-        return "device", f"{told}, less than half of what is free there"
+        return "device", f"{amount}, less than half of its free memory"
     fits = size <= limit / 2
-    return "memory" if fits else "disk", f"{told}, {'less' if fits else 'more'} than half of {readable(limit)}"
+    return "memory" if fits else "disk", f"{amount}, {'less' if fits else 'more'} than half of {readable(limit)}"

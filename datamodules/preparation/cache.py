@@ -1,4 +1,4 @@
-"""Prepared data on disk, found again by what they were made of: made once, whole or not there."""
+"""A cache of prepared data on disk, keyed by settings, files and code; entries are complete or absent."""
 
 import fcntl
 import hashlib
@@ -14,50 +14,50 @@ import torch
 
 from common.distributed import ProcessGroup
 
-ROOMS = ("datamodules", "common")
-"""What is prepared hangs on the code of these."""
+PACKAGES = ("datamodules", "common")
+"""Packages whose code affects the prepared data."""
 
 
 def key(settings: Mapping[str, Any], files: Sequence[str]) -> str:
-    """A name for what these settings make of these files; a file is known by its path, size and time of change."""
-    house = Path(__file__).parents[2]
-    sources = [file for room in ROOMS for file in sorted((house / room).rglob("*.py"))]
+    """The cache key of settings and files; a file is identified by its path, size and modification time."""
+    root = Path(__file__).parents[2]
+    sources = [file for package in PACKAGES for file in sorted((root / package).rglob("*.py"))]
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sources))
-    seen = [(file, status.st_size, status.st_mtime_ns) for file in files for status in [Path(file).stat()]]
-    made_of = [settings, seen, code.hexdigest(), torch.__version__, pl.__version__]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    stamps = [(file, status.st_size, status.st_mtime_ns) for file in files for status in [Path(file).stat()]]
+    content = [settings, stamps, code.hexdigest(), torch.__version__, pl.__version__]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:20]
 
 
 def find_or_make(folder: Path, make: Callable[[Path], None]) -> bool:
-    """Whether `folder` was there; where not, `make` fills one beside it, which takes the name once it is whole.
+    """Returns whether `folder` exists; if not, `make` fills a temporary folder next to it, which is then renamed.
 
-    Of several jobs that want it at the same time one makes it, and the others wait; the processes of one job make it
+    If several jobs need it at the same time, one makes it and the others wait. The processes of one job make it
     together.
     """
-    ranks = ProcessGroup()
-    first = ranks.rank == 0
+    group = ProcessGroup()
+    is_first = group.rank == 0
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock")) if first else nullcontext():
-        if ranks.gather(folder.exists())[0]:
+    with _locked(folder.with_name(f"{folder.name}.lock")) if is_first else nullcontext():
+        if group.gather(folder.exists())[0]:
             return True
-        if first:
+        if is_first:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
-        ranks.wait()
+        group.wait()
         try:
             make(unfinished)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        if first:
+        if is_first:
             unfinished.rename(folder)
-        ranks.wait()
+        group.wait()
     return False
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # let go when the process ends, however it ends
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the process ends, even if it is killed
         yield

@@ -1,4 +1,4 @@
-"""Cleaned rows in the order they were read, walked several times: in memory, or on disk once they are too many."""
+"""Cleaned rows in the order they were read, iterated several times; in memory up to a limit, then on disk."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,25 +21,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows: their number among the chunks of all files, their cells, and the pixels of their images, uint8
-    (rows, C, H, W) by column.
-    """
+    """Some rows: the number among all chunks, the cells, and the images by column, uint8 (rows, C, H, W)."""
 
     number: int
     frame: pl.DataFrame
     images: Mapping[str, Tensor]
 
-    def filter(self, wanted: np.ndarray) -> "Chunk":
-        """The rows where `wanted`, bool (rows,), says so."""
-        if wanted.all():
+    def filter(self, mask: np.ndarray) -> "Chunk":
+        """The rows where `mask`, bool (rows,), is true."""
+        if mask.all():
             return self
-        index = torch.from_numpy(np.flatnonzero(wanted))
+        index = torch.from_numpy(np.flatnonzero(mask))
         images = {name: pixels[index] for name, pixels in self.images.items()}
-        return Chunk(self.number, self.frame.filter(pl.Series(wanted)), images)
+        return Chunk(self.number, self.frame.filter(pl.Series(mask)), images)
 
 
 class Chunks:
-    """Chunks that stay in memory up to `limit` bytes; those that come after are kept in `folder`."""
+    """Chunks that are kept in memory up to `limit` bytes, and further ones in `folder`."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
@@ -75,14 +73,14 @@ class Chunks:
 
 
 def as_strings(frame: pl.DataFrame) -> pl.DataFrame:
-    """With its Categorical columns as String."""
+    """Casts Categorical columns to String."""
     return frame.cast({selectors.categorical(): pl.String})
 
 
 def in_parallel(function: Callable[[S], T], chunks: Iterable[S]) -> Iterator[T]:
-    """The results for the chunks, in their order, one chunk a core at a time."""
+    """Yields the results for the chunks in order; each core processes one chunk at a time."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # within a chunk, for there is one on each core
+    torch.set_num_threads(1)  # within a chunk, since each core has a chunk
     waiting: deque[Future[T]] = deque()
     try:
         with ThreadPoolExecutor(threads) as pool:

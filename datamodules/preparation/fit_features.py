@@ -1,4 +1,4 @@
-"""Statistics of the training rows -> the features, what networks are told of them, and what serving is told."""
+"""Statistics of the training rows -> the features, the input specification of networks, and the serving schema."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from datamodules.preparation.statistics import LEVEL, ROWS, Statistics
 from datamodules.schema import Column, ImageSpec, InputSpec, Kind, TargetSpec, TextSpec
 
 BINS = 48
-"""Bins at most of a number for networks that bend its scale."""
+"""Maximum number of bins of a number, for networks with piecewise-linear embeddings."""
 KNOTS = 49
-"""Quantiles of a number in the reference for drift."""
+"""Number of quantiles of a number in the drift reference."""
 TOKENS_KEPT = 200
-"""Commonest tokens of a text in the reference for drift."""
+"""Number of the most frequent tokens of a text in the drift reference."""
 
 
-class Fit:
-    """`columns`: those that the network gets; `sample`: training rows, of which quantiles are taken."""
+class FeatureFit:
+    """Fits the features of `columns`, the inputs of the network; quantiles are taken of `sample`, training rows."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Fit:
         return [column.name for column in self.columns if column.kind in kinds]
 
     def features(self) -> tuple[Features, InputSpec]:
+        """The fitted features and the specification of their output."""
         names, dates, texts, images = (self.of_kind(kind) for kind in ("number", "date", "text", "image"))
         categories, counts = self.of_kind("category"), self.statistics.levels
         parts = [varying_parts(as_tensor(self.sample[name])) for name in dates]
@@ -51,9 +52,9 @@ class Fit:
         values = {name: as_tensor(self.sample[name]) for name in (*names, *dates)}
         derived = calendar(values)
         number_names = [*names, *derived]
-        missing = {name for name, facts in self.statistics.numbers.items() if facts.missing}
+        missing = {name for name, number in self.statistics.numbers.items() if number.missing}
         for name, kept in zip(dates, parts, strict=True):
-            # One indicator tells that a date is missing; each part would tell it again.
+            # One indicator per date is enough; those of its other parts would be equal.
             missing |= {f"{name} {part}" for part in kept[:1] if name in missing}
         stacked = [(values | derived)[name] for name in number_names]
         rows = len(self.sample)
@@ -94,10 +95,10 @@ class Fit:
 
     def _texts(self, names: Sequence[str]) -> tuple[Texts, tuple[TextSpec, ...]]:
         settings, counts = self.settings, [self.statistics.tokens[name] for name in names]
-        if settings.wordpiece is not None:
-            tokens = settings.wordpiece.tokens
+        if settings.vocabulary is not None:
+            tokens = settings.vocabulary.tokens
             specs = [TextSpec(name, tokens, tuple(idf(each, tokens))) for name, each in zip(names, counts, strict=True)]
-            return WordPiece(names, settings.wordpiece), tuple(specs)
+            return WordPiece(names, settings.vocabulary), tuple(specs)
         vocabularies = [vocabulary(each, settings.max_tokens) for each in counts]
         specs = [
             TextSpec(name, tuple(tokens), tuple(weights))
@@ -112,7 +113,7 @@ class Fit:
         return ImageSpec(name, self.shapes[name], tuple((mean / 255).tolist()), tuple((deviation / 255).tolist()))
 
     def describe(self, target: TargetSpec, unused: Sequence[str]) -> dict[str, Any]:
-        """What serving must know: "columns", in order, for checks and flags; the names of "unused" ones; "target"; and
+        """The serving schema: "columns", in order, for checks and flags; the names of "unused" columns; "target"; and
         "reference", for drift.
         """
         columns: list[dict[str, Any]] = []
@@ -122,20 +123,20 @@ class Fit:
             name = column.name
             described: dict[str, Any] = {"name": name, "kind": column.kind}
             if column.kind in ("number", "date"):
-                facts = self.statistics.numbers[name]
+                number = self.statistics.numbers[name]
                 rules = self.settings.number_rules([column]).get(name, {})
                 described |= {
-                    "missing": facts.missing > 0,
-                    # A column may have values in other splits alone.
-                    "min": facts.low if facts.missing < rows else 0.0,
-                    "max": facts.high if facts.missing < rows else 0.0,
+                    "missing": number.missing > 0,
+                    # A column may have values in other splits only.
+                    "min": number.low if number.missing < rows else 0.0,
+                    "max": number.high if number.missing < rows else 0.0,
                     "range": list(self.settings.ranges.get(name, (None, None))),
                     "replace": [list(rule) for rule in rules.items()],
                 }
                 if column.kind == "date":
                     described["day_first"] = column.day_first
                 knots = _knots(self.sample[name].replace(rules))
-                reference["numbers"][name] = {"knots": knots, "missing": facts.missing / rows}
+                reference["numbers"][name] = {"knots": knots, "missing": number.missing / rows}
             elif column.kind == "category":
                 counts = dict(self.statistics.levels[name].select(LEVEL, ROWS).iter_rows())
                 absent = counts.pop("", 0)
@@ -146,22 +147,22 @@ class Fit:
                 }
                 reference["categories"][name] = {"levels": counts, "missing": absent / rows}
             elif column.kind == "text":
-                commonest = self.statistics.tokens[name].tokens.sort(TOTAL, TOKEN, descending=[True, False])
+                most_frequent = self.statistics.tokens[name].tokens.sort(TOTAL, TOKEN, descending=[True, False])
                 reference["texts"][name] = {
-                    "tokens": dict(commonest.select(TOKEN, TOTAL).head(TOKENS_KEPT).iter_rows())
+                    "tokens": dict(most_frequent.select(TOKEN, TOTAL).head(TOKENS_KEPT).iter_rows())
                 }
             elif column.kind == "image":
                 described["shape"] = list(self.shapes[name])
             columns.append(described)
-        facts_of_target = {
+        described_target = {
             "name": target.name,
             "task": target.task,
             "classes": list(target.classes),
             "mean": target.mean,
             "scale": target.scale,
-            "replace": text_rules(self.settings.replace.get(target.name, {})),
+            "replace": text_rules(self.settings.target_rules),
         }
-        return {"columns": columns, "unused": list(unused), "target": facts_of_target, "reference": reference}
+        return {"columns": columns, "unused": list(unused), "target": described_target, "reference": reference}
 
 
 def _knots(cells: pl.Series) -> list[float]:

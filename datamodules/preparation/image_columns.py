@@ -1,4 +1,4 @@
-"""The images of a table: decoded once, to uint8 of one shape a column, with the reason where one cannot be used."""
+"""The image columns of a table: decoded once, to uint8 of one shape per column; failures have a reason."""
 
 import hashlib
 import math
@@ -9,7 +9,7 @@ import polars as pl
 from torch import Tensor
 
 from datamodules.features.images import fit
-from datamodules.preparation.clean import Images
+from datamodules.preparation.clean import DecodedImages
 from datamodules.readers.image_files import Shape, choose_shape, decode_column
 from datamodules.readers.read import CHUNK, Raw
 
@@ -17,15 +17,18 @@ PIECE = 4 * 10**6
 """Bytes of images that are encoded at a time."""
 
 
-class Pixels:
-    """`size` of the images: the side of a square, (height, width), or "auto", which goes by the first images."""
+class ImageColumns:
+    """The image columns and their shapes.
+
+    `size` is the side of a square, (height, width), or "auto", which depends on the first images.
+    """
 
     def __init__(self, size: Literal["auto"] | int | tuple[int, int]) -> None:
         self.size = size
         self.shapes: dict[str, Shape] = {}
 
-    def look(self, raw: Raw, names: Sequence[str]) -> None:
-        """Settles the shape of each image column."""
+    def infer_shapes(self, raw: Raw, names: Sequence[str]) -> None:
+        """Sets the shape of each image column from the first rows."""
         for name in names:
             if name in raw.images:
                 channels, height, width = raw.images[name].shape[1:]
@@ -34,7 +37,7 @@ class Pixels:
                 self.shapes[name] = choose_shape(raw.frame[name], raw.root, self.size)
 
     def pieces(self, chunks: Iterator[tuple[int, int, Raw]]) -> Iterator[tuple[int, int, Raw]]:
-        """Chunks cut into such as their images leave small; the number of a piece is that of its chunk and its own."""
+        """Cuts chunks so that their images stay small; a piece is numbered (chunk number << 16) + position."""
         size = sum(math.prod(shape) for shape in self.shapes.values())
         rows = min(max(PIECE // size, 1), CHUNK) if size else CHUNK
         for file, number, raw in chunks:
@@ -43,15 +46,16 @@ class Pixels:
                 bad = raw.bad if piece == 0 else raw.bad.clear()
                 yield file, (number << 16) + piece, Raw(raw.frame.slice(first, rows), bad, images)
 
-    def decode(self, raw: Raw) -> dict[str, Images]:
-        images: dict[str, Images] = {}
+    def decode(self, raw: Raw) -> dict[str, DecodedImages]:
+        """The decoded images of each image column."""
+        images: dict[str, DecodedImages] = {}
         for name, shape in self.shapes.items():
             if name in raw.images:
                 pixels = fit(raw.images[name], shape)
                 reasons = pl.repeat(None, len(raw.frame), dtype=pl.String, eager=True)
             else:
                 pixels, reasons = decode_column(raw.frame[name], raw.root, shape)
-            images[name] = Images(pixels, reasons, _digests(pixels))
+            images[name] = DecodedImages(pixels, reasons, _digests(pixels))
         return images
 
 

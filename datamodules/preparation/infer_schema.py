@@ -1,59 +1,116 @@
-"""What each column is and what the target asks for, concluded from the rows, each with its reason."""
+"""The kind of each column and the task, inferred from the first rows, each with its reason."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal, get_args
 
 import polars as pl
 
-from common.cells import as_date, as_number, clean_text, day_first
+from common.cells import as_date, as_number, clean_text, day_first, is_low_cardinality
+from datamodules.preparation.clean import clean_target
+from datamodules.preparation.settings import Settings
 from datamodules.readers.read import FILE, LINE
-from datamodules.schema import Column, DataError, Kind, Task
+from datamodules.schema import Column, DataError, Kind, Task, feature_columns
 
-MAX_BAD_NUMBERS = 0.05
-"""Share of cells that may be no numbers in a column of numbers; such rows are set aside."""
-MAX_DIFFERENT = 0.5
-"""Share of different values above which a column of single words has nothing to learn from."""
+MAX_BAD_CELLS = 0.05
+"""Maximum share of cells of a column that may not be of its kind; rows with such cells are rejected."""
+MAX_DISTINCT = 0.5
+"""Share of distinct values above which a column of single words is an identifier."""
 TEXT_WORDS = 3.0
-"""Mean words a cell from which on a column of many values is text."""
+"""Mean number of words per cell from which a column with many distinct values is text."""
 MAX_NUMBER_CLASSES = 10
-"""A target of whole numbers with at most so many values is taken for classes."""
-LOOKED_AT = 10_000
-"""Cells of a column that dates and paths are told by."""
+"""Maximum number of distinct values for which a target of whole numbers is taken as classes."""
+CHECKED_CELLS = 10_000
+"""Number of cells that are checked for dates and paths."""
 _IMAGE = r"(?i)\.(jpe?g|png|gif|bmp|webp|tiff?|ppm)$"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns, the task with its reason, and the names of the text columns with few distinct values."""
+
+    columns: list[Column]
+    task: Task
+    reason: str
+    low_cardinality: list[str]
+
+
+def infer_schema(frame: pl.DataFrame, settings: Settings, image_columns: Collection[str]) -> Schema:
+    """Infers the schema from raw rows; `image_columns` come as pixels.
+
+    Raises DataError if the settings do not fit the columns, or if nothing can be learned.
+    """
+    overrides: dict[str, Kind] = {**dict.fromkeys(image_columns, "image"), **settings.columns}
+    columns = infer_columns(frame, target=settings.target, overrides=overrides, missing=settings.missing)
+    by, column_of_split = settings.split.by, settings.split.column
+    if column_of_split is not None:
+        check_names("data.split.column", [column_of_split], [column.name for column in columns])
+    labels = clean_target(frame[settings.target], settings.missing, settings.target_rules)
+    if labels.null_count() == len(labels):
+        raise DataError(
+            f"data.target={settings.target}: no row has a value. Cells that count as missing are"
+            f" {', '.join(map(repr, settings.missing))} (data.missing)."
+        )
+    task, reason = infer_task(labels, settings.task)
+    if by in ("group", "column"):
+        why = "gives the group of a row" if by == "group" else "gives the split of a row"
+        columns = [
+            replace(column, kind="drop", reason=why) if column.name == column_of_split else column for column in columns
+        ]
+    _check_settings(settings, columns)
+    names = [name for name in frame.columns if name not in (FILE, LINE) and is_low_cardinality(frame[name])]
+    return Schema(columns, task, reason, names)
+
+
+def _check_settings(settings: Settings, columns: Sequence[Column]) -> None:
+    if not feature_columns(columns, settings.target):
+        kinds = ", ".join(f"{column.name} ({column.kind})" for column in columns)
+        raise DataError(f"no column is left to learn from: {kinds}. Set one with data.columns='{{NAME: category}}'")
+    if settings.columns.get(settings.target) == "drop":
+        raise DataError(f"data.columns: {settings.target} is data.target, and cannot be dropped")
+    check_names("data.ranges", settings.ranges, [column.name for column in columns])
+    check_names("data.replace", settings.rules, [column.name for column in columns])
+    for column in columns:
+        is_target = column.name == settings.target
+        what = f"{column.name} is of kind {column.kind} ({column.reason})"
+        if column.name in settings.ranges and (column.kind != "number" or is_target):
+            raise DataError(f"data.ranges: {what}; ranges are for number columns other than the target")
+        if column.name in settings.rules and column.kind not in ("number", "category") and not is_target:
+            raise DataError(f"data.replace: {what}; values are replaced in numbers, categories and the target")
 
 
 def infer_columns(
     frame: pl.DataFrame, *, target: str, overrides: Mapping[str, Kind], missing: Sequence[str]
 ) -> list[Column]:
-    """The kind of each column, in order; `overrides` win. Raises DataError for names the table does not have."""
+    """The kind of each column, in order; `overrides` take precedence. Raises DataError for unknown column names."""
     names = [name for name in frame.columns if name not in (FILE, LINE)]
     check_names("data.target", [target], names)
     check_names("data.columns", overrides, names)
     for name, kind in overrides.items():
         if kind not in get_args(Kind):
-            raise DataError(f"data.columns: {name} is to be {kind!r}; a column is one of {', '.join(get_args(Kind))}")
+            raise DataError(f"data.columns: {name} is {kind!r}; it must be one of {', '.join(get_args(Kind))}")
     columns = []
     for name in names:
-        kind, reason = (overrides[name], "given") if name in overrides else _infer(frame[name], missing)
+        kind, reason = (overrides[name], "given") if name in overrides else _infer_kind(frame[name], missing)
         columns.append(Column(name, kind, reason, day_first=kind == "date" and day_first(frame[name])))
     return columns
 
 
 def infer_task(target: pl.Series, wanted: Literal["auto", "binary", "multiclass", "regression"]) -> tuple[Task, str]:
-    """What is to be predicted, from the cleaned text of the target, and why."""
+    """The task and its reason, inferred from the cleaned text of the target."""
     if wanted != "auto":
         return wanted, "given"
     values = target.drop_nulls()
-    different = values.n_unique()
-    if different == 2:
+    distinct = values.n_unique()
+    if distinct == 2:
         return "binary", f"two values: {' and '.join(sorted(values.unique()))}"
     numbers, bad = as_number(values, ())
-    if bad.any() or different == 1:
-        return "multiclass", f"{different:,} values that are no numbers"
-    if different <= MAX_NUMBER_CLASSES and (numbers == numbers.round()).all():
-        return "multiclass", f"{different} whole numbers; data.task=regression takes them as amounts"
-    return "regression", f"{different:,} different numbers"
+    if bad.any() or distinct == 1:
+        return "multiclass", f"{distinct:,} values that are not numbers"
+    if distinct <= MAX_NUMBER_CLASSES and (numbers == numbers.round()).all():
+        return "multiclass", f"{distinct} whole numbers; data.task=regression takes them as amounts"
+    return "regression", f"{distinct:,} distinct numbers"
 
 
 def check_names(setting: str, wanted: Collection[str], names: Sequence[str]) -> None:
@@ -65,7 +122,7 @@ def check_names(setting: str, wanted: Collection[str], names: Sequence[str]) -> 
             raise DataError(f"{setting}: the table has no column {name!r}; {hint}")
 
 
-def _infer(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
+def _infer_kind(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
     rows = len(series)
     if series.dtype.is_temporal():
         return "date", f"{series.dtype} values"
@@ -74,32 +131,32 @@ def _infer(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
     present = rows - text.null_count()
     if present == 0:
         return "constant", f"no value in {rows:,} rows"
-    different = text.n_unique() - (text.null_count() > 0)
+    distinct = text.n_unique() - (text.null_count() > 0)
     example = text.drop_nulls()[0]
-    if different == 1 and present == rows:
+    if distinct == 1 and present == rows:
         return "constant", f"one value: {example}"
-    if bad.sum() <= MAX_BAD_NUMBERS * present and series.dtype != pl.Boolean:
-        return _number(numbers, int(bad.sum()), rows)
-    first = text.drop_nulls().head(LOOKED_AT)
-    if as_date(first, missing, day_first(first))[1].sum() <= MAX_BAD_NUMBERS * len(first):
+    if bad.sum() <= MAX_BAD_CELLS * present and series.dtype != pl.Boolean:
+        return _number_or_identifier(numbers, int(bad.sum()), rows)
+    first = text.drop_nulls().head(CHECKED_CELLS)
+    if as_date(first, missing, day_first(first))[1].sum() <= MAX_BAD_CELLS * len(first):
         return "date", f"dates such as {example}"
-    if first.str.contains(_IMAGE).sum() >= (1 - MAX_BAD_NUMBERS) * len(first):
+    if first.str.contains(_IMAGE).sum() >= (1 - MAX_BAD_CELLS) * len(first):
         return "image", f"paths of images such as {example}"
     hint = ""
     if 0 < bad.sum() < present / 2:
-        hint = f"; {bad.sum():,} cells such as {text.filter(bad)[0]} are no numbers, the others are"
-    many = different > MAX_DIFFERENT * present and present > 20
+        hint = f"; {bad.sum():,} cells such as {text.filter(bad)[0]} are not numbers, the others are"
+    many = distinct > MAX_DISTINCT * present and present > 20
     words = text.str.count_matches(r"\S+").mean()
     if many and isinstance(words, float) and words >= TEXT_WORDS:
-        return "text", f"{words:.0f} words a cell, {different:,} different texts"
+        return "text", f"{words:.0f} words per cell, {distinct:,} distinct texts"
     if many:
-        return "identifier", f"{different:,} different values in {present:,} rows{hint}"
-    return "category", f"{different:,} level{'s' if different > 1 else ''} in {rows:,} rows{hint}"
+        return "identifier", f"{distinct:,} distinct values in {present:,} rows{hint}"
+    return "category", f"{distinct:,} level{'s' if distinct > 1 else ''} in {rows:,} rows{hint}"
 
 
-def _number(numbers: pl.Series, bad: int, rows: int) -> tuple[Kind, str]:
+def _number_or_identifier(numbers: pl.Series, bad: int, rows: int) -> tuple[Kind, str]:
     low, high = numbers.min(), numbers.max()
-    if not isinstance(low, float) or not isinstance(high, float):  # nothing but infinities
+    if not isinstance(low, float) or not isinstance(high, float):  # only infinities
         return "constant", f"no finite number in {rows:,} rows"
     if rows > 20 and high - low == rows - 1 and numbers.n_unique() == rows and (numbers == numbers.round()).all():
         return "identifier", f"counts the rows from {low:.0f} to {high:.0f}"

@@ -1,4 +1,4 @@
-"""What is held of every row while the data are prepared: its target, its hash, and what splits it."""
+"""What is kept in memory for every row during preparation: its target, its hash, and its cell of the split column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from datamodules.readers.read import concat
 
 @dataclass(frozen=True)
 class Keys:
-    """What the split needs of the rows that are kept: of a chunk, or of all, in their order."""
+    """What the split needs to know of the rows of one chunk, or of several chunks in order."""
 
     numbers: list[int]
-    """The chunks."""
+    """Numbers of the chunks."""
     lengths: list[int]
-    """Rows of each that are kept."""
+    """Number of cleaned rows in each chunk."""
     target: pl.Series
     copy: pl.Series
     column: pl.Series | None
     file: np.ndarray
-    """int8: 0 for rows of data.path, 1 of data.val_path, 2 of data.test_path."""
+    """int8 (rows,): 0 for rows of data.path, 1 of data.val_path, 2 of data.test_path."""
 
-    def pieces(self, values: np.ndarray) -> dict[int, np.ndarray]:
-        """Values of all rows -> those of each chunk."""
+    def by_chunk(self, values: np.ndarray) -> dict[int, np.ndarray]:
+        """Splits values of all rows into the values of each chunk, by chunk number."""
         return dict(zip(self.numbers, np.split(values, np.cumsum(self.lengths)[:-1]), strict=True))
 
     @classmethod
     def join(cls, keys: Sequence["Keys"]) -> "Keys":
-        """Those of several chunks, one after the other."""
+        """Concatenates the keys of several chunks."""
         columns = [key.column for key in keys if key.column is not None]
         return cls(
             [number for key in keys for number in key.numbers],
@@ -42,9 +42,9 @@ class Keys:
 
 
 def first_copies(copy: np.ndarray) -> np.ndarray | None:
-    """For each row the position of the first row with the same number, int64 (rows,); None where all are different.
+    """The position of the first row with the same hash, for each row, int64 (rows,); None if all hashes differ.
 
-    Lean: of tens of millions of rows only those that have a copy are looked at by one.
+    Only rows that have a copy are grouped, which saves memory for tens of millions of rows.
     """
     ordered = np.sort(copy)
     if not (ordered[1:] == ordered[:-1]).any():

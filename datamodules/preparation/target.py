@@ -1,4 +1,4 @@
-"""The target: what it is in the training rows, what it is in each split, and its codes."""
+"""The target: its specification, its distribution in each split, and its encoding."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from datamodules.split import SPLITS
 
 
 def describe_target(name: str, task: Task, values: pl.Series, split: np.ndarray) -> TargetSpec:
-    """The target of these rows, of which `split` says which train (0). Raises DataError where these are all alike."""
+    """The target of the training rows (`split` is 0). Raises DataError if they all have the same value."""
     train = values.filter(split == 0)
     if train.n_unique() == 1:
         raise DataError(
@@ -29,20 +29,21 @@ def describe_target(name: str, task: Task, values: pl.Series, split: np.ndarray)
 
 
 def describe_splits(values: pl.Series, split: np.ndarray, target: TargetSpec) -> dict[str, dict[str, Any]]:
-    """Of each split the rows, and the rows of each class, or mean and deviation of the target."""
+    """The number of rows of each split, and the rows of each class or the mean and standard deviation of the target."""
     described: dict[str, dict[str, Any]] = {}
     for code, name in enumerate(SPLITS):
-        some = values.filter(split == code)
-        described[name] = {"rows": len(some)}
+        part = values.filter(split == code)
+        described[name] = {"rows": len(part)}
         if target.task == "regression":
-            numbers = some.to_numpy()
+            numbers = part.to_numpy()
             described[name] |= {"mean": float(numbers.mean()), "deviation": float(numbers.std())}
         else:
-            described[name]["classes"] = _counts(some)
+            described[name]["classes"] = _counts(part)
     return described
 
 
 def encode_target(values: pl.Series, target: TargetSpec) -> Tensor:
+    """Class codes, int64 (rows,), or standardized values, float32 (rows,)."""
     if target.task == "regression":
         return torch.from_numpy((values.to_numpy() - target.mean) / target.scale).float()
     codes = values.replace_strict(list(target.classes), range(len(target.classes)), return_dtype=pl.Int64)
@@ -54,7 +55,7 @@ def _counts(values: pl.Series) -> dict[str, int]:
 
 
 def _natural(name: str) -> tuple[bool, float, str]:
-    """Classes that are numbers in their order, then the others by name."""
+    """Sort key: classes that are numbers in numeric order, then the others by name."""
     try:
         return (False, float(name), name)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Delimited text to rows of String cells with their true lines; rows of another length are set apart."""
+"""Delimited text -> rows of String cells with their line numbers; rows of another length are rejected."""
 
 import csv
 import io
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
     import _csv
 
 BLOCK = 1 << 22
-"""Bytes read at a time."""
-LONGEST = 1 << 23
-"""Bytes after which a quote that no other closes is taken for a character."""
+"""Number of bytes read at a time."""
+MAX_QUOTED = 1 << 23
+"""Number of bytes after which an unclosed quote is treated as a character."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SEPARATORS = ",\t;|"
 SHOWN = 200
-"""Characters of a row of another length that are kept."""
+"""Number of characters of a rejected row that are kept."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file: their cells, String; the line each begins at, Int64; and of rows that are no rows of the
-    table the line, the rule they break and the text.
+    """Some rows of a file: their cells, String; the first line of each row, Int64; and for each rejected row its line,
+    the violated rule and its text.
     """
 
     cells: pl.DataFrame
     lines: pl.Series
-    ragged: list[tuple[int, str, str]]
+    rejected: list[tuple[int, str, str]]
 
 
 def read_delimited(
     file: BinaryIO | GzipFile, name: str, *, separator: str | None, names: Sequence[str] | None
 ) -> Iterator[Rows]:
-    """The rows of a file, a block at a time. Raises DataError, with `name` and the line, where it is no table.
+    """Yields the rows of a file block by block. Raises DataError, with `name` and the line, if it is not a table.
 
-    The separator is the commonest in the first line where none is given. Without `names` the first line is the header.
-    Cells may be quoted, as RFC 4180 has it; in tab-separated files, which seldom are, quotes that break its rules are
-    characters like any other.
+    The default separator is the most frequent one in the first line. Without `names`, the first line is the header.
+    Cells may be quoted as in RFC 4180. In tab-separated files, which are rarely quoted, quotes that violate its rules
+    are ordinary characters.
     """
     blocks = _blocks(file)
     first = next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
@@ -54,14 +54,14 @@ def read_delimited(
     text = decode(first, name, 1)
     if "\n" not in text and "\r" in text:
         raise DataError(
-            f"{name}: its lines end in carriage returns alone; convert the file, as with: tr '\\r' '\\n' < OLD > NEW"
+            f"{name}: its lines end in carriage returns only; convert the file, as with: tr '\\r' '\\n' < OLD > NEW"
         )
-    separator = separator or _commonest_separator(text)
+    separator = separator or _most_frequent_separator(text)
     source = io.StringIO(text, newline="")
     header = [cell.strip() for cell in next(row for row in _reader(source, separator) if row)]
     line = 1
     if names is None:
-        names = _checked(header, name)
+        names = _column_names(header, name)
         line += text.count("\n", 0, source.tell())
         first = text[source.tell() :].encode()
     elif len(names) != len(header):
@@ -71,25 +71,25 @@ def read_delimited(
         line += _count(block, "\n")
 
 
-def _commonest_separator(text: str) -> str:
-    """Of the first line, what is in quotes left out."""
+def _most_frequent_separator(text: str) -> str:
+    """The most frequent separator outside quotes in the first line."""
     header = re.sub('"[^"]*"', "", text[: 1 << 16]).lstrip().partition("\n")[0]
     return max(SEPARATORS, key=header.count)
 
 
 def _blocks(file: BinaryIO | GzipFile) -> Iterator[bytes]:
-    """The file in blocks of whole lines; a quoted cell with line breaks is not cut."""
+    """Yields blocks of complete lines; a quoted cell with line breaks is not split."""
     while block := file.read(BLOCK) + file.readline():
         if block.count(b'"') % 2:
-            block += b"".join(_to_quote(file, LONGEST - len(block)))
+            block += b"".join(_to_quote(file, MAX_QUOTED - len(block)))
         yield block
 
 
-def _to_quote(file: BinaryIO | GzipFile, most: int) -> Iterator[bytes]:
-    """The lines up to one with an odd number of quotes, or so many bytes."""
-    while most > 0 and (line := file.readline()):
+def _to_quote(file: BinaryIO | GzipFile, limit: int) -> Iterator[bytes]:
+    """Yields the lines up to one with an odd number of quotes, but about `limit` bytes at most."""
+    while limit > 0 and (line := file.readline()):
         yield line
-        most = 0 if line.count(b'"') % 2 else most - len(line)
+        limit = 0 if line.count(b'"') % 2 else limit - len(line)
 
 
 def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
@@ -99,19 +99,19 @@ def _parse(block: bytes, name: str, line: int, separator: str, names: Sequence[s
 
 
 def _parse_plain(block: bytes, line: int, separator: str, names: Sequence[str]) -> Rows | None:
-    """Has polars read a block without quotes, all of whose lines are rows of the table; None for any other."""
+    """Reads a block with polars if it has no quotes and every line is a row of the table; otherwise returns None."""
     rows = _count(block, "\n")
     if b'"' in block or not block.endswith(b"\n") or not _count(block, separator) == rows * (len(names) - 1) > 0:
         return None
     try:
-        # Polars refuses a line with more separators; with as many as there should be in all, none has fewer.
+        # Polars refuses lines with too many separators; as the total is right, no line has too few.
         return Rows(_read_cells(block, separator, names, None), pl.int_range(line, line + rows, eager=True), [])
     except pl.exceptions.PolarsError:
         return None
 
 
 def _parse_rows(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
-    """Finds where rows begin and how many fields they have, then has polars read those that are rows of the table."""
+    """Finds the start and number of fields of each row, then reads those of the right length with polars."""
     data = np.frombuffer(block, np.uint8)
     newlines = np.flatnonzero(data == ord("\n"))
     separators = np.flatnonzero(data == ord(separator))
@@ -130,17 +130,17 @@ def _parse_rows(block: bytes, name: str, line: int, separator: str, names: Seque
     lines = np.searchsorted(newlines, starts) + line
     good = (fields == len(names)) & ~blank
 
-    wanted = block
+    good_rows = block
     if not good.all():
-        wanted = b"".join(block[start : end + 1] for start, end in zip(starts[good], ends[good], strict=True))
+        good_rows = b"".join(block[start : end + 1] for start, end in zip(starts[good], ends[good], strict=True))
     try:
-        cells = _read_cells(wanted, separator, names, '"' if len(quotes) else None)
+        cells = _read_cells(good_rows, separator, names, '"' if len(quotes) else None)
     except pl.exceptions.ComputeError:
-        decode(block, name, line)  # says where, if this is why
+        decode(block, name, line)  # raises DataError with the line if this is the cause
         raise
     if len(cells) != good.sum():
         return _parse_exactly(block, name, line, separator, names)
-    ragged = [
+    rejected = [
         (
             int(lines[row]),
             _length(int(fields[row]), names),
@@ -148,11 +148,11 @@ def _parse_rows(block: bytes, name: str, line: int, separator: str, names: Seque
         )
         for row in np.flatnonzero(~good & ~blank)
     ]
-    return Rows(cells, pl.Series(lines[good], dtype=pl.Int64), ragged)
+    return Rows(cells, pl.Series(lines[good], dtype=pl.Int64), rejected)
 
 
 def _count(block: bytes, character: str) -> int:
-    """`bytes.count` takes ten times as long where the character is common."""
+    """`block.count(character)`, ten times as fast for frequent characters."""
     return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord(character)))
 
 
@@ -171,10 +171,10 @@ def _read_cells(block: bytes, separator: str, names: Sequence[str], quote: str |
 
 
 def _well_formed(data: np.ndarray, quotes: np.ndarray, separator: int) -> bool:
-    """Whether every quote opens a field, closes one, or is doubled inside one."""
+    """Returns whether every quote opens a field, closes one, or is doubled inside one."""
     if len(quotes) % 2:
         return False
-    # At the ends of the block the quote itself is looked at, which passes.
+    # At the ends of the block this looks at the quote itself, which is allowed.
     before_opening = data[np.maximum(quotes[::2] - 1, 0)]
     after_closing = data[np.minimum(quotes[1::2] + 1, len(data) - 1)]
     borders = [separator, ord("\n"), ord('"')]
@@ -188,27 +188,27 @@ def _all_in(data: np.ndarray, allowed: Sequence[int]) -> bool:
 
 
 def _parse_exactly(block: bytes, name: str, line: int, separator: str, names: Sequence[str]) -> Rows:
-    """The slow way, for quotes where none should be: Python's reader takes them as they stand."""
+    """Reads a block with misplaced quotes by Python's reader, which is slow."""
     text = decode(block, name, line)
     source = io.StringIO(text, newline="")
     rows: list[list[str]] = []
     lines: list[int] = []
-    ragged: list[tuple[int, str, str]] = []
+    rejected: list[tuple[int, str, str]] = []
     begin = end = 0
     for row in _reader(source, separator):
         line += text.count("\n", begin, end)
         begin, end = end, source.tell()
         if row and len(row) != len(names):
-            ragged.append((line, _length(len(row), names), _shown(text[begin:end])))
+            rejected.append((line, _length(len(row), names), _shown(text[begin:end])))
         elif "\n" in text[begin:end].rstrip() and not _is_strict(text[begin:end], separator):
-            ragged.append((line, "a quote that does not end its cell", _shown(text[begin:end])))
+            rejected.append((line, "a closing quote inside a cell", _shown(text[begin:end])))
         elif row:
             rows.append(row)
             lines.append(line)
     if text.count("\n", begin) > 1 and text.count('"', begin) % 2:
-        raise DataError(f"{name}, line {line}: a quote opens a cell here that no other quote closes; mend the line")
+        raise DataError(f"{name}, line {line}: a quote opens a cell here and is never closed; fix the line")
     cells = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
-    return Rows(cells, pl.Series(lines, dtype=pl.Int64), ragged)
+    return Rows(cells, pl.Series(lines, dtype=pl.Int64), rejected)
 
 
 def _length(fields: int, names: Sequence[str]) -> str:
@@ -216,7 +216,7 @@ def _length(fields: int, names: Sequence[str]) -> str:
 
 
 def _is_strict(row: str, separator: str) -> bool:
-    """Whether its quotes keep the rules: a stray one may have swallowed the lines up to the next quote."""
+    """Returns whether the quotes of a row are valid; otherwise it may have swallowed lines up to the next quote."""
     try:
         list(csv.reader(io.StringIO(row, newline=""), delimiter=separator, strict=True))
     except csv.Error:
@@ -234,7 +234,7 @@ def _shown(row: str) -> str:
 
 
 def decode(block: bytes, name: str, line: int) -> str:
-    """The text of a block that begins at the line. Raises DataError, with line and byte, where it is not UTF-8."""
+    """Decodes a block that starts at `line`. Raises DataError, with line and byte, if it is not UTF-8."""
     try:
         return block.decode()
     except UnicodeDecodeError as error:
@@ -246,8 +246,8 @@ def decode(block: bytes, name: str, line: int) -> str:
         ) from error
 
 
-def _checked(header: Sequence[str], name: str) -> list[str]:
-    """The names of the columns; one without a name, as tables written with their index have, gets its number."""
+def _column_names(header: Sequence[str], name: str) -> list[str]:
+    """The names of the columns; one without a name, such as an index, is named by its position."""
     names = [column or f"column_{position}" for position, column in enumerate(header, start=1)]
     for column in names:
         if names.count(column) > 1:

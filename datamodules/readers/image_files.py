@@ -1,4 +1,4 @@
-"""Image files as a table: what a folder holds, the shape that suits a column, and its decoding."""
+"""Image files as a table: lists a folder, chooses the shape of a column, and decodes it."""
 
 import os
 from functools import partial
@@ -18,24 +18,24 @@ Shape = tuple[int, int, int]
 """Channels, height, width."""
 
 SAMPLE = 64
-"""Images that a shape is chosen from."""
+"""Number of images that a shape is chosen from."""
 MAX_SIDE = 128
-"""Of a shape that is chosen: what two cores can train on, and enough to tell most photographs apart."""
+"""Maximum side of a chosen shape: fast enough to train on two cores, and sufficient for most photographs."""
 
 CLUTTER = {"desktop.ini", "Thumbs.db", "__MACOSX"}
-"""Left behind by systems, as are names that begin with a dot."""
+"""Files of operating systems, which are ignored like names that start with a dot."""
 
 
 def decode_column(paths: pl.Series, root: Path | None, shape: Shape) -> tuple[Tensor, pl.Series]:
-    """uint8 (rows, C, H, W), and for each row the reason why it has no image; see `decode_column`."""
+    """Decodes and resizes a column, see `common.image_decoder.decode_column`."""
     return image_decoder.decode_column(paths, root, partial(_fit_one, shape=shape))
 
 
 def choose_shape(paths: pl.Series, root: Path | None, size: Literal["auto"] | int | tuple[int, int] = "auto") -> Shape:
-    """The shape for a column: RGB if any of its first images is, and the `size`: of a square, or height and width.
+    """Chooses the shape of a column from a sample: RGB if any image is, and `size` (of a square, or height and width).
 
-    "auto" is the size of the images where they have one size and it is small; else a square, as large as the middle
-    one of their shorter sides, in steps of 32, from 32 to 128. DataError if no image can be read.
+    "auto" is the size of the images if it is the same for all and small; otherwise a square with the median of their
+    shorter sides, rounded down to a multiple of 32 between 32 and 128. Raises DataError if no image can be read.
     """
     given = as_text(paths).str.strip_chars().replace("", None).drop_nulls()
     shapes: list[Shape] = []
@@ -64,19 +64,19 @@ def choose_shape(paths: pl.Series, root: Path | None, size: Literal["auto"] | in
 def list_images(folder: Path) -> pl.DataFrame:
     """The files in a folder of class folders: `image`, the path in the folder; `label`, the name of the class folder.
 
-    Files in no class folder have no label; hidden files are left out. DataError for a folder without class folders.
+    Files outside class folders have no label; hidden files are left out. Raises DataError without class folders.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     rows: list[tuple[str, str | None]] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _is_clutter(name)]
-        above = Path(parent).relative_to(folder).parts
-        label = above[0] if above else None
-        rows += [("/".join((*above, name)), label) for name in files if not _is_clutter(name)]
+        parents = Path(parent).relative_to(folder).parts
+        label = parents[0] if parents else None
+        rows += [("/".join((*parents, name)), label) for name in files if not _is_clutter(name)]
     if not any(label for _, label in rows):
         raise DataError(
-            f"{folder} holds no images in class folders. Lay them out as CLASS/IMAGE, or as train/CLASS/IMAGE,"
+            f"{folder} contains no images in class folders. Arrange them as CLASS/IMAGE, or as train/CLASS/IMAGE,"
             " val/CLASS/IMAGE and test/CLASS/IMAGE"
         )
     try:

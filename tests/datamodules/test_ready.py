@@ -1,4 +1,4 @@
-"""The ready tables as their configs have them, against counts that were made without Lathe."""
+"""The ready tables with the settings of their configs, compared with counts made without Lathe."""
 
 import gzip
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from common.cells import clean_text
 from datamodules.image_folder import TorchvisionDataModule
-from datamodules.preparation import pipeline
+from datamodules.preparation import encode
 from datamodules.schema import DataError
 from datamodules.split import SPLITS
 from datamodules.tabular import TableDataModule
@@ -36,13 +36,13 @@ READY: dict[str, tuple[str, tuple[int, int, int], list[str]]] = {
     "titanic": ("binary", (570, 143, 178), ["PassengerId", "Ticket", "Cabin"]),
     "wine": ("multiclass", (114, 28, 36), []),
 }
-"""Task, rows of the splits (as given, or 64, 16 and 20 % but for rounding and copies), columns that are not used."""
+"""Task, rows of the splits (given, or 64, 16 and 20 % up to rounding and copies), and unused columns."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _all_rows_are_kept() -> Iterator[None]:
+def _keep_all_rows() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "HEAD", 10**6)
+        patch.setattr(encode, "HEAD", 10**6)
         yield
 
 
@@ -88,7 +88,7 @@ MISSING_CELLS = {
 
 
 @pytest.mark.parametrize("name", MISSING_CELLS)
-def test_cells_that_count_as_missing(data_dir: Path, name: str) -> None:
+def test_numbers_of_missing_cells(data_dir: Path, name: str) -> None:
     datamodule = ready(name, data_dir)
     table = pl.concat(frames(datamodule))
 
@@ -99,28 +99,28 @@ def test_cells_that_count_as_missing(data_dir: Path, name: str) -> None:
     assert {column: missing(column) for column in MISSING_CELLS[name]} == MISSING_CELLS[name]
 
 
-def test_zeros_that_are_missing(data_dir: Path) -> None:
+def test_zeros_are_replaced_by_missing(data_dir: Path) -> None:
     datamodule = ready("diamonds", data_dir)
     table = pl.concat(frames(datamodule))
     assert [(table[name] == 0).sum() for name in "xyz"] == [8, 7, 20]
     assert datamodule.inputs.indicators == ("x", "y", "z")
 
 
-def test_copies_stay_on_one_side(data_dir: Path) -> None:
+def test_copies_stay_in_one_split(data_dir: Path) -> None:
     datamodule = ready("diamonds", data_dir)
     splits = [frame.drop("lathe.file", "lathe.line", "lathe.copy").unique() for frame in frames(datamodule)]
-    different = pl.concat(splits)
-    assert len(different) == 53_940 - 146
-    assert different.is_duplicated().sum() == 0
+    distinct = pl.concat(splits)
+    assert len(distinct) == 53_940 - 146
+    assert distinct.is_duplicated().sum() == 0
 
 
 @pytest.mark.parametrize("name", ["bike_sharing", "electricity"])
-def test_the_latest_rows_are_the_test(data_dir: Path, name: str) -> None:
+def test_the_latest_rows_are_the_test_split(data_dir: Path, name: str) -> None:
     lines = pl.concat(frames(ready(name, data_dir)))["lathe.line"]
     assert lines.to_list() == list(range(2, len(lines) + 2))
 
 
-def test_a_set_of_torchvision_is_read_from_its_root(data_dir: Path, tmp_path: Path) -> None:
+def test_a_data_set_of_torchvision_is_read_from_its_root(data_dir: Path, tmp_path: Path) -> None:
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for file in (data_dir / "fashion_mnist").glob("*.gz"):
@@ -133,6 +133,6 @@ def test_a_set_of_torchvision_is_read_from_its_root(data_dir: Path, tmp_path: Pa
     with pytest.raises(DataError) as error:
         TorchvisionDataModule("MNIST", str(tmp_path)).setup()
     assert str(error.value) == (
-        f"data.root={tmp_path}: MNIST cannot be read there (Dataset not found. You can use download=True to download"
-        " it); data.download=true fetches it"
+        f"data.root={tmp_path}: cannot read MNIST there (Dataset not found. You can use download=True to download"
+        " it); data.download=true downloads it"
     )

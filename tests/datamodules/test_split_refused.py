@@ -1,4 +1,4 @@
-"""Splits that cannot be: settings that contradict each other, and rows that do not allow them."""
+"""Splits that are refused: contradictory settings, and rows that cannot be split."""
 
 from typing import Any
 
@@ -41,19 +41,18 @@ from tests.datamodules.test_split import classes
         ),
         ({"by": "time", "gap": -1}, "data.split.gap=-1: must be 0 or more"),
         ({"by": "time", "gap": float("inf")}, "data.split.gap=inf: must be 0 or more"),
-        ({"gap": 2.5}, "data.split.gap=2.5 with data.split.by=stratified: only time leaves a gap"),
+        ({"gap": 2.5}, "data.split.gap=2.5 with data.split.by=stratified: a gap needs data.split.by=time"),
         ({"seed": -1}, "data.split.seed=-1: must be 0 or more"),
         ({"folds": 1}, "data.split.folds=1: must be 2 or more"),
         ({"fold": 5}, "data.split.fold=5 with data.split.folds=5: must be from 0 to 4"),
         ({"fold": -1, "folds": 10}, "data.split.fold=-1 with data.split.folds=10: must be from 0 to 9"),
         (
             {"by": "column", "column": "part", "fold": 0},
-            "data.split.fold=0 with data.split.by=column: the column says which rows are the test, so there are no"
-            " folds",
+            "data.split.fold=0 with data.split.by=column: the column gives the test rows, so there are no folds",
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as error:
         Split(**given)
     assert str(error.value) == message
@@ -66,40 +65,40 @@ def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str
             Split("column", column="part"),
             ["train", "val", "holdout", "holdout"],
             None,
-            "column 'part' splits the rows, but holds 'holdout' in 2 rows: it may only hold train, val and test",
+            "column 'part' gives the splits, but holds 'holdout' in 2 rows: it may only hold train, val and test",
         ),
         (
             Split("column", column="part"),
             ["train", "val", "val", "val"],
             None,
-            "column 'part' splits the rows, but no row says test",
+            "column 'part' gives the splits, but no row has test",
         ),
         (
             Split("column", column="part"),
             ["train", "val", "test", "test"],
             [0, 0, 0, 2],
-            "data.split.by=column with data.val_path or data.test_path: only one can say who tests",
+            "data.split.by=column with data.val_path or data.test_path: use one of them",
         ),
         (
             Split("time", column="part"),
             ["2024-01-01", "2024-01-02", "never", "2024-01-03"],
             None,
-            "column 'part' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31 "
-            "('never' is none); choose another data.split.column",
+            "column 'part' cannot order the rows by time: 'never' is neither a number nor a date such as"
+            " 2024-01-31; choose another data.split.column",
         ),
         (
             Split("time", column="part"),
             ["1", "2", "3", "4 days"],
             None,
-            "column 'part' cannot order the rows by time: it is neither numbers nor dates such as 2024-01-31 "
-            "('4 days' is none); choose another data.split.column",
+            "column 'part' cannot order the rows by time: '4 days' is neither a number nor a date such as"
+            " 2024-01-31; choose another data.split.column",
         ),
         (
             Split("time", column="part"),
             ["1", " ", "3", "NA"],
             None,
-            "column 'part' orders the rows by time, but is missing in 2 of 4; leave those out of the file, or choose"
-            " another data.split.column",
+            "column 'part' orders the rows by time, but is missing in 2 of 4 rows; remove these rows from the file, or"
+            " choose another data.split.column",
         ),
         (
             Split("group", column="part"),
@@ -119,28 +118,28 @@ def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str
             Split(fold=0),
             None,
             [0, 0, 0, 2],
-            "data.split.fold=0 with data.test_path: the file says which rows are the test, so there are no folds",
+            "data.split.fold=0 with data.test_path: the file gives the test rows, so there are no folds",
         ),
         (
             Split("random"),
             None,
             [0, 2, 2, 2],
             "the train split is empty: 1 row with data.split.by=random, data.split.fractions=[0.64, 0.16, 0.2]; give"
-            " more rows, or change these",
+            " more rows, or change these settings",
         ),
         (
             Split("time", fractions=(2, 1, 1), gap=2),
             None,
             None,
             "the train split is empty: 4 rows with data.split.by=time, data.split.fractions=[2, 1, 1],"
-            " data.split.gap=2; give more rows, or change these",
+            " data.split.gap=2; give more rows, or change these settings",
         ),
         (
             Split("time", folds=3, fold=0),
             None,
             None,
             "the train split is empty: 4 rows with data.split.by=time, data.split.fractions=[0.64, 0.16, 0.2],"
-            " data.split.folds=3; give more rows, or change these",
+            " data.split.folds=3; give more rows, or change these settings",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What stops a table before it trains: settings that fit none, and rows that nothing can be learnt from."""
+"""Tables that are refused before training: invalid settings, and rows that nothing can be learned from."""
 
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,19 @@ from tests.datamodules.tables import plain, refused
         (
             plain(),
             {"replace": {"x": [["unknown", None]]}},
-            "data.replace: x holds numbers, and one of [('unknown', None)] is none; text that stands for missing goes"
-            " to data.missing",
+            "data.replace: x holds numbers, but its rules [('unknown', None)] contain text; list text that stands for"
+            " missing in data.missing",
         ),
         (
             plain(),
             {"replace": {"x": [["1", "2", "3"]]}},
-            'data.replace: x has ["1", "2", "3"]; each rule is a pair [value, replacement], where null as the'
-            " replacement is missing",
+            'data.replace: x has ["1", "2", "3"]; each rule is a pair [value, replacement]; null as the'
+            " replacement means missing",
         ),
         (
             plain(),
             {"columns": {"x": "numeric"}},
-            "data.columns: x is to be 'numeric'; a column is one of number, category, text, date, identifier, constant,"
+            "data.columns: x is 'numeric'; it must be one of number, category, text, date, identifier, constant,"
             " image, drop",
         ),
         (
@@ -60,13 +60,13 @@ from tests.datamodules.tables import plain, refused
             plain(y=["a", "b", "c", "a"] * 25),
             {"task": "binary"},
             "data.task=binary, but data.target=y has 3 classes, such as 'a', 'b', 'c': set data.task=multiclass, or"
-            " join some with data.replace",
+            " merge some with data.replace",
         ),
         (
             plain().with_columns(y=pl.when(pl.int_range(100) == 7).then(pl.lit("odd")).otherwise("y")),
             {},
-            "data.target=y: 1 of 3 classes have a single row, such as 'odd'; it cannot be both learnt and tested. Give"
-            " more rows, join it with another class, or leave it out: data.replace='{y: [[\"odd\", null]]}'",
+            "data.target=y: 1 of 3 classes have a single row, such as 'odd'; it cannot be in both training and test."
+            " Give more rows, merge it with another class, or leave it out: data.replace='{y: [[\"odd\", null]]}'",
         ),
         (
             plain().select("y", x=pl.lit("v")),
@@ -77,11 +77,11 @@ from tests.datamodules.tables import plain, refused
             plain(4),
             {"split": Split(fractions=(0.9, 0.05, 0.05))},
             "the val split is empty: 4 rows with data.split.by=stratified, data.split.fractions=[0.9, 0.05, 0.05]; give"
-            " more rows, or change these",
+            " more rows, or change these settings",
         ),
     ],
 )
-def test_what_cannot_be_learnt_is_refused(
+def test_unusable_tables_are_refused(
     tmp_path: Path, table: pl.DataFrame, settings: dict[str, Any], message: str
 ) -> None:
     assert refused(tmp_path, table, **settings) == message
@@ -90,25 +90,24 @@ def test_what_cannot_be_learnt_is_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ranges": {"x": [0]}}, "data.ranges: x has [0]; give [lowest, highest], where null is no bound"),
-        ({"ranges": {"x": [5, 1]}}, "data.ranges: x has [5, 1]; give [lowest, highest], where null is no bound"),
+        ({"ranges": {"x": [0]}}, "data.ranges: x has [0]; give [lowest, highest], null for no bound"),
+        ({"ranges": {"x": [5, 1]}}, "data.ranges: x has [5, 1]; give [lowest, highest], null for no bound"),
         (
             {"replace": {"x": [[" ?", "none"]]}},
-            'data.replace: x has [" ?", "none"], but " ?" counts as missing; leave it out of data.missing to replace'
-            " it",
+            'data.replace: x has [" ?", "none"], but " ?" counts as missing; remove it from data.missing to replace it',
         ),
         ({"separator": "||"}, "data.separator='||': must be one character; a tab is found without it"),
         ({"max_bad_fraction": 5}, "data.max_bad_fraction=5: must be from 0 to 1"),
         ({"batch_size": 0}, "data.batch_size=0: must be 1 or more"),
     ],
 )
-def test_settings_that_fit_no_table_are_refused_before_it_is_read(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused_before_the_table_is_read(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as error:
         TableDataModule("no such file", "y", **settings)
     assert str(error.value) == message
 
 
-def test_no_such_target(tmp_path: Path) -> None:
+def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(plain().write_csv())
     with pytest.raises(DataError) as error:
         TableDataModule(f"{tmp_path}/rows.csv", "yy").setup()
@@ -118,18 +117,18 @@ def test_no_such_target(tmp_path: Path) -> None:
 
 def test_rules_for_columns_of_other_kinds_are_refused(tmp_path: Path) -> None:
     table = plain(note=[f"a note of {row} words" for row in range(100)])
-    kind = "note is taken for text (5 words a cell, 100 different texts)"
+    kind = "note is of kind text (5 words per cell, 100 distinct texts)"
     assert refused(tmp_path, table, replace={"note": [["a", "b"]]}) == (
         f"data.replace: {kind}; values are replaced in numbers, categories and the target"
     )
     assert refused(tmp_path, table, ranges={"note": [0, 1]}) == (
-        f"data.ranges: {kind}; a range is for a number that is learnt from"
+        f"data.ranges: {kind}; ranges are for number columns other than the target"
     )
 
 
-def test_what_the_target_does_not_allow_is_refused(tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_the_target_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, plain(), columns={"y": "drop"}) == "data.columns: y is data.target, and cannot be dropped"
     amounts = plain().with_columns(y=pl.Series([str(row) for row in range(100)]))
     assert refused(tmp_path, amounts, sampling="balanced") == (
-        "data.sampling=balanced: only classes can be balanced, and 'y' has none"
+        "data.sampling=balanced: 'y' is a regression target, without classes"
     )

@@ -1,4 +1,4 @@
-"""Batches: every row once an epoch, an order that can be found again, no batch of one row."""
+"""Batches: every row once per epoch, a reproducible order, no batch of one row."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def order(loader: Batches) -> list[int]:
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 5))
-def test_an_epoch_holds_every_row_once_in_as_many_batches_as_it_says(rows: int, size: int, epoch: int) -> None:
+def test_an_epoch_contains_every_row_once_in_len_batches(rows: int, size: int, epoch: int) -> None:
     loader = batches(rows, size, shuffle=True, seed=3)
     loader.set_epoch(epoch)
     seen = list(loader)
@@ -31,7 +31,7 @@ def test_an_epoch_holds_every_row_once_in_as_many_batches_as_it_says(rows: int, 
         assert min(len(batch["target"]) for batch in seen) > 1
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     first, second = batches(50, 8, shuffle=True, seed=1), batches(50, 8, shuffle=True, seed=1)
     list(first)
     first.set_epoch(7)
@@ -46,18 +46,18 @@ def test_without_shuffling_rows_keep_their_order() -> None:
     assert torch.cat([batch["target"] for batch in batches(10, 4)]).tolist() == list(range(10))
 
 
-def test_a_saved_position_goes_on_with_the_next_batch_and_then_with_whole_epochs() -> None:
+def test_a_saved_position_resumes_with_the_next_batch_and_then_whole_epochs() -> None:
     loader = batches(10, 3, shuffle=True)
     whole = [batch["target"].tolist() for batch in loader]
-    walk = iter(loader)
-    next(walk)
+    iterator = iter(loader)
+    next(iterator)
     resumed = batches(10, 3, shuffle=True)
     resumed.load_state_dict(loader.state_dict())
     assert [batch["target"].tolist() for batch in resumed] == whole[1:]
     assert [batch["target"].tolist() for batch in resumed] == whole
 
 
-def test_a_walk_that_was_left_in_its_midst_starts_anew() -> None:
+def test_an_interrupted_iteration_starts_over() -> None:
     loader = batches(10, 3)
     next(iter(loader))
     assert [batch["target"].tolist() for batch in loader] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]

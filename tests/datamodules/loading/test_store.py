@@ -1,4 +1,4 @@
-"""Stores: whatever holds the rows, batches are the same; what is cached is whole, and made once."""
+"""Stores: batches do not depend on the kind of store; samples and sizes."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_parts_are_joined_in_order(parts: list[list[list[int]]]) -> None:
     assert texts_of(joined) == [text for part in parts for text in part]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=9),
     st.integers(1, 40),
@@ -85,20 +85,20 @@ def test_batches_from_disk_are_those_from_memory(
         loaders = [Batches(store, size, shuffle=True, balanced=balanced, seed=1) for store in (disk, disk.read(CPU))]
         for each in loaders:
             each.set_epoch(epoch)
-        walks = [list(each) for each in loaders]
-        assert [len(batch["target"]) for batch in walks[0]] == [len(batch["target"]) for batch in walks[1]]
-        assert len(walks[0]) == len(loaders[0])
-        for ours, theirs in zip(*walks, strict=True):
+        epochs = [list(each) for each in loaders]
+        assert [len(batch["target"]) for batch in epochs[0]] == [len(batch["target"]) for batch in epochs[1]]
+        assert len(epochs[0]) == len(loaders[0])
+        for ours, theirs in zip(*epochs, strict=True):
             assert all(torch.equal(ours[name], theirs[name]) for name in ours)
         if not balanced:
-            seen = sorted(tuple(text) for batch in walks[0] for text in texts_of(batch))
+            seen = sorted(tuple(text) for batch in epochs[0] for text in texts_of(batch))
             assert seen == sorted((part, row) for part, length in enumerate(lengths) for row in range(length))
-        if len(walks[0]) > 1:
+        if len(epochs[0]) > 1:
             loaders[0].load_state_dict({"position": 1})
-            assert texts_of(next(iter(loaders[0]))) == texts_of(walks[0][1])
+            assert texts_of(next(iter(loaders[0]))) == texts_of(epochs[0][1])
 
 
-def test_balanced_sampling_brings_up_each_class_as_often() -> None:
+def test_balanced_sampling_draws_all_classes_equally_often() -> None:
     target = torch.tensor([0] * 950 + [1] * 50)
     batches = Batches(MemoryStore({"target": target}), 100, shuffle=True, balanced=True)
     seen = torch.cat([batch["target"] for batch in batches])
@@ -107,14 +107,14 @@ def test_balanced_sampling_brings_up_each_class_as_often() -> None:
 
 
 @given(st.integers(1, 400), st.lists(st.integers(1, 60), min_size=1, max_size=12), st.randoms())
-def test_a_sample_is_the_same_in_any_pieces_and_order(most: int, lengths: list[int], random: Any) -> None:
+def test_a_sample_is_the_same_in_any_pieces_and_order(size: int, lengths: list[int], random: Any) -> None:
     frames, first = [], 0
     for length in lengths:
         frames.append((pl.DataFrame({"x": range(first, first + length)}), first))
         first += length
-    whole = Sample(most)
+    whole = Sample(size)
     whole.add(pl.concat([frame for frame, _ in frames]), 0)
-    one, other = Sample(most), Sample(most)
+    one, other = Sample(size), Sample(size)
     random.shuffle(frames)
     for number, (frame, start) in enumerate(frames):
         (one if number % 2 else other).add(frame, start)
@@ -122,7 +122,7 @@ def test_a_sample_is_the_same_in_any_pieces_and_order(most: int, lengths: list[i
         one.merge(other.ranked)
     merged = one if one._parts else other
     assert merged.frame.equals(whole.frame)
-    assert len(whole.frame) == min(most, first)
+    assert len(whole.frame) == min(size, first)
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), (1000, 1000), ("1.5KB", 1500)])
@@ -131,7 +131,7 @@ def test_sizes(text: str | int, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["much", "-1GB", "0", "1 GiB"])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(DataError) as error:
         as_bytes("data.memory_limit", text)
     assert str(error.value) == f"data.memory_limit={text}: give a size such as 2GB or 500MB"
@@ -143,10 +143,10 @@ def test_the_store_is_chosen_by_the_limit() -> None:
     assert choose("disk", 10**6, 10**8, CPU) == ("disk", "1.0 MB of rows, given")
     with pytest.raises(DataError) as error:
         choose("device", 10**6, 10**8, CPU)
-    assert str(error.value) == "data.store=device: the network is not on a CUDA device; take data.store=auto"
+    assert str(error.value) == "data.store=device: the network is not on a CUDA device; use data.store=auto"
 
 
-def test_of_many_rows_a_uniform_sample_is_drawn_in_their_order_from_memory_and_from_disk(tmp_path: Path) -> None:
+def test_a_uniform_sample_in_order_is_drawn_from_memory_and_disk(tmp_path: Path) -> None:
     parts = []
     for part in range(5):
         values = torch.arange(part * 1000, (part + 1) * 1000)

@@ -11,7 +11,7 @@ from datamodules.schema import DataError
 SMALL = b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef"
 
 
-def test_fashion_mnist_is_what_its_authors_say(data_dir: Path) -> None:
+def test_fashion_mnist_has_the_published_statistics(data_dir: Path) -> None:
     images = read_idx(data_dir / "fashion_mnist" / "train-images-idx3-ubyte.gz")
     labels = read_idx(data_dir / "fashion_mnist" / "train-labels-idx1-ubyte.gz")
     assert images.shape == (60_000, 28, 28)
@@ -22,31 +22,31 @@ def test_fashion_mnist_is_what_its_authors_say(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_plain_and_compressed_files_are_one(tmp_path: Path, compress: type[bytes]) -> None:
+def test_plain_and_compressed_files_are_equal(tmp_path: Path, compress: type[bytes]) -> None:
     path = tmp_path / "small"
     path.write_bytes(compress(SMALL))
     array = read_idx(path)
     assert array.dtype == np.uint8
-    assert array.flags.writeable  # torch warns of others
+    assert array.flags.writeable  # otherwise torch warns
     assert array.tolist() == [[97, 98, 99], [100, 101, 102]]
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", " is no IDX file: it does not begin with two zero bytes, a type and a number of dimensions"),
-        (b"\x89PNG", " is no IDX file: it does not begin with two zero bytes, a type and a number of dimensions"),
-        (b"\0\0\x0d\x01\0\0\0\x01abcd", ": values of type 0x0d; only unsigned bytes (0x08) are read"),
-        (SMALL[:-1], " is damaged, fetch it again: its header means 18 bytes, but it has 17"),
-        (SMALL + b"\0", " is damaged, fetch it again: its header means 18 bytes, but it has 19"),
-        (SMALL[:7], " is damaged, fetch it again: its header means 12 bytes, but it has 7"),
+        (b"", " is not an IDX file: it does not start with two zero bytes, a type and a number of dimensions"),
+        (b"\x89PNG", " is not an IDX file: it does not start with two zero bytes, a type and a number of dimensions"),
+        (b"\0\0\x0d\x01\0\0\0\x01abcd", ": values of type 0x0d; only unsigned bytes (0x08) are supported"),
+        (SMALL[:-1], " is damaged, download it again: its header promises 18 bytes, but it has 17"),
+        (SMALL + b"\0", " is damaged, download it again: its header promises 18 bytes, but it has 19"),
+        (SMALL[:7], " is damaged, download it again: its header promises 12 bytes, but it has 7"),
         (
             b"\0\0\x08\x01" + b"\xff" * 4,
-            " is damaged, fetch it again: its header means 4,294,967,303 bytes, but it has 8",
+            " is damaged, download it again: its header promises 4,294,967,303 bytes, but it has 8",
         ),
         (
             gzip.compress(SMALL, mtime=0)[:-9],
-            " is damaged, fetch it again: Compressed file ended before the end-of-stream marker was reached",
+            " is damaged, download it again: Compressed file ended before the end-of-stream marker was reached",
         ),
     ],
 )

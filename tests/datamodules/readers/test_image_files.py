@@ -12,7 +12,7 @@ from datamodules.readers.image_files import choose_shape, decode_column, list_im
 from datamodules.schema import DataError
 
 NO_CLASSES = (
-    "{} holds no images in class folders. Lay them out as CLASS/IMAGE, or as train/CLASS/IMAGE, val/CLASS/IMAGE and"
+    "{} contains no images in class folders. Arrange them as CLASS/IMAGE, or as train/CLASS/IMAGE, val/CLASS/IMAGE and"
     " test/CLASS/IMAGE"
 )
 
@@ -35,7 +35,7 @@ def refused(folder: Path, message: str) -> None:
         list_images(folder)
 
 
-def test_ants_and_bees_come_in_their_classes_with_the_odd_file_and_its_reason(data_dir: Path) -> None:
+def test_ants_and_bees_are_listed_with_the_reason_of_the_unusable_file(data_dir: Path) -> None:
     folder = data_dir / "hymenoptera" / "train"
     frame = list_images(folder)
     assert frame.group_by("label").len().sort("label").rows() == [("ants", 72), ("bees", 60)]
@@ -44,13 +44,13 @@ def test_ants_and_bees_come_in_their_classes_with_the_odd_file_and_its_reason(da
     assert shape == (3, 128, 128)
     pixels, reasons = decode_column(frame["image"], folder, shape)
     assert pixels.shape == (132, 3, 128, 128)
-    odd = frame.with_columns(reason=reasons).filter(pl.col("reason").is_not_null())
-    assert odd.select("image", "reason").rows() == [("ants/imageNotFound.gif", "image mode P, neither L nor RGB")]
+    unusable = frame.with_columns(reason=reasons).filter(pl.col("reason").is_not_null())
+    assert unusable.select("image", "reason").rows() == [("ants/imageNotFound.gif", "image mode P, neither L nor RGB")]
     photo = decode(folder / frame["image"][131])
     assert torch.equal(pixels[131], Images(["image"], [shape]).fit("image", photo))
 
 
-def test_a_folder_of_class_folders_lists_every_file_but_hidden_ones(tmp_path: Path) -> None:
+def test_a_folder_of_class_folders_lists_all_files_except_hidden_ones(tmp_path: Path) -> None:
     touch(tmp_path, "cat/2.jpg", "cat/deep/1.jpg", "dog/1.png", "dog/notes.txt", "test/1.png", "README.md")
     touch(tmp_path, ".git/config", "cat/.DS_Store", "dog/Thumbs.db", "__MACOSX/cat/2.jpg", "cat/desktop.ini")
     assert list_images(tmp_path).to_dict(as_series=False) == {
@@ -59,7 +59,7 @@ def test_a_folder_of_class_folders_lists_every_file_but_hidden_ones(tmp_path: Pa
     }
 
 
-def test_a_folder_without_class_folders_says_what_is_expected(tmp_path: Path) -> None:
+def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, NO_CLASSES.format(tmp_path))
     touch(tmp_path, "1.jpg", "2.jpg", ".hidden/cat/3.jpg")
     (tmp_path / "cat").mkdir()
@@ -67,7 +67,7 @@ def test_a_folder_without_class_folders_says_what_is_expected(tmp_path: Path) ->
     refused(tmp_path / "1.jpg", f"{tmp_path / '1.jpg'} is not a folder")
 
 
-def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "cat/1.jpg", "cat/\udcff.jpg")
     refused(tmp_path, f"{tmp_path}: the file name b'cat/\\xff.jpg' is not UTF-8; rename it")
 
@@ -84,21 +84,21 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ([(500, 400), (400, 300)], (1, 128, 128)),
     ],
 )
-def test_the_shape_follows_from_the_sizes(
+def test_the_shape_depends_on_the_sizes(
     tmp_path: Path, sizes: list[tuple[int, int]], shape: tuple[int, int, int]
 ) -> None:
     assert choose_shape(save(tmp_path, *sizes), tmp_path) == shape
 
 
-def test_a_shape_may_be_given_and_one_colour_image_makes_it_rgb(tmp_path: Path) -> None:
-    grey = save(tmp_path, (30, 20))
-    mixed = pl.concat([grey, save(tmp_path, (30, 20), mode="RGB"), pl.Series("photo", [None, "absent.png"])])
+def test_a_given_shape_is_used_and_one_color_image_makes_it_rgb(tmp_path: Path) -> None:
+    gray = save(tmp_path, (30, 20))
+    mixed = pl.concat([gray, save(tmp_path, (30, 20), mode="RGB"), pl.Series("photo", [None, "absent.png"])])
     assert choose_shape(mixed, tmp_path) == (3, 20, 30)
     assert choose_shape(mixed, tmp_path, 96) == (3, 96, 96)
-    assert choose_shape(grey, tmp_path, (40, 60)) == (1, 40, 60)
+    assert choose_shape(gray, tmp_path, (40, 60)) == (1, 40, 60)
 
 
-def test_images_all_over_the_column_are_looked_at(tmp_path: Path) -> None:
+def test_images_of_the_whole_column_are_sampled(tmp_path: Path) -> None:
     save(tmp_path, (30, 20))
     Image.new("RGB", (9, 9)).save(tmp_path / "late.png")
     paths = pl.Series("photo", ["L0.png"] * 500 + ["late.png"] * 500)

@@ -1,4 +1,4 @@
-"""Reading: every format gives the same rows, each with its true line; what is no row is said."""
+"""Reading: every format gives the same rows with their lines; invalid rows are rejected."""
 
 import csv
 import gzip
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.readers import delimited
-from datamodules.readers.read import FILE, LINE, read_chunks
+from datamodules.readers import read as read_module
+from datamodules.readers.read import FILE, LINE, read_chunks, read_share
 from datamodules.schema import DataError
 from tests.datamodules.tables import read
 
@@ -28,7 +29,7 @@ cell = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sample
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     table=st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(cell, min_size=n, max_size=n), min_size=1, max_size=8)),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
@@ -36,7 +37,7 @@ cell = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sample
     block=st.sampled_from([1, 7, 64, 1 << 20]),
     rows_at_once=st.integers(1, 9),
 )
-def test_what_python_writes_as_csv_is_read_back_with_its_lines(
+def test_csv_written_by_python_is_read_back_with_its_lines(
     tmp_path_factory: pytest.TempPathFactory,
     table: list[list[str]],
     quoting: int,
@@ -47,7 +48,7 @@ def test_what_python_writes_as_csv_is_read_back_with_its_lines(
     path = tmp_path_factory.getbasetemp() / "random.csv"
     names = [f"c{index}" for index in range(len(table[0]))]
     text = io.StringIO(newline="")
-    if any("\r" in cell for row in table for cell in row):  # which Python's writer does not quote by itself
+    if any("\r" in cell for row in table for cell in row):  # which Python's writer does not quote by default
         quoting = csv.QUOTE_ALL
     writer = csv.writer(text, quoting=quoting, lineterminator=end)
     lines = []
@@ -64,7 +65,7 @@ def test_what_python_writes_as_csv_is_read_back_with_its_lines(
     assert all(len(chunk.bad) == 0 and len(chunk.frame) <= rows_at_once for chunk in chunks)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.lists(st.sampled_from(["a", ",", ",", '"', '"', '""', "\n", "\n", "\r\n", " ", '"b"', "é"]), max_size=25),
     block=st.sampled_from([1, 9, 1 << 20]),
@@ -91,32 +92,32 @@ def test_polars_and_the_exact_reader_agree_on_any_text(
 
 
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_separators_are_found_and_packed_files_unpacked(tmp_path: Path, separator: str, ending: str) -> None:
-    path = tmp_path / f"rows.txt{ending}"
-    if ending == ".gz":
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_separators_are_found_and_files_are_decompressed(tmp_path: Path, separator: str, suffix: str) -> None:
+    path = tmp_path / f"rows.txt{suffix}"
+    if suffix == ".gz":
         path.write_bytes(gzip.compress(TABLE.write_csv(separator=separator).encode()))
     else:
-        packing = "zstd" if ending else "uncompressed"
-        TABLE.lazy().sink_csv(path, separator=separator, compression=packing)
+        compression = "zstd" if suffix else "uncompressed"
+        TABLE.lazy().sink_csv(path, separator=separator, compression=compression)
     raw = read(path)
     assert rows(raw.frame) == TABLE.rows()
     assert raw.frame[LINE].to_list() == [2, 3, 4]
     assert raw.frame[FILE].unique().to_list() == [str(path)]
 
 
-@pytest.mark.parametrize("ending", ["parquet", "arrow", "jsonl", "json"])
-def test_typed_files_keep_their_types(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "jsonl", "json"])
+def test_typed_files_keep_their_types(tmp_path: Path, suffix: str) -> None:
     table = pl.DataFrame({"n": [1, None, 3], "x": [0.5, 1.0, None], "t": ["a", None, "c"], "f": [True, False, None]})
-    path = tmp_path / f"rows.{ending}"
-    writer = {"parquet": table.write_parquet, "arrow": table.write_ipc}.get(ending, table.write_ndjson)
+    path = tmp_path / f"rows.{suffix}"
+    writer = {"parquet": table.write_parquet, "arrow": table.write_ipc}.get(suffix, table.write_ndjson)
     writer(path)
     for chunks in (list(read_chunks(path)), list(read_chunks(path, rows=1))):
         assert [row for chunk in chunks for row in rows(chunk.frame)] == table.rows()
         assert [line for chunk in chunks for line in chunk.frame[LINE]] == [1, 2, 3]
 
 
-def test_several_files_a_glob_and_a_folder_are_one_table(tmp_path: Path) -> None:
+def test_several_files_a_glob_and_a_folder_are_read_as_one_table(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.csv").write_text(f"x,y\n{name},1\n")
     (tmp_path / "c.csv").write_text("y,x\n2,c\n")
@@ -127,7 +128,7 @@ def test_several_files_a_glob_and_a_folder_are_one_table(tmp_path: Path) -> None
     assert read(tmp_path).frame.equals(read(f"{tmp_path}/*.csv").frame)
 
 
-def test_a_file_without_a_header_takes_given_names(tmp_path: Path) -> None:
+def test_a_file_without_a_header_uses_given_names(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("1,2\n3,4\n")
     raw = read(tmp_path / "rows.csv", names=["a", "b"])
     assert raw.frame.columns == ["a", "b", FILE, LINE]
@@ -148,12 +149,12 @@ def test_a_byte_order_mark_blank_lines_and_an_index_without_a_name(tmp_path: Pat
     assert raw.frame[LINE].to_list() == [2, 4]
 
 
-def test_a_separator_is_not_looked_for_in_quotes(tmp_path: Path) -> None:
+def test_separators_in_quotes_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('"a,b,c,d";e\n"1,5";2\n')
     assert rows(read(tmp_path / "rows.csv").frame) == [("1,5", "2")]
 
 
-def test_rows_of_another_length_are_set_apart_with_their_lines(tmp_path: Path) -> None:
+def test_rows_of_another_length_are_rejected_with_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('a,b\n1,2\n3\n"x\ny",4\n5,6,7\n8,9\n')
     raw = read(path)
@@ -170,19 +171,17 @@ def test_stray_quotes_are_characters(tmp_path: Path) -> None:
     assert rows(read(tmp_path / "rows.csv").frame) == [('5" wide', "1"), ("q", "2"), ("3", 'an inch "')]
     (tmp_path / "rows.tsv").write_text('a\tb\n"open\t1\n2\tx\n')
     assert rows(read(tmp_path / "rows.tsv").frame) == [('"open', "1"), ("2", "x")]
-    (tmp_path / "rows.csv").write_text('a,b\n1,"x\n2,"y"\n3,z\n4,"he said "hi" there"\n')  # a line is swallowed
+    (tmp_path / "rows.csv").write_text('a,b\n1,"x\n2,"y"\n3,z\n4,"he said "hi" there"\n')  # the quote swallows a line
     raw = read(tmp_path / "rows.csv")
     assert rows(raw.frame) == [("3", "z"), ("4", 'he said hi" there"')]
-    assert raw.bad.drop("file").rows() == [(2, "", "a quote that does not end its cell", '1,"x\n2,"y"')]
+    assert raw.bad.drop("file").rows() == [(2, "", "a closing quote inside a cell", '1,"x\n2,"y"')]
 
 
-def test_a_quote_that_nothing_closes_costs_little_of_a_large_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unclosed_quote_affects_only_a_part_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + '5" wide,1\n' + "x,2\n" * 5000)
     monkeypatch.setattr(delimited, "BLOCK", 100)
-    monkeypatch.setattr(delimited, "LONGEST", 200)
+    monkeypatch.setattr(delimited, "MAX_QUOTED", 200)
     table = read(path).frame
     assert rows(table)[:2] == [('5" wide', "1"), ("x", "2")]
     assert table[LINE].to_list() == list(range(2, 5003))
@@ -191,7 +190,7 @@ def test_a_quote_that_nothing_closes_costs_little_of_a_large_file(
     assert max(len(part.cells) for part in parts) < 100
 
 
-def test_chunks_have_as_many_rows_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_have_the_requested_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "BLOCK", 50)
     table = pl.DataFrame({"a": [str(row) for row in range(100)]})
     table.write_csv(tmp_path / "rows.csv")
@@ -202,19 +201,19 @@ def test_chunks_have_as_many_rows_as_asked_for(tmp_path: Path, monkeypatch: pyte
         assert [len(chunk.frame) for chunk in read_chunks(tmp_path / name, rows=50)] == [50, 50]
 
 
-def test_lines_that_are_no_json_objects_are_set_apart(tmp_path: Path) -> None:
+def test_lines_that_are_not_json_objects_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\nnope\n\n{"a": NaN}\n{"a": 2, "b": "x"}\n')
     raw = read(path)
     assert rows(raw.frame) == [(1, None), (2, "x")]
     assert raw.frame[LINE].to_list() == [1, 5]
     assert raw.bad.rows() == [
-        (str(path), 2, "", "no JSON object", "nope"),
-        (str(path), 4, "", "no JSON object", '{"a": NaN}'),
+        (str(path), 2, "", "not a JSON object", "nope"),
+        (str(path), 4, "", "not a JSON object", '{"a": NaN}'),
     ]
 
 
-def test_json_lines_may_leave_keys_out_and_change_types(tmp_path: Path) -> None:
+def test_json_lines_may_omit_keys_and_change_types(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"b": "x", "a": 2}\n{"a": "many"}\n')
     (tmp_path / "b.jsonl").write_text('{"c": true}\n')
     expected = [("1", None, None), ("2", "x", None), ("many", None, None), (None, None, True)]
@@ -223,18 +222,29 @@ def test_json_lines_may_leave_keys_out_and_change_types(tmp_path: Path) -> None:
     assert one_by_one == [(1,), ("x", 2), ("many",), (True,)]
 
 
-def test_whole_and_broken_numbers_of_different_files_stay_numbers(tmp_path: Path) -> None:
+def test_integers_and_floats_of_different_files_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     (tmp_path / "b.jsonl").write_text('{"a": 2.5}\n')
     assert rows(read(f"{tmp_path}/*.jsonl").frame) == [(1.0,), (2.5,)]
 
 
-def test_a_last_chunk_without_a_json_object_is_set_apart(tmp_path: Path) -> None:
+def test_a_last_chunk_without_a_json_object_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
     *_, last = read_chunks(path, rows=2)
     assert (last.frame.columns, len(last.frame)) == (["a", FILE, LINE], 0)
-    assert last.bad.rows() == [(str(path), 3, "", "no JSON object", '{"a":')]
+    assert last.bad.rows() == [(str(path), 3, "", "not a JSON object", '{"a":')]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_processes_share_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setattr(read_module, "CHUNK", 30)
+    table = pl.DataFrame({"a": [str(row) for row in range(200)]})
+    (table.write_csv if suffix == "csv" else table.write_parquet)(tmp_path / f"rows.{suffix}")
+    for world in (1, 2, 3):
+        chunks = dict(chunk for rank in range(world) for chunk in read_share(f"{tmp_path}/rows.{suffix}", rank, world))
+        assert sorted(chunks) == list(range(7))
+        assert [row for number in range(7) for row in rows(chunks[number].frame)] == table.rows()
 
 
 REAL = {
