@@ -1,4 +1,4 @@
-"""The small data sets that come inside scikit-learn, through the same way as any other table."""
+"""The small data sets of scikit-learn, prepared like any other table."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,19 +11,19 @@ from datamodules.tabular import TableDataModule
 
 NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 SHADES = 16
-"""The images of digits have 17 shades, 0 to 16."""
+"""Maximum pixel value of the images of digits."""
 
 
 class BuiltinDataModule(TableDataModule):
-    """A data set of scikit-learn: `path` is its name, the target is the column "target"; nothing is fetched."""
+    """A data set of scikit-learn: `path` is its name, and the target is the column "target". Nothing is downloaded."""
 
     def files(self) -> list[str]:
         return []
 
     def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         if path not in NAMES:
-            raise DataError(f"data.path={path}: scikit-learn's data sets here are {', '.join(NAMES)}")
-        from sklearn import datasets
+            raise DataError(f"data.path={path}: the available data sets of scikit-learn are {', '.join(NAMES)}")
+        from sklearn import datasets  # here, because it is slow to import
 
         bunch = getattr(datasets, f"load_{path}")()
         rows = len(bunch.target)

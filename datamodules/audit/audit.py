@@ -1,4 +1,4 @@
-"""The audit: what in the rows would make a model look better than it is, or learn less than it could."""
+"""The audit: finds properties of the rows that make a model look better than it is or that impair its training."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from datamodules.schema import Column, DataError, Task
 __all__ = ["Finding", "audit", "refuse", "report", "to_json"]
 
 SHOWN = 10
-"""Findings that the report has a line for."""
+"""Maximum number of findings in the report."""
 CHECKS = (
     row_checks.duplicates,
     column_checks.leaks,
@@ -27,7 +27,7 @@ CHECKS = (
     column_checks.drift,
     column_checks.left_out,
 )
-"""In the order of the report."""
+"""All checks, in the order of the report."""
 
 
 def audit(
@@ -40,15 +40,20 @@ def audit(
     split_by: str,
     split_column: pl.Series | None = None,
 ) -> list[Finding]:
-    """What is wrong with the rows and their split, grave findings first.
+    """Checks the rows and their split; returns the findings, grave ones first.
 
-    `frame`: clean rows in their order, or a uniform sample of them: numbers and dates (seconds since 1970) as Float64,
-    the target as String or Float64, categories and text as String, other columns as they are, and COPY. `split`: 0
-    train, 1 validation, 2 test, -1 left out. `split_by` is data.split.by, `split_column` the cells of
-    data.split.column.
+    Args:
+        frame: Cleaned rows in order, or a uniform sample of them: numbers and dates (seconds since 1970) as Float64,
+            the target as String or Float64, categories and text as String, other columns as they are, and COPY.
+        split: 0 train, 1 validation, 2 test, -1 left out.
+        columns: All columns of the table.
+        target: Name of the target.
+        task: The task.
+        split_by: data.split.by.
+        split_column: Cells of data.split.column.
     """
-    rest = ("category", "identifier", "drop")
-    cells = [frame[column.name] for column in columns if column.kind in rest and column.name != target]
+    text_kinds = ("category", "identifier", "drop")
+    cells = [frame[column.name] for column in columns if column.kind in text_kinds and column.name != target]
     rows = Rows(
         frame.with_columns(clean_text(cell, MISSING) for cell in cells if cell.dtype == pl.String).filter(split >= 0),
         split.filter(split >= 0).cast(pl.Int64).to_numpy(),
@@ -63,24 +68,22 @@ def audit(
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """A line a finding, grave ones first, and how many more there are."""
+    """One line per finding, up to SHOWN, and the number of further ones."""
     if not findings:
-        return "audit: nothing to say"
+        return "audit: no findings"
     lines = [f"{'GRAVE ' if one.grave else ''}{one.check}: {one.message}; {one.advice}" for one in findings[:SHOWN]]
     more = [f"... and {len(findings) - SHOWN} more in audit.json"] if len(findings) > SHOWN else []
     return "\n".join(f"audit: {line}" for line in lines + more)
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """All of them, for audit.json."""
+    """The content of audit.json."""
     return json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """Raises DataError where some are grave, for data.audit=strict."""
+    """Raises DataError if there are grave findings, for data.audit=strict."""
     grave = [f"{finding.message}; {finding.advice}" for finding in findings if finding.grave]
     if grave:
-        what = (
-            "data.audit=strict, and the audit found what makes figures worthless (data.audit=on trains all the same):"
-        )
+        what = "data.audit=strict: the audit found problems that invalidate the metrics (data.audit=on only warns):"
         raise DataError("\n".join([what, *grave]))

@@ -1,4 +1,4 @@
-"""The audit's checks of the rows: copies, contradictions, times, groups and rare classes."""
+"""The audit's checks of rows: copies, conflicts, times, groups and rare classes."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,34 +11,34 @@ import polars as pl
 from datamodules.audit.contingency import Outcome, Table, level_codes, number_codes
 from datamodules.schema import COPY, FEATURE_KINDS, Column, Kind, Task
 
-FEW, FEW_SHARE = 10, 0.001
-"""Copies, or rows that contradict others, that are worth a line; and the share of the rows that copies must be."""
+MIN_REPORTED, MIN_SHARE = 10, 0.001
+"""Minimum reported number of copies or conflicting rows, and minimum share of copies among the rows."""
 FLOOR = 0.005
-"""Share of wrong answers, or of the deviation, that contradictions must force on any model to be worth a line."""
+"""Minimum reported error caused by conflicts: share of wrong predictions, or RMSE in standard deviations."""
 RARE = 0.2
-"""Share of an even share of the rows below which a class is rare."""
+"""A class is rare if it has less than this share of rows / classes."""
 ALIKE, VERY_ALIKE = 0.2, 0.5
-"""Agreement of rows of one group from which on they are worth a line, and grave where most of the rows have a group in
-common."""
-NEIGHBOURS_ALIKE = 0.3
-"""The same of rows that follow each other in the file; a file in two or three parts stays below."""
-MANY, ROWS_OF_ENTITY = 50, 5
-"""Values at least of a column that says who or what a row is about; and rows a value at most, where its name does not
-tell."""
+"""Agreement of rows of one group from which they are reported, and from which they are grave if most rows share
+groups across splits."""
+NEIGHBORS_ALIKE = 0.3
+"""The same for adjacent rows of the file; a file with two or three sorted parts is below."""
+MIN_ENTITIES, MAX_ROWS_OF_ENTITY = 50, 5
+"""Minimum number of values of a column that identifies who or what a row is about, and maximum rows per value if the
+name of the column does not match ENTITY."""
 ENTITY = (
     r"(?i:(^|[ _-])(id|uuid|user|customer|client|patient|subject|person|household|family|session|account|device)$"
     r"|^id[ _-])|[a-z]I[dD]$"
 )
-"""Names of such columns."""
+"""Names of columns that identify persons, customers and the like."""
 SCALE = "0 by chance, 1 always"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and what to do: one line each. A grave one makes the figures of a run worthless."""
+    """A finding: the message and the advice are one line each. `grave` findings invalidate the metrics of a run."""
 
     check: str
-    """duplicates, conflicts, leak, identifier, constant, group, time, imbalance, unseen, drift or spelling."""
+    """One of duplicates, conflicts, leak, identifier, constant, group, time, imbalance, unseen, drift and spelling."""
     grave: bool
     column: str | None
     message: str
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the audit is given, without the rows that are left out; text that is no input of its own is clean."""
+    """The input of the checks, without rows that are left out; categories, identifiers and dropped text are clean."""
 
     frame: pl.DataFrame
     split: np.ndarray
@@ -59,10 +59,12 @@ class Rows:
     split_column: str | None
 
     def of_kind(self, *kinds: Kind) -> list[str]:
+        """The names of the columns of these kinds, without the target."""
         return [column.name for column in self.columns if column.kind in kinds and column.name != self.target]
 
     @property
     def at_random(self) -> bool:
+        """Whether rows are assigned to splits at random."""
         return self.split_by in ("random", "stratified")
 
     @cached_property
@@ -71,8 +73,8 @@ class Rows:
         return np.asarray(self.split == 0)
 
     @property
-    def judged(self) -> int:
-        """Validation and test rows."""
+    def evaluated(self) -> int:
+        """Number of validation and test rows."""
         return len(self.split) - int(self.train.sum())
 
     @cached_property
@@ -81,107 +83,111 @@ class Rows:
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        """Of each column of numbers, dates and categories."""
+        """Contingency tables of the number, date and category columns."""
         return {
             name: self.table(name, name not in self.of_kind("category"))
             for name in self.of_kind("number", "date", "category")
         }
 
     def table(self, name: str, number: bool) -> Table:
+        """The contingency table of a column of numbers or levels."""
         cells = self.frame[name]
         return self.outcome.table(number_codes(cells, self.train) if number else level_codes(cells), ordered=number)
 
 
 def duplicates(rows: Rows) -> Iterator[Finding]:
+    """Exact copies of rows, within a split or across splits."""
     copies, train = rows.frame[COPY], pl.Series(rows.train)
     across = int(copies.filter(~train).is_in(copies.filter(train).unique().implode()).sum())
     if across:
         yield Finding(
             "duplicates",
-            across > FEW_SHARE * rows.judged,
+            across > MIN_SHARE * rows.evaluated,
             None,
-            f"{across:,} of {rows.judged:,} validation and test rows are exact copies of training rows",
-            "data.duplicates=drop keeps the first of each",
+            f"{across:,} of {rows.evaluated:,} validation and test rows are exact copies of training rows",
+            "data.duplicates=drop keeps the first copy of each",
         )
     within = len(copies) - copies.n_unique()
-    if not across and within >= max(FEW, FEW_SHARE * len(copies)):
+    if not across and within >= max(MIN_REPORTED, MIN_SHARE * len(copies)):
         yield Finding(
             "duplicates",
             False,
             None,
-            f"{within:,} of {len(copies):,} rows are exact copies of earlier ones, on the same side of the split",
+            f"{within:,} of {len(copies):,} rows are exact copies of earlier rows in the same split",
             "data.duplicates=drop leaves them out",
         )
 
 
 def conflicts(rows: Rows) -> Iterator[Finding]:
+    """Rows with equal inputs and different targets."""
     inputs = rows.of_kind(*FEATURE_KINDS)
     if not inputs:
         return
     target = pl.Series(rows.outcome.values) if rows.task == "regression" else rows.frame[rows.target]
     cells = pl.DataFrame([rows.frame.select(inputs).hash_rows().alias("inputs"), target.alias("target")])
     same = cells.filter((pl.col("target").n_unique() > 1).over("inputs"))
-    if len(same) < FEW:
+    if len(same) < MIN_REPORTED:
         return
     groups = same.group_by("inputs")
     if rows.task == "regression":
         squares = groups.agg(pl.col("target").var(ddof=0) * pl.len())["target"].to_numpy().sum()
         floor = float(np.sqrt(squares / len(cells)))
         amount = floor * np.std(rows.frame[rows.target].to_numpy())
-        best = f"the RMSE of no model can be below {amount:.3g}, {floor:.1%} of the standard deviation"
+        best = f"no model can reach an RMSE below {amount:.3g}, {floor:.1%} of the standard deviation"
     else:
         wrong = groups.agg(pl.len() - pl.col("target").unique_counts().max())["len"].to_numpy().sum()
         floor = float(wrong / len(cells))
-        best = f"no model can get more than {1 - floor:.1%} of all rows right"
+        best = f"no model can predict more than {1 - floor:.1%} of all rows correctly"
     if floor < FLOOR:
         return
     yield Finding(
         "conflicts",
         False,
         None,
-        f"{len(same):,} of {len(cells):,} rows have the inputs of another row and not its {rows.target}: {best}",
-        "only a column that tells them apart helps",
+        f"{len(same):,} of {len(cells):,} rows have the inputs of another row but a different {rows.target}: {best}",
+        "only another column that distinguishes them helps",
     )
 
 
 def times(rows: Rows) -> Iterator[Finding]:
+    """Rows in order of time that are split at random, or a file sorted by the target that is split by time."""
     if rows.outcome.is_sorted():
         if rows.split_by == "time" and rows.split_column is None:
             yield Finding(
                 "time",
                 True,
                 rows.target,
-                f"the file is sorted by {rows.target}, and the split by time goes by the order of the file",
-                "data.split.column=NAME orders by a column, data.split.by=stratified draws at random",
+                f"the file is sorted by {rows.target}, and the split by time uses the order of the file",
+                "use data.split.column=NAME to order rows by a column, or data.split.by=stratified for a random split",
             )
         return
     if not rows.at_random:
         return
     for name in rows.of_kind("date"):
         dates = rows.frame[name]
-        if dates.is_sorted() or rows.outcome.neighbour_agreement(dates.arg_sort().to_numpy()) >= ALIKE:
+        if dates.is_sorted() or rows.outcome.neighbor_agreement(dates.arg_sort().to_numpy()) >= ALIKE:
             yield Finding(
                 "time",
                 False,
                 name,
-                f"{name} tells the time, and the split is random: rows before those of training judge the model",
-                f"data.split.by=time data.split.column={name} judges it on the latest rows",
+                f"{name} gives the time, but the split is random: rows older than training rows evaluate the model",
+                f"data.split.by=time data.split.column={name} evaluates it on the latest rows",
             )
             return
-    alike = rows.outcome.neighbour_agreement(np.arange(len(rows.split)))
-    if alike >= NEIGHBOURS_ALIKE:
+    alike = rows.outcome.neighbor_agreement(np.arange(len(rows.split)))
+    if alike >= NEIGHBORS_ALIKE:
         yield Finding(
             "time",
             False,
             None,
-            f"rows that follow each other in the file are alike in {rows.target} (agreement {alike:.2f}; {SCALE}), and"
-            " the random split puts them on both sides",
-            "where the file is in order of time or place, data.split.by=time or group judges the model on new ones",
+            f"adjacent rows of the file are similar in {rows.target} (agreement {alike:.2f}; {SCALE}), and the random"
+            " split separates them",
+            "if the file is in order of time or place, data.split.by=time or group evaluates the model on new ones",
         )
 
 
 def groups(rows: Rows) -> Iterator[Finding]:
-    """The column whose values say most of who or what a row is about, where they are on both sides of the split."""
+    """The most informative column that identifies who or what a row is about, if its values are in several splits."""
     if not rows.at_random:
         return
     found: list[tuple[float, Finding]] = []
@@ -193,23 +199,23 @@ def groups(rows: Rows) -> Iterator[Finding]:
         cells = rows.frame[name]
         known = cells.is_not_null()
         values, present = cells.n_unique() - int(not known.all()), int(known.sum())
-        if values < MANY or values == present or (not named and present > ROWS_OF_ENTITY * values):
+        if values < MIN_ENTITIES or values == present or (not named and present > MAX_ROWS_OF_ENTITY * values):
             continue
         codes = cells.filter(known).rank("dense").cast(pl.Int64).to_numpy()
         outcome = Outcome.of(rows.frame[rows.target].filter(known), rows.task, rows.split[known.to_numpy()])
         alike = outcome.agreement(codes)
         train = outcome.split == 0
         common = int(np.isin(codes[~train], codes[train]).sum())
-        share = common / rows.judged
+        share = common / rows.evaluated
         if alike < ALIKE or share < ALIKE:
             continue
         finding = Finding(
             "group",
             named and alike >= VERY_ALIKE and share >= 0.5,
             name,
-            f"{common:,} of {rows.judged:,} validation and test rows share their {name} with training rows, and rows"
-            f" that do are alike in {rows.target} (agreement {alike:.2f}; {SCALE})",
-            f"data.split.by=group data.split.column={name} judges the model on new ones",
+            f"{common:,} of {rows.evaluated:,} validation and test rows share their {name} with training rows, and rows"
+            f" with the same {name} are similar in {rows.target} (agreement {alike:.2f}; {SCALE})",
+            f"data.split.by=group data.split.column={name} evaluates the model on new ones",
         )
         found.append((alike * share, finding))
     if found:
@@ -217,6 +223,7 @@ def groups(rows: Rows) -> Iterator[Finding]:
 
 
 def imbalance(rows: Rows) -> Iterator[Finding]:
+    """A class that is rare in the training rows."""
     if rows.task == "regression":
         return
     labels = rows.frame[rows.target].alias("class").filter(pl.Series(rows.train))

@@ -1,4 +1,4 @@
-"""The features: one module a kind of column, fitted on training rows, the same in training and in the artefact."""
+"""Features: one module per kind of column, fitted on training rows, the same in training and in the artifact."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ __all__ = ["Categories", "Dates", "Features", "Images", "Numbers", "Texts", "Wor
 
 
 class Features(nn.Module):
-    """Raw columns -> the tensors of a batch (`datamodules.schema.InputSpec`); scripted into the artefact."""
+    """Raw columns -> the tensors of a batch (`datamodules.schema.InputSpec`); part of the artifact as TorchScript."""
 
     def __init__(self, dates: Dates, numbers: Numbers, categories: Categories, texts: Texts, images: Images) -> None:
         super().__init__()
@@ -30,8 +30,12 @@ class Features(nn.Module):
     def forward(
         self, numbers: dict[str, Tensor], strings: dict[str, list[str]], images: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """`numbers`: float64 or int64 (rows,), NaN for missing, dates in seconds since 1970; `strings`: a cell a row,
-        "" for missing; `images`: uint8 (rows, 1 or 3, height, width) of any size.
+        """Encodes columns by name; absent columns are missing.
+
+        Args:
+            numbers: float64 or int64 (rows,), NaN for missing, dates in seconds since 1970.
+            strings: One cell per row, "" for missing.
+            images: uint8 (rows, 1 or 3, height, width) of any size.
         """
         rows = 0
         for values in numbers.values():
@@ -48,7 +52,7 @@ class Features(nn.Module):
         return batch
 
     def encode(self, frame: pl.DataFrame, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives for a cleaned frame, faster: each kind looks up whole columns at once."""
+        """The output of `forward` for a cleaned frame, faster, since whole columns are encoded at once."""
         numbers = {name: as_tensor(frame[name]) for name in (*self.numbers.names, *self.dates.names) if name in frame}
         batch: dict[str, Tensor] = {
             "numbers": self.numbers(numbers | self.dates(numbers), len(frame)),
@@ -63,5 +67,5 @@ class Features(nn.Module):
 
 
 def as_tensor(cells: pl.Series) -> Tensor:
-    """Float64 cells as the features take them, NaN for missing."""
+    """Float64 cells as input of the features, with NaN for missing."""
     return torch.from_numpy(cells.fill_null(float("nan")).to_numpy(writable=True))

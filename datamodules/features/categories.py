@@ -1,4 +1,4 @@
-"""Raw strings to level codes: the cell cleaned, looked up, and 0 where training never saw it."""
+"""Encodes raw strings as level codes: cells are cleaned and looked up; levels unknown in training get 0."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,16 +11,16 @@ from common.torchscript import is_scripting
 
 
 class Categories(nn.Module):
-    """Encodes category columns: 0 is an unknown level, then the levels of the training rows, the commonest first.
+    """Encodes category columns: 0 is an unknown level, followed by the training levels, the most frequent first.
 
-    A column of more than `max_levels` levels has `hash_buckets` codes more: its rare and its unseen levels share them
-    by a hash, so that they are told apart a little.
+    A column with more than `max_levels` levels has `hash_buckets` additional codes, which its rare and unseen levels
+    share by a hash.
 
-    The lookup holds the spellings of missing and the replaced values as well; each spelling of a cell is cleaned once
-    a call. Missing is a level of its own where training had it, and unknown where it had not.
+    The lookup also contains the spellings of missing and the replaced values; each spelling of a cell is cleaned once
+    per call. Missing is a level if training rows have it, otherwise it is unknown.
     """
 
-    # TorchScript cannot tell the type of an empty list by itself.
+    # TorchScript cannot infer the type of an empty list.
     names: list[str]
     sizes: list[int]
     levels: list[dict[str, int]]
@@ -35,10 +35,10 @@ class Categories(nn.Module):
         max_levels: int = 1000,
         hash_buckets: int = 0,
     ) -> None:
-        """`counts`: for each column, its cleaned levels in training and their rows; "" stands for missing."""
+        """`counts` holds the cleaned training levels of each column and their numbers of rows; "" is missing."""
         super().__init__()
         self.names = list(names)
-        # An attribute, not a literal: TorchScript writes "\r" in code as it cannot read it back (torch 2.15).
+        # An attribute, not a literal: TorchScript saves "\r" in code in a form that it cannot load (torch 2.15).
         self.blanks: str = BLANKS
         self.levels = []
         self.sizes = []
@@ -55,7 +55,7 @@ class Categories(nn.Module):
             self.levels.append(lookup)
 
     def forward(self, strings: dict[str, list[str]], rows: int) -> Tensor:
-        """int32 (rows, columns); a column that is absent is missing on every row."""
+        """int32 (rows, columns); an absent column is missing in every row."""
         columns: list[Tensor] = []
         for i, name in enumerate(self.names):
             if name in strings:
@@ -67,7 +67,7 @@ class Categories(nn.Module):
         return torch.stack(columns, 1)
 
     def look_up(self, column: int, cells: list[str]) -> Tensor:
-        """int32 (cells,)"""
+        """Codes of the cells of a column, int32 (cells,)."""
         lookup = self.levels[column]
         codes: list[int] = []
         seen: dict[str, int] = {}
@@ -79,16 +79,16 @@ class Categories(nn.Module):
         return torch.tensor(codes, dtype=torch.int32)
 
     def bucket(self, level: str, column: int) -> int:
-        """The code of a level that has none of its own."""
+        """The code of a level that is not in the lookup."""
         buckets = self.buckets[column]
         return self.sizes[column] - buckets + fnv1a(level) % buckets if buckets > 0 else 0
 
     def encode(self, name: str, cells: pl.Series) -> Tensor:
-        """int32 (cells,): the codes that `forward` gives these, looked up once for each spelling; null is missing."""
-        different, places = factorize(cells)
-        codes = self.look_up(self.names.index(name), [*different.to_list(), ""])
-        places = places.cast(pl.Int32).fill_null(len(different))
-        return codes.index_select(0, torch.from_numpy(places.to_numpy(writable=True)))
+        """The output of `forward` for a column, int32 (cells,), with one lookup per spelling; null is missing."""
+        distinct, index = factorize(cells)
+        codes = self.look_up(self.names.index(name), [*distinct.to_list(), ""])
+        index = index.cast(pl.Int32).fill_null(len(distinct))
+        return codes.index_select(0, torch.from_numpy(index.to_numpy(writable=True)))
 
 
 def fnv1a(text: str) -> int:
@@ -104,10 +104,10 @@ def fnv1a(text: str) -> int:
 
 
 def clean(cell: str, blanks: str) -> str:
-    """A cell without outer blanks, and a whole number without its ".0": "12.0" and "12" are one level.
+    """Strips outer blanks and the ".0" of whole numbers, so that "12.0" and "12" are one level.
 
-    The rules of `common.cells.clean_text`. TorchScript strings are bytes, hence ASCII blanks and digits, spelt out: a
-    no-break space counts as a blank, other Unicode spaces do not.
+    The rules are those of `common.cells.clean_text`. TorchScript strings are bytes, so blanks and digits are listed
+    explicitly: ASCII and the no-break space, but no other Unicode spaces.
     """
     text = cell.replace("\u00a0", " ").strip(blanks)
     dot = text.find(".")

@@ -1,4 +1,4 @@
-"""Dates to numbers that a network can learn from: the calendar's parts, and the days elapsed."""
+"""Encodes dates as numbers: calendar parts and elapsed days."""
 
 import math
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ import torch
 from torch import Tensor, nn
 
 PERIODS = {"month": 12.0, "weekday": 7.0, "hour": 24.0}
-"""Parts that begin anew after so many units: they become a sine and a cosine, so that December is next to January."""
+"""Period of cyclic parts, which become a sine and a cosine, so that December is next to January."""
 
 
 class Dates(nn.Module):
-    """Derives columns of numbers from columns of dates, each by the parts that are wanted of it.
+    """Derives number columns from date columns, for the chosen parts of each.
 
     "days" since 1970, "year" and "day" (of the month) are numbers, float64; "month", "weekday" and "hour" are a sine
-    and a cosine: `NAME month (sin)`, `NAME month (cos)`. An hour has its minutes as a fraction.
+    and a cosine each: `NAME month (sin)`, `NAME month (cos)`. Hours include minutes as a fraction.
     """
 
-    # TorchScript cannot tell the type of an empty list by itself.
+    # TorchScript cannot infer the type of an empty list.
     names: list[str]
     parts: list[list[str]]
     periods: dict[str, float]
 
     def __init__(self, names: Sequence[str], parts: Sequence[Sequence[str]]) -> None:
-        """`parts`: for each column those wanted of `calendar`, as `varying_parts` chooses them."""
+        """`parts` holds the parts of each column, see `calendar` and `varying_parts`."""
         super().__init__()
         self.names = list(names)
-        self.parts = [list(wanted) for wanted in parts]
+        self.parts = [list(chosen) for chosen in parts]
         self.periods = dict(PERIODS)
 
     def forward(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`numbers`: seconds since 1970-01-01 UTC, (rows,), NaN for missing. A column that is absent gives none."""
+        """The derived columns of seconds since 1970-01-01 UTC, (rows,), NaN for missing; none for absent columns."""
         derived: dict[str, Tensor] = {}
         for i, name in enumerate(self.names):
             if name in numbers:
@@ -47,10 +47,10 @@ class Dates(nn.Module):
 
 
 def calendar(seconds: Tensor) -> dict[str, Tensor]:
-    """Each part of float64 seconds since 1970-01-01 UTC, in the proleptic Gregorian calendar; NaN stays NaN.
+    """The parts of float64 seconds since 1970-01-01 UTC in the proleptic Gregorian calendar; NaN stays NaN.
 
-    Months and days count from 1, weekdays from 0, a Monday. The date follows from the day by Howard Hinnant's
-    `civil_from_days` (https://howardhinnant.github.io/date_algorithms.html), whose years begin in March.
+    Months and days start at 1, weekdays at 0 (Monday). The algorithm is Howard Hinnant's `civil_from_days`
+    (https://howardhinnant.github.io/date_algorithms.html), where years start in March.
     """
     whole = seconds.floor()
     second = whole.remainder(86400.0)
@@ -75,6 +75,6 @@ def calendar(seconds: Tensor) -> dict[str, Tensor]:
 
 
 def varying_parts(seconds: Tensor) -> list[str]:
-    """The parts that differ among these dates, float64 (rows,), NaN for missing; "days" first where any does."""
+    """The parts that vary among these dates, float64 (rows,), NaN for missing; "days" is first if any part varies."""
     present = seconds[seconds.isfinite()]
     return [part for part, values in calendar(present).items() if (values != values[:1]).any()]

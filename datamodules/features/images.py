@@ -1,4 +1,4 @@
-"""Images of any size -> images of one shape."""
+"""Resizes images to the shape of their column."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 
 class Images(nn.Module):
-    """Brings the image columns to their shapes, as in training so in the artefact."""
+    """Resizes image columns to their shapes, in training and in the artifact."""
 
-    # TorchScript cannot tell the type of an empty list by itself.
+    # TorchScript cannot infer the type of an empty list.
     names: list[str]
     shapes: list[tuple[int, int, int]]
 
     def __init__(self, names: Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> None:
-        """`shapes`: channels (1 or 3), height and width of each column."""
+        """`shapes` holds the channels (1 or 3), height and width of each column."""
         super().__init__()
         self.names = list(names)
         self.shapes = list(shapes)
@@ -38,17 +38,17 @@ class Images(nn.Module):
 
 
 def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 (rows, 1 or 3, H0, W0) -> uint8 (rows, C, H, W): the largest centred part of the right proportions.
+    """uint8 (rows, 1 or 3, H0, W0) -> uint8 (rows, C, H, W): the largest center crop of the same proportions, resized.
 
-    This is the usual "shorter side to the size, then centre crop", with the crop first: nothing large is made of a
-    long and narrow image. Bilinear, with antialiasing, as Pillow does it. RGB becomes grey by ITU-R 601, grey becomes
-    RGB by repetition. Images of the right shape stay as they are.
+    This equals the usual "resize the shorter side, then center crop", but crops first, so that a long and narrow image
+    needs little memory. Resizing is bilinear with antialiasing, as in Pillow. RGB becomes gray by ITU-R 601, and gray
+    becomes RGB by repetition. Images that already have the shape are returned unchanged.
     """
     channels, height, width = shape
     if images.dtype != torch.uint8 or images.dim() != 4 or images.size(1) not in (1, 3):
         raise ValueError(f"images must be uint8 (rows, 1 or 3, height, width), not {images.dtype} {images.shape}")
     full_height, full_width = images.size(2), images.size(3)
-    # What one side leaves of the other, to the nearest pixel.
+    # The size of the crop, rounded to the nearest pixel.
     part_height = max(1, min(full_height, (full_width * height + width // 2) // width))
     part_width = max(1, min(full_width, (full_height * width + height // 2) // height))
     top, left = (full_height - part_height) // 2, (full_width - part_width) // 2
@@ -59,6 +59,6 @@ def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
         return images
     if channels == 3:
         return images.repeat(1, 3, 1, 1)
-    # The weights 0.299, 0.587 and 0.114 in 65,536ths: whole numbers are the same on every machine.
+    # The weights 0.299, 0.587 and 0.114 times 65,536: integers give the same result on every machine.
     weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(1, 3, 1, 1)
     return (((images * weights).sum(1, keepdim=True) + 32768) >> 16).to(torch.uint8)

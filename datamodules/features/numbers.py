@@ -1,4 +1,4 @@
-"""Raw numbers to encoded numbers: wanted values replaced, missing filled, scaled by what the training rows showed."""
+"""Encodes numbers: replaces values, fills missing ones, and scales by statistics of the training rows."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
@@ -13,16 +13,16 @@ Scaling = Literal["standard", "robust", "quantile"]
 
 
 class Numbers(nn.Module):
-    """Encodes the number columns of raw rows; one that was missing in training gets a 0/1 indicator behind.
+    """Encodes number columns; those with missing values in training get a 0/1 indicator column at the end.
 
-    - `standard`: (x - mean) / deviation.
-    - `robust`: (x - median) / (q75 - q25), then x / sqrt(1 + (x/3)^2): outliers cannot explode (arXiv 2407.04491).
-    - `quantile`: the rank among the training values, as a normal deviate (arXiv 2203.05556).
+    - `standard`: (x - mean) / standard deviation.
+    - `robust`: (x - median) / (q75 - q25), then x / sqrt(1 + (x/3)^2), which bounds outliers (arXiv 2407.04491).
+    - `quantile`: the normal quantile of the rank among the training values (arXiv 2203.05556).
 
-    Missing values and infinities take the training median.
+    Missing values and infinities are replaced by the training median.
     """
 
-    # TorchScript cannot tell the type of an empty list by itself.
+    # TorchScript cannot infer the type of an empty list.
     names: list[str]
     replaced: list[int]
 
@@ -34,8 +34,14 @@ class Numbers(nn.Module):
         replace: Mapping[str, Mapping[float, float | None]] | None = None,
         indicated: Collection[str] = (),
     ) -> None:
-        """`values`: training rows or a sample of them, float64 (rows, columns), NaN for missing, `replace` not yet
-        applied; `indicated`: the columns that get an indicator.
+        """Fits the scaling.
+
+        Args:
+            names: Names of the columns.
+            values: Training rows or a sample of them, float64 (rows, columns), NaN for missing, before `replace`.
+            scaling: See above.
+            replace: Replaced values of each column; None means missing.
+            indicated: The columns that get an indicator.
         """
         super().__init__()
         self.names = list(names)
@@ -62,8 +68,8 @@ class Numbers(nn.Module):
         self.register_buffer("knots", knots)
         self.register_buffer("ranks", ranks)
         self.register_buffer("slopes", slopes)
-        places = [index for index, name in enumerate(self.names) if name in indicated]
-        self.register_buffer("indicated", torch.tensor(places, dtype=torch.int64))
+        positions = [index for index, name in enumerate(self.names) if name in indicated]
+        self.register_buffer("indicated", torch.tensor(positions, dtype=torch.int64))
 
     old: Tensor
     new: Tensor
@@ -76,7 +82,7 @@ class Numbers(nn.Module):
     indicated: Tensor
 
     def clean(self, values: Tensor) -> Tensor:
-        """Applies the replacements; infinities become missing. float64 (rows, columns) in and out."""
+        """Replaces values and sets infinities to missing; float64 (rows, columns) -> same shape."""
         values = torch.where(values.isinf(), float("nan"), values)
         given = values.clone()
         for i, column in enumerate(self.replaced):
@@ -84,7 +90,7 @@ class Numbers(nn.Module):
         return values
 
     def forward(self, numbers: dict[str, Tensor], rows: int) -> Tensor:
-        """float32 (rows, columns + indicators); a column that is absent is missing on every row."""
+        """float32 (rows, columns + indicators); an absent column is missing in every row."""
         columns: list[Tensor] = []
         for name in self.names:
             if name in numbers:
@@ -106,7 +112,7 @@ class Numbers(nn.Module):
         return torch.cat([encoded.to(torch.float32), indicators.to(torch.float32)], 1)
 
     def to_normal(self, values: Tensor) -> Tensor:
-        """Rank among the knots -> normal deviate within +-5.2; between two knots the rank is linear."""
+        """Normal quantiles, within +-5.2, of the ranks among the knots; ranks are linear between knots."""
         cells = values.t().contiguous()
         if is_scripting():
             knot = torch.searchsorted(self.knots, cells, right=True)
@@ -139,8 +145,10 @@ def _fit(filled: Tensor, median: Tensor, scaling: Scaling) -> tuple[Tensor, Tens
 
 
 def _rank(quantiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ascending quantiles (columns, n) -> each once, its rank in 0..1 (of equal ones the middle), and how fast the rank
-    grows behind it: three tensors (columns, n), filled up with infinity, the last rank, and 0.
+    """Knots, ranks and slopes of ascending quantiles (columns, n): three tensors (columns, n).
+
+    Knots are the distinct quantiles, padded with infinity. Ranks are in 0..1, the middle one for equal quantiles,
+    padded with the last rank. Slopes are those of the rank after each knot, padded with 0.
     """
     columns, count = quantiles.shape
     knots = torch.full_like(quantiles, torch.inf)
@@ -156,7 +164,7 @@ def _rank(quantiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _search(knots: Tensor, cells: Tensor) -> Tensor:
-    """`torch.searchsorted(knots, cells, right=True)` in a third of its time: no branch that the processor guesses."""
+    """`torch.searchsorted(knots, cells, right=True)` without branches, which is three times as fast."""
     steps = len(knots).bit_length()
     padded = np.full(1 << steps, np.inf)
     padded[: len(knots)] = knots
@@ -168,8 +176,8 @@ def _search(knots: Tensor, cells: Tensor) -> Tensor:
 
 
 def quantiles(values: Tensor, probabilities: Tensor) -> Tensor:
-    """(columns, probabilities) of float64 (rows, columns); linear between order statistics, of any number of rows."""
-    ordered = torch.from_numpy(np.sort(values.numpy(), axis=0))  # torch sorts the places as well
+    """Quantiles (columns, probabilities) of float64 (rows, columns), linear between order statistics."""
+    ordered = torch.from_numpy(np.sort(values.numpy(), axis=0))  # torch.sort also computes indices
     position = probabilities * (len(values) - 1)
     low = position.floor().long()
     high = position.ceil().long()
@@ -178,10 +186,10 @@ def quantiles(values: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def bin_edges(values: Tensor, bins: int) -> tuple[float, ...]:
-    """At most `bins` + 1 ascending edges of bins for float64 (rows,): quantiles, each once.
+    """At most `bins` + 1 ascending bin edges of float64 (rows,): the distinct quantiles.
 
-    Where many values are equal quantiles coincide; the edges to spare are quantiles of the distinct values, so that a
-    column that is mostly zero is told apart where it is not.
+    If quantiles coincide, quantiles of the distinct values are added, so that a mostly zero column still has several
+    bins for its other values.
     """
     distinct = _distinct(values)
     if len(distinct) <= bins + 1:

@@ -1,18 +1,18 @@
-"""Texts to token ids: lower-cased words and numbers, and character n-grams of them where they are wanted.
+"""Encodes texts as token ids: lower-case words and numbers, optionally with their character n-grams.
 
-A token is a maximal run of letters and digits. The rules are such that TorchScript can keep them, whose strings are
-bytes of UTF-8:
+A token is a maximal run of letters and digits. The rules can be implemented in TorchScript, where strings are UTF-8
+bytes:
 
-- ASCII controls, blanks, punctuation and symbols part tokens; ASCII letters are lower-cased.
-- Beyond ASCII the blanks, punctuation, symbols and controls of the blocks in `_SYMBOLS` part tokens (no-break space,
-  dashes, typographic quotes, bullets, currency signs, ideographic punctuation), but for the two zero-width joiners.
-  Every other character counts as a letter: ideographs, combining marks, emoji.
-- The capitals of Latin-1, Latin Extended-A, Greek and Cyrillic become the one small letter that they have. Other
-  scripts keep their capitals, and so does the Turkish dotted I. Nothing is normalised, composed or folded.
+- ASCII controls, blanks, punctuation and symbols separate tokens; ASCII letters become lower case.
+- Outside ASCII, the blanks, punctuation, symbols and controls of the blocks in `_SYMBOLS` separate tokens (no-break
+  space, dashes, typographic quotes, bullets, currency signs, ideographic punctuation), except the two zero-width
+  joiners. All other characters count as letters: ideographs, combining marks, emoji.
+- Capitals of Latin-1, Latin Extended-A, Greek and Cyrillic become lower case if that is a single character. Other
+  scripts and the Turkish dotted I keep their capitals. There is no Unicode normalization or case folding.
 
-The n-grams of a token follow it: the shortest first, of the token between "<" and ">", cut on characters, with "#" in
-front, which no word has: "her" with 3-grams is "her", "#<he", "#her", "#er>" (after arXiv 1607.04606). Of a token of
-more than 98 characters only the first ones have n-grams.
+The n-grams of a token follow it, the shortest first. They are n-grams of the characters of "<token>" and start with
+"#", which no word does: "her" with 3-grams is "her", "#<he", "#her", "#er>" (after arXiv 1607.04606). For tokens of
+more than 98 characters, only the first characters have n-grams.
 """
 
 import math
@@ -30,25 +30,25 @@ from common.torchscript import is_scripting
 _SYMBOLS = (
     range(0x0080, 0x0100),  # Latin-1
     range(0x1680, 0x1681),  # the Ogham blank
-    range(0x2000, 0x200C),  # general punctuation, before the joiners
-    range(0x200E, 0x2070),  # and behind them
+    range(0x2000, 0x200C),  # general punctuation before the joiners
+    range(0x200E, 0x2070),  # and after them
     range(0x20A0, 0x20D0),  # currency
     range(0x3000, 0x3040),  # ideographic punctuation
     range(0xFEFF, 0xFF66),  # byte order mark, full-width forms
 )
 _CAPITALS = (range(0x00C0, 0x0180), range(0x0370, 0x0530))  # Latin-1 and Extended-A; Greek and Cyrillic
 _MARKED = 100
-"""Characters of a token, its marks counted, that n-grams are taken of: what is longer is seldom a word."""
+"""Maximum number of characters of a token, with "<" and ">", that have n-grams; longer tokens are rarely words."""
 _SLICE = 8192
-"""Rows whose tokens are in memory at a time."""
-MOST_TOKENS = 4_000_000
-"""Different tokens of a column that are counted at a time; of more, the rare ones are forgotten."""
+"""Number of rows whose tokens are in memory at a time."""
+MAX_TOKENS = 4_000_000
+"""Maximum number of distinct tokens counted per column; the rarest beyond it are dropped."""
 ROW, TOKEN, TOTAL, ROWS = "row", "token", "total", "rows"
 _PIECES = "pieces"
 
 
 def _translation() -> dict[str, str]:
-    """What becomes of each character that does not stay: a small letter or a blank, of as many bytes."""
+    """Replacement of each character that changes: a lower-case letter or blanks, with the same number of bytes."""
     ascii_ = {character: character.lower() if character.isalnum() else " " for character in map(chr, range(128))}
     symbols = [chr(code) for block in _SYMBOLS for code in block if unicodedata.category(chr(code))[0] in "CPSZ"]
     capitals = [chr(code) for block in _CAPITALS for code in block if len(chr(code).lower()) == 1]
@@ -60,9 +60,9 @@ TRANSLATION = _translation()
 
 
 class Texts(nn.Module):
-    """Encodes text columns as the ids of their tokens, in order: 0 is an unknown token."""
+    """Encodes text columns as the ids of their tokens in order; 0 is an unknown token."""
 
-    # TorchScript cannot tell the type of an empty list by itself.
+    # TorchScript cannot infer the type of an empty list.
     names: list[str]
     ids: list[dict[str, int]]
     blocks: list[tuple[int, list[tuple[str, str]]]]
@@ -70,8 +70,8 @@ class Texts(nn.Module):
     def __init__(
         self, names: Sequence[str], tokens: Sequence[Sequence[str]], ngrams: tuple[int, int] | None = None
     ) -> None:
-        """`tokens`: the vocabulary of each column, in the order of the ids from 1 on; `ngrams`: the fewest and the
-        most characters of n-grams, none if None.
+        """`tokens` holds the vocabulary of each column in order of the ids, which start at 1; `ngrams` is the minimum
+        and maximum length of n-grams, or None for no n-grams.
         """
         super().__init__()
         self.names = list(names)
@@ -79,15 +79,15 @@ class Texts(nn.Module):
         self.ngrams = ngrams
         self.shortest, self.longest = ngrams or (1, 0)
         self.marked: int = _MARKED
-        # By their first byte, ASCII under 0: most texts have few of them, and the others are passed over.
+        # By first byte, with 0 for ASCII: most texts contain few of these bytes, and the other blocks are skipped.
         blocks: dict[int, list[tuple[str, str]]] = {}
         for old, new in TRANSLATION.items():
             blocks.setdefault(0 if old.isascii() else old.encode()[0], []).append((old, new))
         self.blocks = list(blocks.items())
 
     def forward(self, strings: dict[str, list[str]], rows: int) -> dict[str, Tensor]:
-        """For each column `tokens.NAME`, int32 (all tokens,), and `offsets.NAME`, int64 (rows + 1,): where each row
-        begins, and the last one ends. A column that is absent is an empty text on every row.
+        """Returns for each column `tokens.NAME`, int32 (all tokens,), and `offsets.NAME`, int64 (rows + 1,): the start
+        of each row, and the end of the last one. An absent column is an empty text in every row.
         """
         encoded: dict[str, Tensor] = {}
         for i, name in enumerate(self.names):
@@ -101,11 +101,11 @@ class Texts(nn.Module):
         return encoded
 
     def split(self, cells: pl.Series) -> pl.DataFrame:
-        """Every token of the cells in order, with the number of its row in `cells`: columns ROW, TOKEN."""
+        """The tokens of all cells in order, with the position of their row in `cells`: columns ROW, TOKEN."""
         return split(cells, self.ngrams)
 
     def encode(self, name: str, cells: pl.Series) -> tuple[Tensor, Tensor]:
-        """The tokens and offsets that `forward` gives of a column of these cells; null is an empty text."""
+        """The tokens and offsets of `forward` for a column; null is an empty text."""
         ids = self.ids[self.names.index(name)]
         vocabulary, numbers = pl.Series(list(ids), dtype=pl.String), pl.Series(list(ids.values()), dtype=pl.Int32)
         tokens, counts = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
@@ -117,14 +117,14 @@ class Texts(nn.Module):
         return torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(counts).cumsum())
 
     def encode_bytes(self, ids: dict[str, int], cells: list[str]) -> tuple[Tensor, Tensor]:
-        """`encode` in TorchScript, and only there. All cells are one string, as one call then serves all of them."""
-        end = chr(0xFF)  # a byte that is in no UTF-8
+        """`encode` in TorchScript only. Cells are joined into one string, so that one call processes all of them."""
+        end = chr(0xFF)  # a byte that is not in UTF-8
         text = self.translate(end.join(cells))
         tokens: list[int] = []
         offsets = [0]
         seen: dict[str, list[int]] = {}
         for row in text.split(end):
-            # Not split(): in TorchScript it takes single bytes of letters for blanks (torch 2.15).
+            # Not split(): in TorchScript it treats some bytes of letters as blanks (torch 2.15).
             for word in row.split(" "):
                 if word != "":
                     tokens.append(ids.get(word, 0))
@@ -143,10 +143,10 @@ class Texts(nn.Module):
         return text
 
     def characters(self, text: str) -> list[str]:
-        """`list` in TorchScript, where the items of a string are bytes; and only there."""
+        """`list(text)` in TorchScript only, where the items of a string are bytes."""
         found: list[str] = []
         for byte in list(text):
-            if ord(byte) & 0xC0 == 0x80:  # goes on with a character
+            if ord(byte) & 0xC0 == 0x80:  # continues a character
                 found[-1] = found[-1] + byte
             else:
                 found.append(byte)
@@ -164,25 +164,25 @@ class Texts(nn.Module):
 
 
 def split(cells: pl.Series, ngrams: tuple[int, int] | None = None) -> pl.DataFrame:
-    """Every token of the cells in order, with the number of its row in `cells`: columns ROW, TOKEN. Null has none."""
+    """The tokens of all cells in order, with the position of their row: columns ROW, TOKEN. Null has no token."""
     if ngrams is None:
         return words(cells, TRANSLATION)
     return split_words(cells, TRANSLATION, lambda word: [word, *_ngrams(word, *ngrams)])
 
 
 def words(cells: pl.Series, translation: Mapping[str, str]) -> pl.DataFrame:
-    """What blanks part once the characters are translated, as ROW, TOKEN."""
+    """Translates characters, then splits at blanks: columns ROW, TOKEN."""
     text = cells.fill_null("").str.replace_many(list(translation), list(translation.values()))
     found = pl.DataFrame({ROW: np.arange(len(cells)), TOKEN: text.str.extract_all("[^ ]+")})
     return found.explode(TOKEN, empty_as_null=False)
 
 
 def split_words(cells: pl.Series, translation: Mapping[str, str], tokens: Callable[[str], list[str]]) -> pl.DataFrame:
-    """The tokens of each of these words, as ROW, TOKEN."""
+    """Splits the words of the cells into tokens: columns ROW, TOKEN."""
     found = words(cells, translation)
-    different = found[TOKEN].unique()
-    pieces = pl.Series(_PIECES, [tokens(word) for word in different], dtype=pl.List(pl.String))
-    joined = found.join(pl.DataFrame([different, pieces]), on=TOKEN, how="left", maintain_order="left")
+    distinct = found[TOKEN].unique()
+    pieces = pl.Series(_PIECES, [tokens(word) for word in distinct], dtype=pl.List(pl.String))
+    joined = found.join(pl.DataFrame([distinct, pieces]), on=TOKEN, how="left", maintain_order="left")
     return joined.select(ROW, pl.col(_PIECES).alias(TOKEN)).explode(TOKEN, empty_as_null=False)
 
 
@@ -193,9 +193,9 @@ def _ngrams(word: str, shortest: int, longest: int) -> list[str]:
 
 @dataclass
 class TokenCounts:
-    """Of a text column the rows, and for each token (TOKEN) how often it occurs (TOTAL) and in how many rows (ROWS).
+    """The number of rows of a text column, and the occurrences (TOTAL) and rows (ROWS) of each token (TOKEN).
 
-    Those of two sets of rows add up to those of both, in any order, up to MOST_TOKENS different tokens.
+    Counts of two sets of rows can be added in any order, up to MAX_TOKENS distinct tokens.
     """
 
     rows: int
@@ -206,7 +206,7 @@ class TokenCounts:
 
 
 def count_tokens(cells: pl.Series, split: Callable[[pl.Series], pl.DataFrame] = split) -> TokenCounts:
-    """The counts of some rows' tokens, as `split` finds them."""
+    """Counts the tokens that `split` finds in the cells."""
     parts = []
     for part in cells.to_frame().iter_slices(_SLICE):
         each = split(part.to_series()).group_by(ROW, TOKEN).len(TOTAL)
@@ -219,24 +219,24 @@ def _sum(parts: Sequence[TokenCounts]) -> TokenCounts:
     schema = {TOKEN: pl.String, TOTAL: pl.Int64, ROWS: pl.Int64}
     counts = pl.concat([pl.DataFrame(schema=schema), *(part.tokens for part in parts)])
     summed = counts.group_by(TOKEN).agg(pl.col(TOTAL, ROWS).sum())
-    return TokenCounts(sum(part.rows for part in parts), _commonest(summed, MOST_TOKENS))
+    return TokenCounts(sum(part.rows for part in parts), _most_frequent(summed, MAX_TOKENS))
 
 
-def _commonest(counts: pl.DataFrame, most: int) -> pl.DataFrame:
-    """Equals by their characters, so that no order of sums changes it."""
-    return counts.sort([TOTAL, TOKEN], descending=[True, False]).head(most)
+def _most_frequent(counts: pl.DataFrame, number: int) -> pl.DataFrame:
+    """The most frequent tokens, ties in lexical order, so that the order of sums does not matter."""
+    return counts.sort([TOTAL, TOKEN], descending=[True, False]).head(number)
 
 
 def vocabulary(counts: TokenCounts, max_tokens: int, min_rows: int = 1) -> tuple[list[str], list[float]]:
-    """The `max_tokens` commonest of the tokens that are in `min_rows` rows, and for each the inverse document
-    frequency, ln((1 + rows) / (1 + rows with the token)) + 1: as scikit-learn's TfidfVectorizer chooses and weighs.
+    """The `max_tokens` most frequent tokens that occur in `min_rows` rows, and their inverse document frequencies,
+    ln((1 + rows) / (1 + rows with the token)) + 1, as in scikit-learn's TfidfVectorizer.
     """
-    kept = _commonest(counts.tokens.filter(pl.col(ROWS) >= min_rows), max_tokens)
+    kept = _most_frequent(counts.tokens.filter(pl.col(ROWS) >= min_rows), max_tokens)
     return kept[TOKEN].to_list(), [_idf(counts.rows, rows) for rows in kept[ROWS]]
 
 
 def idf(counts: TokenCounts, tokens: Sequence[str]) -> list[float]:
-    """The inverse document frequency of each of these tokens; no row need have it."""
+    """The inverse document frequencies of tokens, which need not occur in any row."""
     rows = dict(counts.tokens.select(TOKEN, ROWS).iter_rows())
     return [_idf(counts.rows, rows.get(token, 0)) for token in tokens]
 

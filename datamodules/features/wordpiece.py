@@ -1,14 +1,14 @@
-"""Texts to the token ids of a pretrained encoder: BERT's basic tokenizer, then WordPiece on the encoder's vocabulary.
+"""Encodes texts as token ids of a pretrained encoder: BERT's basic tokenizer, then WordPiece with its vocabulary.
 
-What transformers' BertTokenizer does (arXiv 1810.04805), in the training form and in TorchScript:
+Reproduces transformers' BertTokenizer (arXiv 1810.04805), in Python and in TorchScript:
 
-- Controls are dropped; blanks, and punctuation on its own, part words; ideographs are words of one character.
-- Of an uncased vocabulary, characters are decomposed (NFD), marks are dropped, and capitals become small.
-- A word is the longest token that it begins with, then the longest "##" token that the rest begins with, and so on;
-  one that cannot be had so, or is longer than 100 characters, is unknown.
+- Controls are removed. Blanks separate words. Punctuation characters and ideographs are words of one character.
+- With an uncased vocabulary, characters are decomposed (NFD), marks are removed, and capitals become lower case.
+- A word is split into the longest token that it starts with, then the longest "##" token that the rest starts with,
+  and so on. Words that cannot be split in this way, or are longer than 100 characters, are unknown.
 
-Words that name a special token, such as "[SEP]", are text like other text. A mark, or punctuation, that Unicode has
-had only since 2016 may be a letter to transformers' own tables.
+Names of special tokens, such as "[SEP]", are treated as text. Marks and punctuation that were added to Unicode since
+2016 may be letters in the tables of transformers.
 """
 
 import functools
@@ -28,61 +28,61 @@ from datamodules.features.texts import Texts, split_words
 from datamodules.schema import DataError
 
 VOCABULARY, TOKENIZER, CONFIG = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
-FITTING = ("Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "SqueezeBert")
-"""Families whose tokenizer is this one."""
+FAMILIES = ("Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "SqueezeBert")
+"""Model families with this tokenizer."""
 _IDEOGRAPHS = (
     range(0x3400, 0x4DC0),
     range(0x4E00, 0xA000),
     range(0x20000, 0x2A6E0),
     range(0x2A700, 0x2B740),
     range(0x2B740, 0x2B820),
-    range(0x2B920, 0x2CEB0),  # its beginning as transformers has it
+    range(0x2B920, 0x2CEB0),  # this start is that of transformers
 )
 _COMPATIBLE = (range(0xF900, 0xFB00), range(0x2F800, 0x2FA20))
-"""Ideographs too, which are decomposed to others."""
+"""Compatibility ideographs, which are decomposed to others."""
 _PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _OTHERS = (range(0x3400), range(0x4DC0, 0x4E00), range(0xA000, 0xD800), range(0xFB00, 0x20000), range(0xE0000, 0xE1000))
-"""Where there are characters, beside these blocks."""
+"""Other blocks with assigned characters."""
 _LONGEST_WORD = 100
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer of this kind is made of."""
+    """The vocabulary and the options of a tokenizer."""
 
     tokens: tuple[str, ...]
-    """In the order of the ids, from 0 on."""
+    """In order of the ids, which start at 0."""
     unknown: str
     lower: bool
     strip_accents: bool
     ideographs: bool
-    """Whether each is a word."""
+    """Whether each ideograph is a word."""
 
 
 def read_vocabulary(folder: str) -> Vocabulary:
-    """The vocabulary of an encoder's folder, as transformers writes it. DataError where it has none that fits."""
+    """Reads the vocabulary of an encoder's folder as saved by transformers. Raises DataError for other tokenizers."""
     setting, root = f"data.wordpiece={folder}", Path(folder)
-    fitting = (
-        f"The folder of an encoder like BERT fits, with WordPiece tokens in {VOCABULARY} or {TOKENIZER}:"
-        " BERT, DistilBERT, ELECTRA, MPNet, MiniLM; none with BPE or SentencePiece (GPT, RoBERTa, T5)."
+    supported = (
+        f"Give the folder of an encoder with WordPiece tokens in {VOCABULARY} or {TOKENIZER}, such as"
+        " BERT, DistilBERT, ELECTRA, MPNet or MiniLM, not one with BPE or SentencePiece (GPT, RoBERTa, T5)."
     )
     if not root.is_dir():
-        raise DataError(f"{setting}: there is no such folder")
+        raise DataError(f"{setting}: no such folder")
     try:
         config = json.loads((root / CONFIG).read_text("utf-8")) if (root / CONFIG).exists() else {}
         if (root / VOCABULARY).exists():
             tokens = (root / VOCABULARY).read_text("utf-8").removesuffix("\n").split("\n")
         elif (root / TOKENIZER).exists():
-            tokens = _of_json(json.loads((root / TOKENIZER).read_text("utf-8"))["model"])
+            tokens = _from_json(json.loads((root / TOKENIZER).read_text("utf-8"))["model"])
         else:
-            raise DataError(f"{setting}: holds neither {VOCABULARY} nor {TOKENIZER}. {fitting}")
+            raise DataError(f"{setting}: contains neither {VOCABULARY} nor {TOKENIZER}. {supported}")
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as error:
         raise DataError(f"{setting}: its tokenizer cannot be read: {type(error).__name__}: {error}") from error
     kind = str(config.get("tokenizer_class") or "BertTokenizer")
     generic = kind in ("PreTrainedTokenizerFast", "TokenizersBackend")
     family = kind.removesuffix("Fast").removesuffix("Tokenizer")
-    if not tokens or (family not in FITTING and not (generic and (root / TOKENIZER).exists())):
-        raise DataError(f"{setting}: its tokenizer ({kind}) is not BERT's. {fitting}")
+    if not tokens or (family not in FAMILIES and not (generic and (root / TOKENIZER).exists())):
+        raise DataError(f"{setting}: its tokenizer ({kind}) is not that of BERT. {supported}")
     unknown = config.get("unk_token") or "[UNK]"
     unknown = unknown["content"] if isinstance(unknown, dict) else unknown
     if unknown not in tokens:
@@ -98,8 +98,8 @@ def read_vocabulary(folder: str) -> Vocabulary:
     )
 
 
-def _of_json(model: dict[str, Any]) -> list[str]:
-    """The tokens of the model in tokenizer.json; none where it is not WordPiece."""
+def _from_json(model: dict[str, Any]) -> list[str]:
+    """The tokens of the model in tokenizer.json; empty if it is not WordPiece."""
     if model.get("type") != "WordPiece" or model.get("continuing_subword_prefix", "##") != "##":
         return []
     vocabulary: dict[str, int] = model["vocab"]
@@ -108,9 +108,9 @@ def _of_json(model: dict[str, Any]) -> list[str]:
 
 
 class WordPiece(Texts):
-    """Encodes text columns as the ids of WordPiece tokens, in order: 0 is unknown, i + 1 the vocabulary's i."""
+    """Encodes text columns as WordPiece token ids in order: 0 is unknown, i + 1 is token i of the vocabulary."""
 
-    # TorchScript reads those of the class alone.
+    # TorchScript reads annotations of this class only, not of its base class.
     names: list[str]
     ids: list[dict[str, int]]
     blocks: list[tuple[int, list[tuple[str, str]]]]
@@ -127,7 +127,7 @@ class WordPiece(Texts):
         self.spans = [(chr(block[0]), chr(block[-1]), False) for block in _PRIVATE]
         if vocabulary.ideographs:
             self.spans += [(chr(block[0]), chr(block[-1]), True) for block in _IDEOGRAPHS]
-        # Of ASCII what keeps its length, in the whole text at once; all else word by word.
+        # ASCII replacements of equal length are applied to the whole text, the others word by word.
         self.blocks = [(0, [(old, new) for old, new in self.becomes.items() if old.isascii() and len(new) == 1])]
 
     def split(self, cells: pl.Series) -> pl.DataFrame:
@@ -135,7 +135,7 @@ class WordPiece(Texts):
         return split_words(cells, dict(pairs), lambda word: self.pieces(self.ids[0], word))
 
     def encode_bytes(self, ids: dict[str, int], cells: list[str]) -> tuple[Tensor, Tensor]:
-        end = chr(0xFF)  # a byte that is in no UTF-8
+        end = chr(0xFF)  # a byte that is not in UTF-8
         tokens: list[int] = []
         offsets = [0]
         seen: dict[str, list[int]] = {}
@@ -144,14 +144,14 @@ class WordPiece(Texts):
                 if word != "":
                     if word not in seen:
                         seen[word] = [ids.get(piece, 0) for piece in self.pieces(ids, word)]
-                    # In TorchScript extend() copies all that is there, each time (torch 2.15).
+                    # In TorchScript each extend() copies the whole list (torch 2.15).
                     for token in seen[word]:
                         tokens.append(token)  # noqa: PERF402
             offsets.append(len(tokens))
         return torch.tensor(tokens, dtype=torch.int32), torch.tensor(offsets[: len(cells) + 1], dtype=torch.int64)
 
     def pieces(self, known: dict[str, int], run: str) -> list[str]:
-        """The tokens of characters without ASCII blanks among them."""
+        """The tokens of a text without ASCII blanks."""
         found: list[str] = []
         for word in "".join([self.become(character) for character in self.items(run)]).split(" "):
             if word != "":
@@ -194,21 +194,21 @@ class WordPiece(Texts):
 
 @functools.cache
 def _becomes(lower: bool, strip_accents: bool, ideographs: bool) -> dict[str, str]:
-    """What becomes of each character that does not stay, outside of the large blocks; blanks part words.
+    """Replacement of each character that changes, outside the large blocks; blanks separate words.
 
-    A word may be left of a character, in the midst of a word, or there may be nothing left of it.
+    A character may become several words, or nothing.
     """
     table = {}
     for block in (*_OTHERS, *_COMPATIBLE):
         apart = ideographs and block in _COMPATIBLE
         for character in map(chr, block):
-            new = _parted(_plain(character, lower, strip_accents))
+            new = _separated(_normalized(character, lower, strip_accents))
             table[character] = f" {new} " if apart else new
     return {old: new for old, new in table.items() if old != new}
 
 
-def _plain(character: str, lower: bool, strip_accents: bool) -> str:
-    """Without marks, small, nothing of a control, as is wanted."""
+def _normalized(character: str, lower: bool, strip_accents: bool) -> str:
+    """The character without accents and in lower case, as chosen; empty for controls."""
     if character in "\t\n\r":
         return " "
     if unicodedata.category(character) in ("Cc", "Cf", "Co") or character == "\ufffd":
@@ -219,8 +219,8 @@ def _plain(character: str, lower: bool, strip_accents: bool) -> str:
     return "".join(part.lower() for part in character) if lower else character
 
 
-def _parted(text: str) -> str:
-    """Blanks as " ", and around punctuation, which counts all of ASCII's symbols."""
+def _separated(text: str) -> str:
+    """Replaces blanks by " " and adds " " around punctuation, including all ASCII symbols."""
     parts = []
     for part in text:
         kind = unicodedata.category(part)[0]

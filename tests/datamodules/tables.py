@@ -1,4 +1,4 @@
-"""Tables for tests: read whole, made up, set up as data, and refused."""
+"""Helpers for tests: synthetic tables, read at once, set up as data modules, or refused."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from datamodules.tabular import TableDataModule
 
 
 def read(path: str | Path | Sequence[str], **settings: Any) -> Raw:
-    """All chunks as one."""
+    """Reads all chunks and concatenates them."""
     chunks = list(read_chunks(path, **settings))
     frame = concat([chunk.frame for chunk in chunks]).select(pl.exclude(FILE, LINE), FILE, LINE)
     return Raw(frame, pl.concat([pl.DataFrame(schema=BAD), *(chunk.bad for chunk in chunks)]))

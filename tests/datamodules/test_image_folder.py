@@ -25,7 +25,7 @@ def to_pillow(image: Tensor) -> Image.Image:
 
 @settings(max_examples=60, deadline=None)
 @given(old=SHAPES, shape=SHAPES)
-def test_one_image_a_batch_and_the_artefact_agree(old: tuple[int, int, int], shape: tuple[int, int, int]) -> None:
+def test_one_image_a_batch_and_the_artifact_agree(old: tuple[int, int, int], shape: tuple[int, int, int]) -> None:
     images = Images(["photo"], [shape])
     batch = noise(3, *old)
     fitted = images({"photo": batch, "unknown": batch}, 3)
@@ -37,11 +37,11 @@ def test_one_image_a_batch_and_the_artefact_agree(old: tuple[int, int, int], sha
     scripted = torch.jit.script(images)
     assert torch.equal(scripted({"photo": batch}, 3)["images.photo"], fitted["images.photo"])
     assert torch.equal(scripted.fit("photo", batch[0]), fitted["images.photo"][0])
-    # What has the right shape stays as it is.
+    # Images of the right shape are unchanged.
     assert torch.equal(images.fit("photo", fitted["images.photo"][0]), fitted["images.photo"][0])
 
 
-def test_a_photograph_is_what_pillow_makes_of_its_middle(data_dir: Path) -> None:
+def test_a_photograph_is_cropped_and_resized_as_by_pillow(data_dir: Path) -> None:
     photo = decode(data_dir / "hymenoptera" / "train" / "ants" / "0013035.jpg")
     assert photo.shape == (3, 512, 768)
     for shape, box in {(3, 64, 64): (128, 0, 640, 512), (3, 30, 90): (0, 128, 768, 384)}.items():
@@ -51,14 +51,14 @@ def test_a_photograph_is_what_pillow_makes_of_its_middle(data_dir: Path) -> None
         assert difference.abs().max() <= 1
 
 
-def test_colour_becomes_grey_as_pillow_does_it_and_grey_becomes_colour() -> None:
-    colour = noise(3, 50, 60)
-    grey = Images(["photo"], [(1, 50, 60)]).fit("photo", colour)
-    assert to_pillow(grey).tobytes() == to_pillow(colour).convert("L").tobytes()
-    assert torch.equal(Images(["photo"], [(3, 50, 60)]).fit("photo", grey), grey.expand(3, 50, 60))
+def test_color_becomes_gray_as_in_pillow_and_gray_becomes_color() -> None:
+    color = noise(3, 50, 60)
+    gray = Images(["photo"], [(1, 50, 60)]).fit("photo", color)
+    assert to_pillow(gray).tobytes() == to_pillow(color).convert("L").tobytes()
+    assert torch.equal(Images(["photo"], [(3, 50, 60)]).fit("photo", gray), gray.expand(3, 50, 60))
 
 
-def test_a_single_pixel_and_a_long_strip_become_an_even_image() -> None:
+def test_a_single_pixel_and_a_long_strip_become_a_uniform_image() -> None:
     images = Images(["photo"], [(1, 8, 8)])
     for height, width in [(1, 1), (1, 16_384), (16_384, 1)]:
         assert torch.equal(
@@ -66,7 +66,7 @@ def test_a_single_pixel_and_a_long_strip_become_an_even_image() -> None:
         )
 
 
-def test_absent_columns_are_black_and_no_rows_are_no_rows() -> None:
+def test_absent_columns_are_black_and_batches_may_be_empty() -> None:
     images = torch.jit.script(Images(["photo", "scan"], [(3, 4, 5), (1, 2, 2)]))
     fitted = images({"scan": noise(2, 1, 9, 9)}, 2)
     assert torch.equal(fitted["images.photo"], torch.zeros(2, 3, 4, 5).byte())
@@ -75,7 +75,7 @@ def test_absent_columns_are_black_and_no_rows_are_no_rows() -> None:
 
 
 @pytest.mark.parametrize("wrong", [noise(1, 4, 8, 8), noise(3, 8, 8), noise(1, 1, 8, 8).float()])
-def test_pixels_of_another_form_are_refused(wrong: Tensor) -> None:
+def test_pixels_of_another_shape_or_type_are_refused(wrong: Tensor) -> None:
     message = r"^images must be uint8 \(rows, 1 or 3, height, width\), not torch\.\w+ torch\.Size\(\[.*\]\)$"
     with pytest.raises(ValueError, match=message):
         Images(["photo"], [(1, 8, 8)])({"photo": wrong}, 1)

@@ -187,7 +187,7 @@ def test_text_without_a_header_and_with_broken_bytes(
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         "",
-        "sms.tsv: bytes that are no UTF-8 became U+FFFD: 1\n"
+        "sms.tsv: replaced bytes that are not UTF-8 by U+FFFD: 1\n"
         "200 rows read, 200 answered (0 of them flagged), 0 rejected\n",
     )
     cells = [line.decode(errors="replace").split("\t") for line in lines]
@@ -205,7 +205,7 @@ def test_text_without_a_header_and_with_broken_bytes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--names", "a,a"), "data.names: 'a' is given twice; each column needs a name of its own"),
+        (("--names", "a,a"), "data.names: 'a' is given twice; each column needs a unique name"),
         (("--names", "a,b"), "rows.csv, line 1: 1 fields, but data.names gives 2: a, b"),
         (("--separator", "::"), "--separator '::': must be one character; a tab is found without it"),
     ],
@@ -223,8 +223,8 @@ def test_a_file_without_a_row_that_is_one(adult: Artifact, tmp_path: Path) -> No
     with pytest.raises(InputError) as error:
         answers(adult, source)
     assert str(error.value) == (
-        f"{source}, line 2: 1 fields instead of 2, and no other row is better; give the separator with"
-        " data.separator, or mend the file"
+        f"{source}, line 2: 1 fields instead of 2, and no row is valid; give the separator with"
+        " data.separator, or fix the file"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 

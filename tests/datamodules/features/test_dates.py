@@ -1,4 +1,4 @@
-"""Dates: the calendar's parts equal Python's, in TorchScript too."""
+"""Dates: calendar parts are equal to those of Python, also in TorchScript."""
 
 import datetime
 import math
@@ -33,7 +33,7 @@ def scripted() -> torch.jit.ScriptModule:
 @example(datetime.datetime(1900, 2, 28, 23, 59, 59))
 @example(datetime.datetime(2000, 2, 29))
 @example(datetime.datetime(9999, 12, 31, 23, 59, 59))
-def test_parts_are_pythons(scripted: torch.jit.ScriptModule, moment: datetime.datetime) -> None:
+def test_parts_are_equal_to_those_of_python(scripted: torch.jit.ScriptModule, moment: datetime.datetime) -> None:
     values = {"t": seconds(moment)}
     parts = Dates(["t"], [PARTS])(values)
     assert parts["t year"].item() == moment.year
