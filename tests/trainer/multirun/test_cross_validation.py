@@ -15,9 +15,9 @@ from polars.testing import assert_frame_equal
 
 from common.errors import InputError
 from inference.artifact import ROW, Artifact
+from trainer import compose, train
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
-from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
 

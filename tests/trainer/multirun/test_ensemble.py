@@ -12,9 +12,9 @@ import torch
 
 from inference.artifact import Artifact
 from tests.conftest import run_script
+from trainer import compose, train
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
-from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
 QUICK = (

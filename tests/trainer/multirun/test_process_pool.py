@@ -22,9 +22,9 @@ from polars.testing import assert_frame_equal
 from common.errors import InputError
 from inference.artifact import Artifact
 from tests.conftest import ROOT
+from trainer import compose, train
 from trainer.command.prepare import prepare
 from trainer.folders.status import lock_folder
-from trainer.main import compose, train
 from trainer.multirun import process_pool
 from trainer.multirun.process_pool import choose_n_jobs, run_all
 

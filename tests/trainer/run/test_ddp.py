@@ -13,10 +13,10 @@ from datamodules.loading.batch_loader import Batches
 from datamodules.loading.store import DiskStore, MemoryStore, Rows, Store, save_part, size_of
 from datamodules.schema import DataError
 from tests.conftest import ROOT, run_script
+from trainer import compose, train
 from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
 from trainer.folders.layout import what_next
-from trainer.main import compose, train
 
 # 363 training rows, so the last batch of 32 has 11. No dropout or batch norm, which differ between processes. SGD,
 # because Adam amplifies rounding errors of gradients close to zero.

@@ -18,10 +18,10 @@ import pytest
 from common.errors import InputError
 from datamodules.schema import DataError
 from scripts.benchmark.kills import differing, start
+from trainer import compose, train
 from trainer.config.errors import ConfigError
 from trainer.folders.layout import what_next
 from trainer.folders.signals import Interrupted
-from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
 

@@ -17,8 +17,8 @@ from datamodules.loading import batch_loader
 from datamodules.readers import read
 from inference.artifact import Artifact
 from tests.conftest import run_script
+from trainer import compose, train
 from trainer.config.errors import ConfigError
-from trainer.main import compose, train
 
 RunHere = Callable[..., Path]
 QUICK = ("trainer.max_epochs=2", "logger=none", "baselines=false")

@@ -1,4 +1,4 @@
-"""`cluster=local`: the jobs of a sweep, several at once, each in a process of its own."""
+"""`cluster=local`: the jobs of a sweep, several at once, each in its own process."""
 
 import os
 import re
@@ -21,7 +21,26 @@ from trainer.sweep.resources import Resources, resources
 SHORT = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
 
 
-def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_path: Path) -> None:
+def test_jobs_share_the_machine_and_a_failed_one_does_not_end_the_sweep(tmp_path: Path) -> None:
+    """The jobs only write their status: the job with seed=1 fails."""
+    jobs = ("cluster=local", "hydra.launcher.n_jobs=2", "data=iris", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}")
+    done = run_script("tests/trainer/sweep/fake_jobs.py", *jobs)
+    assert done.returncode == 1, done.stderr
+    assert "3 jobs, 2 at once (OMP_NUM_THREADS=" in done.stdout
+    assert "#2: done in 1 s, val/loss 0.5\n" in done.stdout
+    assert f"#1: failed: RuntimeError: asked to fail: {tmp_path}/1_iris_mlp/output.log\n" in done.stdout
+    assert "\nSweep: 2 done, 1 failed\n" in done.stdout
+    command = (tmp_path / "1_iris_mlp" / "output.log").read_text()
+    assert f" data=iris seed=1 hydra.mode=RUN hydra.run.dir={tmp_path}/1_iris_mlp hydra.job.num=1\n" in command
+    (tmp_path / "1_iris_mlp" / "checkpoints").mkdir()
+    (tmp_path / "1_iris_mlp" / "checkpoints" / "last.ckpt").touch()
+    again = run_script("tests/trainer/sweep/fake_jobs.py", f"sweep.resume={tmp_path}")
+    assert [line[:3] for line in again.stdout.splitlines() if line.endswith(" data=iris seed=1")] == ["#1:"]
+    assert "hydra.job.num=1 resume=auto\n" in (tmp_path / "1_iris_mlp" / "output.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_failed_job_is_reported_with_its_log(tmp_path: Path) -> None:
     models = "model._target_=models.architectures.linear.Linear,tests.parts.Broken"
     given = ("cluster=local", "hydra.launcher.n_jobs=2", "model=linear", models, "allowed_targets=[tests]", *SHORT)
     done = run_script("train.py", *given, "+hydra.job.env_set.MARK=seen", f"hydra.sweep.dir={tmp_path}")
@@ -41,12 +60,13 @@ def test_a_failing_job_leaves_the_others_to_end_and_is_told_with_its_log(tmp_pat
     other = run_script("train.py", f"sweep.resume={tmp_path}")
     assert other.returncode == 2
     assert (
-        f'{good} holds another job (model._target_ "models.architectures.mlp.MLP" -> '
-        '"models.architectures.linear.Linear"): the file that says what is swept has changed since. Change it back, or'
-        " begin another sweep.\n" in other.stdout
+        f'{good} contains another job (model._target_ "models.architectures.mlp.MLP" -> '
+        '"models.architectures.linear.Linear"): the config file with the swept settings has changed. Restore it, or'
+        " start another sweep.\n" in other.stdout
     )
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_path: Path) -> None:
     settings = ("cluster=local", "hydra.launcher.n_jobs=1", "seed=0,1", *SHORT, "trainer.max_epochs=100000")
     settings = (*settings, "callbacks.early_stopping=null", f"hydra.sweep.dir={tmp_path}")
@@ -58,27 +78,27 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
     sweep.send_signal(signal.SIGTERM)
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 128 + signal.SIGTERM
-    assert "ending #0: each leaves a checkpoint" in output
+    assert "stopping #0: each writes a checkpoint" in output
     assert "#0: interrupted: " in output
-    assert "\nSweep: 1 interrupted, 1 not begun\n" in output
-    assert output.endswith(f"go on with   python train.py sweep.resume={tmp_path}\n")
+    assert "\nSweep: 1 interrupted, 1 not started\n" in output
+    assert output.endswith(f"resume with  python train.py sweep.resume={tmp_path}\n")
     assert not (tmp_path / "1_iris_mlp").exists()
     run = status.read(last.parents[1])
     assert run is not None
     assert run.state == "interrupted"
 
     command = [sys.executable, ROOT / "train.py", f"sweep.resume={tmp_path}"]
-    with status.track_status(last.parents[1], "val/loss", "min"):  # as a job that an earlier sweep has left
+    with status.track_status(last.parents[1], "val/loss", "min"):  # like a job of an earlier sweep
         again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert again.stdout is not None
-        waiting = f"#0: waiting for process {os.getpid()}, which an earlier sweep has left\n"
+        waiting = f"#0: waiting for process {os.getpid()} of an earlier sweep\n"
         assert waiting in iter(again.stdout.readline, "")
     assert any(line.startswith("#1: ") for line in iter(again.stdout.readline, ""))
     again.send_signal(signal.SIGTERM)
     assert "\nSweep: 1 done, " in again.communicate(timeout=120)[0]
 
 
-def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
 
@@ -97,7 +117,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "trainer.devices=auto",
-            "trainer.devices: auto leaves open what a job is to ask for: give a number.",
+            "trainer.devices: auto does not say what a job requests: give a number.",
         ),
         (
             "trainer.num_nodes=2",
@@ -106,7 +126,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_a_job_that_cannot_be_placed_is_refused_before_any_work(setting: str, problem: str) -> None:
+def test_a_job_with_unknown_resources_is_rejected(setting: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         prepare(["cluster=local", setting])
     assert str(caught.value) == f"A setting is wrong:\n  command line: {problem}"
@@ -121,11 +141,11 @@ def test_resources_follow_the_trainer() -> None:
     assert needed(accelerator="cuda", devices=[0, 2]) == Resources(nodes=1, devices=2, gpus=2)
 
 
-def test_slurm_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_rejected_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError) as caught:
         prepare(["cluster=slurm"])
     assert str(caught.value) == (
-        "A setting is wrong:\n  conf/cluster/slurm.yaml: cluster: slurm needs Slurm's sbatch, which is not here: give"
-        " the command on a machine of the cluster, or take cluster=local."
+        "A setting is wrong:\n  conf/cluster/slurm.yaml: cluster: slurm needs Slurm's sbatch, which is not installed"
+        " here: run the command on a machine of the cluster, or use cluster=local."
     )
