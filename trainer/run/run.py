@@ -49,8 +49,8 @@ class Outcome:
 def run_once(
     config: DictConfig, folder: Path, begun: Callable[[], None] = lambda: None, *, describe: bool = True
 ) -> Outcome:
-    """Runs from the data to the artifact, in Hydra's run folder. `begun` is called as soon as the contents of the folder
-    are known to fit the settings; `describe` logs columns and splits. Raises InputError for unusable data or settings.
+    """Runs from the data to the artifact, in Hydra's run folder. `begun` is called as soon as it is known that the
+    contents of the folder fit the settings; `describe` logs columns and splits. Raises InputError.
     """
     started = time.perf_counter()
     before = run_folder.read_metrics(folder)
@@ -148,7 +148,7 @@ def train(
     checkpoint: str | None = None,
     find: Callable[[Trainer, SupervisedModule, TableDataModule], None] | None = None,
 ) -> dict[str, float]:
-    """Fits the module, from `checkpoint` if given, and loads its best weights; `find` may change the learning rate first.
+    """Fits the module, from `checkpoint` if given, and loads its best weights; `find` may set the learning rate before.
     Returns `train/loss` of the last epoch, `fit/seconds` and so on."""
     trainer.prepare(module, datamodule.head("train", datamodule.batch_size // trainer.world_size), datamodule)
     if checkpoint is None:
