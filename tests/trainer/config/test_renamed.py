@@ -22,7 +22,7 @@ from trainer.config.signatures import locate
 from trainer.folders.layout import SWEEP
 from trainer.folders.run_folder import read_metrics
 from trainer.folders.status import STATUS
-from trainer.main import compose
+from trainer import compose
 from trainer.multirun.child_runs import child_config
 from trainer.search.search_space import distribution
 from trainer.search.study import JOURNAL, SAVED, open_study
