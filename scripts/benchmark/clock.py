@@ -1,4 +1,4 @@
-"""The time of the first training step, as a callback: trainer and threads are as they are without it."""
+"""A callback that measures the first training step without a change of the trainer or the threads."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from scripts.benchmark.startup import MARK
 
 
 class Clock(Callback):
-    """Prints seconds since 1970 and the process's own CPU seconds when the first step has been made."""
+    """Prints the seconds since 1970 and the CPU seconds of the process after the first training step."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.global_step == 1:

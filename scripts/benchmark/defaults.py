@@ -1,4 +1,4 @@
-"""The shipped defaults on real tables: metric, seconds and artefact size over seeds, each run from the command line.
+"""Default settings on real tables: metrics, seconds and artifact size over seeds, each run from the command line.
 
 python scripts/benchmark/defaults.py --data DIR [--tables adult telco_churn] [--seeds 0 1 2] [--json FILE]
 """
@@ -29,15 +29,15 @@ METRICS = {
     "bike_sharing": ("test/rmse",),
 }
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""97.5 % points of Student's t by number of runs: half the 95 % interval of a mean, in standard errors."""
+"""97.5 % quantiles of Student's t by number of runs: half the width of a 95 % interval, in standard errors."""
 
 
 def measure(table: str, seed: int, data: str, settings: list[str], run: Path | None = None) -> dict[str, Any]:
-    """One run, in a folder of its own or in `run`: its metrics, wall seconds from launch to the end, its artefact."""
+    """Runs once, in a temporary folder or in `run`. Returns the metrics, wall seconds and artifact size."""
     with tempfile.TemporaryDirectory() as folder:
         run = run or Path(folder) / "run"
         command = [sys.executable, "train.py", f"data={table}", f"seed={seed}", f"paths.data={data}", *settings]
-        command += [f"hydra.run.dir={run}", f"paths.cache={folder}/cache"]  # the time to prepare counts
+        command += [f"hydra.run.dir={run}", f"paths.cache={folder}/cache"]  # the preparation is included in the time
         started = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         seconds = time.perf_counter() - started
@@ -45,7 +45,7 @@ def measure(table: str, seed: int, data: str, settings: list[str], run: Path | N
             raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
         metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
         exported = re.search(r"exported in ([\d.]+) s", done.stdout + done.stderr)
-        if exported is None:  # Word2Vec has no artefact
+        if exported is None:  # Word2Vec has no artifact
             return metrics | {"seconds": seconds}
         return metrics | {
             "seconds": seconds,
@@ -91,14 +91,14 @@ def main() -> None:
         print(rows[-1], file=sys.stderr)
     headings = [
         "table",
-        "on test, mean ± 95 % interval",
+        "test metrics, mean ± 95 % CI",
         "epochs",
         "seconds, launch to end",
         "export, s",
         "model.pt, MB",
     ]
-    body = f"{markdown(headings, rows)}\n\nSeeds {arguments.seeds}, the split of seed 0; median seconds (range)."
-    publish("Shipped defaults", "python scripts/benchmark/defaults.py --data DIR", body, figures, arguments.json)
+    body = f"{markdown(headings, rows)}\n\nSeeds {arguments.seeds}, split with seed 0; median seconds (range)."
+    publish("Default settings", "python scripts/benchmark/defaults.py --data DIR", body, figures, arguments.json)
 
 
 if __name__ == "__main__":

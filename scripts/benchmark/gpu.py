@@ -1,10 +1,10 @@
-"""Rows a second in training on a CUDA device, against a loop of CUDA graphs captured by hand and against Lightning,
+"""Rows per second in training on a CUDA device, compared with a hand-written loop of CUDA graphs and with Lightning,
 and the share of the time in which the device is busy.
 
 python scripts/benchmark/gpu.py [--cases T:64 T:256 T:1024 T:4096 T:16384 T:65536] [--rounds 5] [--rows 1048576]
     [--json FILE]
 
-The networks and variants are those of training.py, all in float32. For torch 2.11 and up: the page says which it was.
+Uses the networks and variants of training.py, all in float32. Requires torch 2.11 or later; the version is reported.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from scripts.benchmark.training import EPOCHS, EVALUATED, WORKLOADS, Clock, Work
 from trainer.loop.quiet import quiet_lightning
 
 WARM_UP = 3
-"""Steps before a capture: the optimizer's state and cuBLAS's workspace must be there."""
+"""Steps before a capture, which allocate the optimizer state and the cuBLAS workspace."""
 PROFILED = 512
-"""Steps of the epoch that is profiled, at most: each is dozens of events."""
+"""Maximum number of steps of the profiled epoch: each step has dozens of events."""
 
 
 class DeviceClock(Clock):
-    def look(self) -> None:
+    def record(self) -> None:
         torch.cuda.synchronize()
-        super().look()
+        super().record()
 
 
 class Profiler(DeviceClock):
@@ -47,15 +47,15 @@ class Profiler(DeviceClock):
         super().__init__()
         self.profile: Any = profile(activities=[ProfilerActivity.CUDA])
 
-    def look(self) -> None:
-        super().look()
+    def record(self) -> None:
+        super().record()
         if len(self.times) == EPOCHS:
             self.profile.start()
         elif len(self.times) == EPOCHS + 1:
             self.profile.stop()
 
     def busy(self) -> float:
-        """The share in which a kernel or a copy is at work, between the first and the last of the epoch."""
+        """Share of the epoch, from its first to its last kernel or copy, in which at least one is active."""
         spans = sorted(
             (event.time_range.start, event.time_range.end)
             for event in self.profile.events()
@@ -69,7 +69,7 @@ class Profiler(DeviceClock):
 
 
 def captured(work: Workload, batch_size: int, clock: Clock) -> None:
-    """All rows on the device; each step is one replay. Rows that fill no batch are left out."""
+    """Keeps all rows on the device and replays one graph per step. Drops the last batch if it is incomplete."""
     device = torch.device("cuda")
     train, val = ({name: values.to(device) for name, values in rows.items()} for rows in (work.train, work.val))
     network = work.build().to(device)
@@ -94,7 +94,7 @@ def captured(work: Workload, batch_size: int, clock: Clock) -> None:
         step()
 
     count = len(train["target"])
-    clock.look()
+    clock.record()
     for _ in range(EPOCHS):
         order = torch.randperm(count, device=device)[: count - count % batch_size]
         for part in torch.split(order, batch_size):
@@ -105,7 +105,7 @@ def captured(work: Workload, batch_size: int, clock: Clock) -> None:
             for rows in torch.split(torch.arange(len(val["target"]), device=device), EVALUATED):
                 batch = {name: values.index_select(0, rows) for name, values in val.items()}
                 loss(network(batch), batch["target"])
-        clock.look()
+        clock.record()
 
 
 lathe = partial(ours, accelerator="cuda", devices=1, precision="32-true", fast="on")
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if not torch.cuda.is_available():
-        print(f"torch {torch.__version__} finds no CUDA device here: nothing to measure")
+        print(f"torch {torch.__version__} finds no CUDA device: nothing to measure")
         return
     quiet_lightning()
     logging.getLogger("trainer").setLevel(logging.WARNING)
@@ -152,13 +152,13 @@ def main() -> None:
             train(some, batch_size, profiler)
             figures[case][name] = {"rows_a_second": rates[name], "busy": profiler.busy()}
             ratios = np.array(rates[name]) / rates["captured by hand"]
-            told = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
-            rows.append([case, name, told, f"{np.median(rates[name]):,.0f}", f"{profiler.busy():.0%}"])
+            ratio = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+            rows.append([case, name, ratio, f"{np.median(rates[name]):,.0f}", f"{profiler.busy():.0%}"])
             print(rows[-1], file=sys.stderr)
-    headings = ["case", "variant", "of the captured loop", "rows/s", "device busy"]
+    headings = ["case", "variant", "relative to captured", "rows/s", "device busy"]
     body = (
         f"{markdown(headings, rows)}\n\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}. {given.rows:,} rows,"
-        f" {given.rounds} rounds; the device's share is of one epoch of at most {PROFILED} steps."
+        f" {given.rounds} rounds; the busy share is measured in one epoch of at most {PROFILED} steps."
     )
     command = shlex.join(["python", "scripts/benchmark/gpu.py", *sys.argv[1:]])
     publish("Training on a GPU", command, body, figures, given.json)

@@ -1,4 +1,4 @@
-"""Runs that are killed (SIGKILL) at random moments and gone on with by `resume=auto`: have they the same weights?
+"""Kills runs (SIGKILL) at random moments, resumes them with `resume=auto`, and checks that the weights are the same.
 
 python scripts/benchmark/kills.py [--kills 100] [--seed 0] [--json FILE]
 """
@@ -28,15 +28,15 @@ RUN = [
     *("data=breast_cancer", "data.batch_size=64", "model.hidden=[64,64]", "model.dropout=0.2", "callbacks=ema"),
     *("trainer.max_epochs=16", "baselines=false"),
 ]
-MOST = 4
-"""Kills of one run."""
-SAME = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+MAX_KILLS = 4
+"""Maximum number of kills per run."""
+COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 FILES = ("checkpoints/last.ckpt", "checkpoints/best.ckpt")
 
 
 def start(arguments: Sequence[str], log: Path) -> ForkServerProcess:
-    """`python train.py ARGUMENTS` in a process of its own, forked from one that has imported everything: a start takes
-    a tenth of the time. What it prints goes to `log`."""
+    """Starts `python train.py ARGUMENTS` in a process forked from one that has imported everything, which takes a tenth
+    of the time. Its output is appended to `log`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "pytorch_lightning"])  # no Polars, whose threads a fork breaks
     process = context.Process(target=_train, args=(list(arguments), str(log)))
@@ -53,7 +53,7 @@ def _train(arguments: list[str], log: str) -> None:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Of tensors, bit for bit, in dicts and lists."""
+    """Returns whether two nested dicts and lists are equal, with tensors compared bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -64,11 +64,11 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def differing(first: Path, second: Path) -> list[str]:
-    """Files of two runs whose weights, or what training goes on with, are not the same."""
+    """Returns the files of two runs that differ in their weights or training state."""
     found = []
     for name in FILES:
         one, other = (torch.load(folder / name, weights_only=True, map_location="cpu") for folder in (first, second))
-        if not all(equal(one[key], other[key]) for key in SAME):
+        if not all(equal(one[key], other[key]) for key in COMPARED):
             found.append(name)
     one, other = (folder / "model.pt" for folder in (first, second))
     if one.exists() and not (
@@ -78,13 +78,13 @@ def differing(first: Path, second: Path) -> list[str]:
     return found
 
 
-def moment(folder: Path) -> str:
-    """What a run was at when it was killed."""
+def stage(folder: Path) -> str:
+    """Returns what a run was doing when it was killed."""
     if any(folder.rglob("*.unfinished")):
-        return "while a file was written"
+        return "while writing a file"
     if not (folder / FILES[0]).exists():
         return "before the first checkpoint"
-    return "after training" if (folder / "metrics.json").exists() else "in training or measuring"
+    return "after training" if (folder / "metrics.json").exists() else "during training or evaluation"
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
     differ, unreadable, runs = [], [], 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        # The data are read and encoded anew each time.
+        # The data are read and encoded again by each run.
         whole, log = [*RUN, "data.cache=null", f"paths.output={place}"], place / "log"
         start([*whole, f"hydra.run.dir={place}/warm"], log).join()
         began = time.perf_counter()
@@ -106,19 +106,19 @@ def main() -> None:
         seconds = time.perf_counter() - began
         while moments.total() < given.kills:
             folder, log = place / f"run{runs}", place / f"log{runs}"
-            command, left = [*whole, f"hydra.run.dir={folder}", "resume=auto"], MOST
+            command, left = [*whole, f"hydra.run.dir={folder}", "resume=auto"], MAX_KILLS
             while True:
                 process = start(command, log)
                 if left and moments.total() < given.kills:
                     left -= 1
                     process.join(draw.uniform(0, seconds))
-                    at_a_write = draw.random() < 0.5
-                    while at_a_write and process.is_alive() and not any(folder.rglob("*.unfinished")):
+                    during_write = draw.random() < 0.5
+                    while during_write and process.is_alive() and not any(folder.rglob("*.unfinished")):
                         pass
                     if process.is_alive():
                         process.kill()
                         process.join()
-                        moments[moment(folder)] += 1
+                        moments[stage(folder)] += 1
                         continue
                 process.join()
                 break
@@ -128,15 +128,15 @@ def main() -> None:
             elif wrong := differing(place / "whole", folder):
                 differ.append(wrong)
     rows = [[what, str(count)] for what, count in sorted(moments.items())]
-    rows += [["**kills**", f"**{moments.total()}**"], ["runs that were killed, up to four times each", str(runs)]]
+    rows += [["**kills**", f"**{moments.total()}**"], ["killed runs, up to four kills each", str(runs)]]
     rows += [
-        ["runs that ended with other weights", str(len(differ))],
-        ["folders that could not be gone on with", str(len(unreadable))],
+        ["runs with different final weights", str(len(differ))],
+        ["folders that could not be resumed", str(len(unreadable))],
     ]
     figures = {"kills": moments, "runs": runs, "differing": differ, "unreadable": unreadable, "seconds": seconds}
     body = (
-        f"{markdown(['killed', 'times'], rows)}\n\n`{' '.join(RUN)}`, {seconds:.1f} s without a kill. Compared bit for"
-        " bit: the weights and the optimizer's state in best.ckpt and last.ckpt, and the weights in model.pt."
+        f"{markdown(['killed', 'times'], rows)}\n\n`{' '.join(RUN)}`, {seconds:.1f} s without a kill. Compared bit"
+        " for bit: the weights and the optimizer state in best.ckpt and last.ckpt, and the weights in model.pt."
     )
     publish("Kills", COMMAND, body, figures, given.json)
 

@@ -1,4 +1,4 @@
-"""Text and images by the shipped defaults: the metric over three splits, each run from the command line.
+"""Default settings on texts and images: the metric over three splits, each run from the command line.
 
 python scripts/benchmark/kinds.py --data DIR [--cases sms_spam ag_news] [--seeds 0 1 2] [--json FILE]
 """
@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, list[str], str]] = {
     "digits": ("digits", ["model=cnn", "trainer.max_epochs=30"], "test/accuracy"),
     "fashion_mnist": ("fashion_mnist", ["experiment=fashion_mnist"], "test/accuracy"),
 }
-"""Data, settings and metric; {vectors} is a run of Word2Vec on the same training rows."""
+"""Data, settings and metric; {vectors} is the folder of a Word2Vec run on the same training rows."""
 
 
 def case(name: str, seed: int, data: str, more: list[str]) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def main() -> None:
             ]
         )
         print(rows[-1], file=sys.stderr)
-    headings = ["case", "on test, mean ± 95 % interval", "each split", "seconds, launch to end"]
-    told = "\n".join(f"- {name}: `data={CASES[name][0]} {' '.join(CASES[name][1])}`" for name in given.cases)
-    body = f"{markdown(headings, rows)}\n\n{told}\n\nSeeds {given.seeds}, of the weights and of the split."
+    headings = ["case", "test metric, mean ± 95 % CI", "each split", "seconds, launch to end"]
+    listing = "\n".join(f"- {name}: `data={CASES[name][0]} {' '.join(CASES[name][1])}`" for name in given.cases)
+    body = f"{markdown(headings, rows)}\n\n{listing}\n\nSeeds {given.seeds} of both the weights and the split."
     publish("Texts and images", "python scripts/benchmark/kinds.py --data DIR", body, figures, given.json)
 
 

@@ -1,10 +1,10 @@
-"""Trains the network of training.py with another framework; run by it in an environment that need not have Lathe's
-packages, so nothing of Lathe is imported.
+"""Trains the network of training.py with another framework. training.py runs it in an environment without the packages
+of Lathe, so it does not import any module of Lathe.
 
 python scripts/benchmark/others.py {skorch,fastai,pytorch-tabular} FILE BATCH_SIZE EPOCHS THREADS
 
-FILE holds `train` and `val`, each (values, target), the `widths` of the network, and whether it has batch `norm`. The
-last line of what is printed is JSON: seconds and CPU seconds of each epoch.
+FILE contains `train` and `val`, each (values, target), the `widths` of the network, and `norm`, whether it uses batch
+norm. The last line of the output is JSON: seconds and CPU seconds of each epoch.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Task:
         return self.widths[-1] == 1
 
     def frame(self) -> Any:
-        """A pandas frame of the rows of both, `target` the last column."""
+        """Returns a pandas DataFrame of the training and validation rows; `target` is the last column."""
         import pandas
 
         values, target = (torch.cat(pair) for pair in zip(self.train, self.val, strict=True))
@@ -46,7 +46,7 @@ class Task:
 
 
 class Network(nn.Module):
-    """Of the values alone, which come last: fastai hands categories over before. Bytes become standardised numbers."""
+    """MLP on the last argument only: fastai passes categories first. Bytes become standardized numbers."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Clock:
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
 
-    def look(self, *_: Any) -> None:
+    def record(self, *_: Any) -> None:
         self.times.append((time.perf_counter(), time.process_time()))
 
 
@@ -93,14 +93,14 @@ def skorch(task: Task, batch_size: int, epochs: int, clock: Clock) -> None:
         train_split=predefined_split(Dataset(*val)),
         max_epochs=1,
     )
-    clock.look()
+    clock.record()
     for _ in range(epochs):
         net.partial_fit(*train)
-        clock.look()
+        clock.record()
 
 
 def fastai(task: Task, batch_size: int, epochs: int, clock: Clock) -> None:
-    """Tables by its own loader, which cuts whole batches; images row by row, as it takes a dataset."""
+    """Loads tables with fastai's own loader, which slices batches, and images row by row from a dataset."""
     from fastai.tabular import all as fast
 
     if task.train[0].dtype == torch.uint8:
@@ -124,13 +124,13 @@ def fastai(task: Task, batch_size: int, epochs: int, clock: Clock) -> None:
         loss_func=fast.BCEWithLogitsLossFlat() if task.binary else fast.CrossEntropyLossFlat(),
         opt_func=partial(fast.OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)),
         metrics=partial(fast.accuracy_multi, sigmoid=True) if task.binary else fast.accuracy,
-        cbs=fast.Callback(before_epoch=clock.look, after_fit=clock.look),
+        cbs=fast.Callback(before_epoch=clock.record, after_fit=clock.record),
     )
     learner.fit(epochs, RATE, wd=DECAY)
 
 
 def pytorch_tabular(task: Task, batch_size: int, epochs: int, clock: Clock) -> None:
-    """Its own network of the same widths, which has an output for each of two classes."""
+    """Trains pytorch-tabular's own network with the same widths; it has one output for each of two classes."""
     from pytorch_lightning.callbacks import LambdaCallback
     from pytorch_tabular import TabularModel
     from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
@@ -148,8 +148,8 @@ def pytorch_tabular(task: Task, batch_size: int, epochs: int, clock: Clock) -> N
         optimizer_config=OptimizerConfig("AdamW", {"weight_decay": DECAY, "fused": True}),
         trainer_config=TrainerConfig(batch_size=batch_size, max_epochs=epochs, accelerator="cpu"),
     )
-    look = LambdaCallback(on_train_epoch_start=clock.look, on_train_end=clock.look)
-    model.fit(frame[: len(task.train[1])], frame[len(task.train[1]) :], callbacks=[look])
+    recorder = LambdaCallback(on_train_epoch_start=clock.record, on_train_end=clock.record)
+    model.fit(frame[: len(task.train[1])], frame[len(task.train[1]) :], callbacks=[recorder])
 
 
 def main() -> None:

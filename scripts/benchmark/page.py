@@ -1,4 +1,4 @@
-"""What every benchmark shares: its table, printed, written as JSON, and put in its section of docs/benchmarks.md."""
+"""Publishes the results of a benchmark: prints them, and writes them as JSON or to a section of docs/benchmarks.md."""
 
 import json
 import os
@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def machine() -> str:
-    """Where and with what a figure was measured, in one line."""
+    """One line that describes the machine and the versions of a measurement."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "polars"))
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {packages}, {date.today()}"
@@ -27,12 +27,12 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def publish(section: str, command: str, body: str, figures: Any, json_file: Path | None) -> None:
-    """Prints the body, writes the figures where asked, and replaces the section of this name on the page."""
+    """Prints the body, and writes the figures to `json_file`; without one, replaces the section on the page."""
     print(body)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2))
         return
-    text = PAGE.read_text() if PAGE.exists() else "# What was measured\n"
+    text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
     block = f"## {section}\n\n`{command}`\n{machine()}\n\n{body}\n"
     parts = text.split("\n## ")
     kept = [part for part in parts[1:] if not part.startswith(f"{section}\n")]

@@ -1,4 +1,4 @@
-"""Scoring a large file with scripts/predict.py: seconds and peak memory of the whole process.
+"""Measures scripts/predict.py on a large file: seconds and peak memory of the process.
 
 python scripts/benchmark/predict.py --artifact model.pt --rows-of adult.csv.gz [--rows 1000000] [--json FILE]
 """
@@ -22,9 +22,9 @@ COMMAND = "python scripts/benchmark/predict.py --artifact model.pt --rows-of adu
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds of a process from launch to end, and its peak resident memory in GB (Linux).
+    """Returns the seconds of a process from launch to end, and its peak resident memory in GB (Linux).
 
-    The kernel's high-water mark is read while it runs: what `getrusage` says of a child counts its parent as well.
+    Polls the high-water mark of the kernel, because `getrusage` of a child includes the memory of its parent.
     """
     peak = 0.0
     started = time.perf_counter()
@@ -43,7 +43,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--rows-of", required=True, help="a table whose rows are drawn, with replacement")
+    parser.add_argument("--rows-of", required=True, help="a table, whose rows are sampled with replacement")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -53,20 +53,20 @@ def main() -> None:
         table = Path(folder) / "rows.csv"
         source = pl.read_csv(arguments.rows_of, infer_schema=False)
         source.sample(arguments.rows, with_replacement=True, seed=0).write_csv(table)
-        answers = f"{folder}/answers.parquet"
+        predictions = f"{folder}/predictions.parquet"
         command = [sys.executable, "scripts/predict.py", "--artifact", str(arguments.artifact.resolve())]
-        command += ["--input", str(table), "--output", answers]
+        command += ["--input", str(table), "--output", predictions]
         runs = [measure(command) for _ in range(arguments.repeats)]
-        answered = pl.scan_parquet(answers).select(pl.len()).collect().item()
+        predicted = pl.scan_parquet(predictions).select(pl.len()).collect().item()
         megabytes = table.stat().st_size / 1e6
     seconds = sorted(run[0] for run in runs)
     middle, peak = statistics.median(seconds), max(run[1] for run in runs)
-    headings = ["rows", "CSV, MB", "answered", "seconds", "rows/s", "peak GB"]
+    headings = ["rows", "CSV, MB", "predicted", "seconds", "rows/s", "peak GB"]
     spread = f"{middle:.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f})"
-    row = [f"{arguments.rows:,}", f"{megabytes:.0f}", f"{answered:,}", spread]
+    row = [f"{arguments.rows:,}", f"{megabytes:.0f}", f"{predicted:,}", spread]
     row += [f"{arguments.rows / middle:,.0f}", f"{peak:.2f}"]
-    figures = {"rows": arguments.rows, "answered": answered, "seconds": seconds, "peak_gigabytes": peak}
-    body = f"{markdown(headings, [row])}\n\nMedian of {arguments.repeats} runs (range), start-up included."
+    figures = {"rows": arguments.rows, "predicted": predicted, "seconds": seconds, "peak_gigabytes": peak}
+    body = f"{markdown(headings, [row])}\n\nMedian (range) of {arguments.repeats} runs, including start-up."
     publish("Scoring a file", COMMAND, body, figures, arguments.json)
 
 

@@ -1,10 +1,10 @@
-"""The shipped recipes on seven tables, beside what others reach on the same rows and splits.
+"""The recipes on seven tables, compared with other systems on the same rows and splits.
 
 python scripts/benchmark/quality.py --data DIR [--baselines FILE.csv] [--recipes experiment=tabm model=mlp]
     [--tables adult] [--seeds 0 1 2] [--runs FOLDER] [--jobs 2] [--json FILE]
 
-FILE.csv has the columns table, system, seeds, metric, mean, std, median_seconds. A run whose folder is there already is
-not carried out again.
+FILE.csv has the columns table, system, seeds, metric, mean, std, median_seconds. Finished runs in FOLDER are
+not repeated.
 """
 
 import argparse
@@ -36,19 +36,19 @@ DROPPED: dict[str, list[str]] = {
     "diamonds": [],
     "bike_sharing": ["instant", "dteday"],
 }
-"""Columns that none of the systems sees, beside those that the table's own config drops."""
+"""Columns that no system uses, in addition to those dropped by the config of the table."""
 IN_ORDER = ("bike_sharing",)
-"""Tables whose last rows are the test; the others are cut by a seeded permutation."""
+"""Tables whose last rows are the test rows; the others are split by a seeded permutation."""
 METRICS = {"rmse": False, "accuracy": True, "auroc": True}
-"""Whether more is better."""
+"""Metrics, and whether larger values are better."""
 BOUNDS = {"rmse": 0.01, "accuracy": 0.004, "auroc": 0.005}
-"""What counts as no worse than the best boosted tree: a share of an RMSE, a difference of the others."""
+"""Differences that count as not worse than the best boosted tree: relative for RMSE, absolute for the others."""
 TREES = ("xgboost", "lightgbm", "catboost")
 RECIPES = ("experiment=tabm", "experiment=realmlp", "model=mlp", "model=linear")
 
 
 def write_table(name: str, data: Path, folder: Path) -> Path:
-    """The table with a column that says train, val or test for 64, 16 and 20 % of the rows, by their position alone."""
+    """Writes the table with a column `split`: 64, 16 and 20 % train, val and test rows by position. Returns its path."""
     config = yaml.safe_load((ROOT / "conf" / "data" / f"{name}.yaml").read_text())
     source = config["path"].replace("${paths.data}", str(data))
     frame = pl.read_csv(source, infer_schema=False).drop(DROPPED[name])
@@ -63,7 +63,7 @@ def write_table(name: str, data: Path, folder: Path) -> Path:
 
 
 def run(recipe: str, table: Path, seed: int, data: Path, folder: Path) -> dict[str, Any]:
-    """What a recipe reaches on a table: its metrics, seconds, megabytes, and milliseconds for one row."""
+    """Runs a recipe on a table. Returns its metrics, seconds, megabytes, and milliseconds for one row."""
     done = folder / f"{recipe.split('=')[1]}-{table.stem}-{seed}.json"
     if not done.exists():
         settings = [recipe, f"data.path={table}", "data.split.by=column", "data.split.column=split"]
@@ -76,7 +76,7 @@ def run(recipe: str, table: Path, seed: int, data: Path, folder: Path) -> dict[s
 
 
 def milliseconds(artifact: Path) -> float:
-    """The median time of the artefact for one raw row in this process."""
+    """Median time of the artifact for one raw row in this process."""
     import torch
 
     from common.torchscript import quiet
@@ -128,7 +128,8 @@ def main() -> None:
         with arguments.baselines.open() as file:
             for row in csv.DictReader(file):
                 others[row["table"], row["system"]][row["metric"]] = row
-    body = f"{page(runs, others, arguments.tables, arguments.recipes)}\n\nSeeds {arguments.seeds}, mean ± deviation."
+    body = page(runs, others, arguments.tables, arguments.recipes)
+    body += f"\n\nSeeds {arguments.seeds}, mean ± standard deviation."
     figures = {f"{name} {recipe}": found for (name, recipe), found in runs.items()}
     publish("Quality on seven tables", "python scripts/benchmark/quality.py --data DIR", body, figures, arguments.json)
 
@@ -139,7 +140,7 @@ def page(
     tables: list[str],
     recipes: list[str],
 ) -> str:
-    """A table of all systems, and how often each recipe is better than the best boosted tree."""
+    """Table of all systems, and the number of tables on which each recipe beats the best boosted tree."""
     lines: list[list[str]] = []
     verdicts: dict[str, list[list[str]]] = defaultdict(list)
     for name in tables:
@@ -165,12 +166,14 @@ def page(
             if table == name:
                 shown = ", ".join(f"{m} {plus_minus(float(row[m]['mean']), float(row[m]['std']))}" for m in names)
                 lines.append([name, system, shown, row[names[0]]["median_seconds"], "", ""])
-    text = markdown(["table", "system", "on test", "seconds", "model.pt, MB", "one row, ms"], lines)
+    text = markdown(["table", "system", "test metrics", "seconds", "model.pt, MB", "one row, ms"], lines)
     for recipe, tables_of in verdicts.items():
         better = sum("better" in stands and "worse" not in stands for stands in tables_of)
         held = sum("worse" not in stands for stands in tables_of)
-        text += f"\n\n- {recipe}: against the best boosted tree of each table, better in a metric and nowhere worse on"
-        text += f" {better} of {len(tables_of)}, within the bounds in all metrics on {held}."
+        text += (
+            f"\n\n- {recipe}: compared with the best boosted tree of each table, better in one metric and worse in none"
+        )
+        text += f" on {better} of {len(tables_of)}, within the bounds in all metrics on {held}."
     return text
 
 

@@ -1,5 +1,5 @@
-"""Reading a table: wall and CPU seconds of each walk of the preparation, without the cache, and MB of CSV a second,
-beside what Polars takes to read the same file as text in the same run.
+"""Wall and CPU seconds of each pass of the preparation, without the cache, and MB of CSV per second, compared with the
+time in which Polars reads the same file as text.
 
 python scripts/benchmark/reading.py --data DIR [--table adult] [--megabytes 1000] [--repeats 5] [--json FILE]
 """
@@ -25,17 +25,17 @@ from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.config.instantiate import instantiate
 
 COMMAND = "python scripts/benchmark/reading.py --data DIR"
-WALKS = {
-    "look": "the kinds of the columns",
+PASSES = {
+    "look": "kinds of the columns",
     "clean": "parsing and cleaning",
     "gather": "statistics",
     "encode": "encoding",
 }
-WHAT = {
+LABELS = {
     "plain": "`pl.read_csv`, all columns String",
-    "parse": "parsing alone, chunk by chunk",
-    **WALKS,
-    "whole": "all of setup: files to encoded rows",
+    "parse": "only parsing, chunk by chunk",
+    **PASSES,
+    "whole": "entire setup: from files to encoded rows",
 }
 Times = dict[str, tuple[float, float]]
 
@@ -52,23 +52,23 @@ def timed(function: Callable[..., Any], name: str, times: Times) -> Callable[...
 
 
 def measure(settings: DictConfig, path: Path) -> Times:
-    """Wall and CPU seconds of plain Polars, of parsing, of `TableDataModule.setup` and of its walks."""
+    """Wall and CPU seconds of plain Polars, of parsing, of `TableDataModule.setup` and of its passes."""
     times: Times = {}
     timed(lambda: pl.read_csv(path, infer_schema=False), "plain", times)()
     settings.path, settings.cache = str(path), None
     datamodule = instantiate(settings)
     timed(lambda: sum(len(raw.frame) for _, raw in datamodule.read(path, 0, 1)), "parse", times)()
-    untimed = {walk: getattr(Preparation, f"_{walk}") for walk in WALKS}
-    for walk, function in untimed.items():
-        setattr(Preparation, f"_{walk}", timed(function, walk, times))
+    untimed = {step: getattr(Preparation, f"_{step}") for step in PASSES}
+    for step, function in untimed.items():
+        setattr(Preparation, f"_{step}", timed(function, step, times))
     timed(datamodule.setup, "whole", times)()
-    for walk, function in untimed.items():
-        setattr(Preparation, f"_{walk}", function)
+    for step, function in untimed.items():
+        setattr(Preparation, f"_{step}", function)
     return times
 
 
 def repeat(source: Path, megabytes: float, path: Path) -> None:
-    """A CSV file of about this size: the rows of another, again and again."""
+    """Writes a CSV file of about this size by repeating the rows of another one."""
     table = pl.read_csv(source, infer_schema=False)
     rows = table.write_csv(include_header=False)
     with path.open("w") as file:
@@ -77,9 +77,9 @@ def repeat(source: Path, megabytes: float, path: Path) -> None:
             file.write(rows)
 
 
-def shown(runs: list[Times], megabytes: float) -> list[list[str]]:
+def format_rows(runs: list[Times], megabytes: float) -> list[list[str]]:
     rows = []
-    for name, words in WHAT.items():
+    for name, words in LABELS.items():
         wall, cpu = (median(run[name][kind] for run in runs) for kind in (0, 1))
         ratios = [median(run[name][kind] / run["plain"][kind] for run in runs) for kind in (0, 1)]
         figures = [f"{megabytes:,.0f}", f"{wall:.2f}", f"{cpu:.2f}", f"{megabytes / wall:.0f}"]
@@ -90,9 +90,9 @@ def shown(runs: list[Times], megabytes: float) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data")
-    parser.add_argument("--table", default="adult", help="of one file, with a target")
+    parser.add_argument("--table", default="adult", help="a table in one file, with a target")
     parser.add_argument("--megabytes", type=float, default=1000)
-    parser.add_argument("--repeats", type=int, default=5, help="of each file")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions per file")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -103,14 +103,14 @@ def main() -> None:
         small, large = Path(folder) / "small.csv", Path(folder) / "large.csv"
         repeat(source, 0, small)
         repeat(source, given.megabytes, large)
-        measure(settings, small)  # imports what is imported when it is needed
+        measure(settings, small)  # performs the deferred imports
         runs = {path.stem: [measure(settings, path) for _ in range(given.repeats)] for path in (small, large)}
         megabytes = {path.stem: path.stat().st_size / 1e6 for path in (small, large)}
-    rows = [row for name, times in runs.items() for row in shown(times, megabytes[name])]
-    headings = ["step", "CSV, MB", "wall, s", "CPU, s", "MB/s", "of plain Polars", "in CPU time"]
+    rows = [row for name, times in runs.items() for row in format_rows(times, megabytes[name])]
+    headings = ["step", "CSV, MB", "wall, s", "CPU, s", "MB/s", "relative to Polars", "in CPU time"]
     body = (
         f"{markdown(headings, rows)}\n\nMedians of {given.repeats}. Polars has {pl.thread_pool_size()} threads;"
-        " the large file is the small one again and again."
+        " the large file repeats the rows of the small one."
     )
     publish("Reading a table", COMMAND, body, {**runs, "megabytes": megabytes}, given.json)
 

@@ -1,10 +1,10 @@
-"""How time and memory of a whole run of model=mlp grow with rows, columns and processes.
+"""Measures how the time and memory of a run of model=mlp grow with rows, columns and processes.
 
 python scripts/benchmark/scaling.py [--rows 10000 100000 1000000] [--columns 10 100 1000] [--processes 1 2]
     [--at 100000] [--epochs 3] [--threads 1] [--json FILE]
 
-Each of the rows with the first of the columns, each of the columns `--at` so many rows, and each number of processes
-(trainer=ddp) with the most rows. The batches are the same: several processes share each.
+Runs each number of rows with the first number of columns, each number of columns with `--at` rows, and each number of
+processes (trainer=ddp) with the largest number of rows. The batches are the same: processes share each batch.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from scripts.benchmark.page import markdown, publish
 from scripts.benchmark.predict import measure
 
 TARGET = 1.05
-"""Of the exponent of time over rows."""
+"""Maximum exponent of time over rows."""
 CELLS_A_FILE = 10**7
 
 
 class EpochSeconds(Callback):
-    """Writes the seconds of each epoch into the run folder: train.py calls it."""
+    """Callback that writes the seconds of each epoch to the run folder."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -47,7 +47,7 @@ class EpochSeconds(Callback):
 
 
 def write(rows: int, columns: int, folder: Path) -> None:
-    """A table of numbers in Parquet files, `y` yes or no by a weighted sum of them and noise."""
+    """Writes a table of numbers to Parquet files; `y` is yes or no, by a weighted sum of the numbers plus noise."""
     generator = np.random.default_rng(0)
     weights = generator.standard_normal(columns, dtype=np.float32) / columns**0.5
     most = CELLS_A_FILE // columns
@@ -60,7 +60,7 @@ def write(rows: int, columns: int, folder: Path) -> None:
 
 
 def run(rows: int, columns: int, processes: int, epochs: int, threads: int) -> dict[str, Any]:
-    """One run on a table of its own. An epoch is the fastest of all but the first; memory is that of rank 0."""
+    """Runs once on a new table. Reports the fastest epoch except the first, and the memory of rank 0."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(rows, columns, folder / "rows")
@@ -78,11 +78,11 @@ def run(rows: int, columns: int, processes: int, epochs: int, threads: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", type=int, default=[10**4, 10**5, 10**6], help="two numbers at least")
+    parser.add_argument("--rows", nargs="+", type=int, default=[10**4, 10**5, 10**6], help="at least two numbers")
     parser.add_argument("--columns", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--at", type=int, default=10**5)
-    parser.add_argument("--epochs", type=int, default=3, help="two at least")
+    parser.add_argument("--epochs", type=int, default=3, help="at least two")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -107,12 +107,12 @@ def main() -> None:
     times = np.log([each["epoch_seconds"] for each in runs[: len(sizes)]])
     exponent = float(np.polyfit(sizes, times, 1)[0])
     between = [float(each) for each in np.diff(times) / np.diff(sizes)]
-    headings = ["rows", "columns", "processes", "whole run, s", "epoch, s", "epoch, us a row", "peak GB"]
+    headings = ["rows", "columns", "processes", "whole run, s", "epoch, s", "epoch, us per row", "peak GB"]
     body = (
-        f"{markdown(headings, rows)}\n\nAn epoch's seconds grow with rows to the power of {exponent:.2f} (target: at"
-        f" most {TARGET}); from each number of rows to the next {', '.join(f'{each:.2f}' for each in between)}. Runs of"
-        f" {given.epochs} epochs and batches of 1,024, threads: {given.threads}; 64 % of the rows train, 16 % validate."
-        " One process goes through the fast loop, several through Lightning's own."
+        f"{markdown(headings, rows)}\n\nThe seconds of an epoch grow with rows to the power of {exponent:.2f} (target:"
+        f" at most {TARGET}); between consecutive numbers of rows {', '.join(f'{each:.2f}' for each in between)}. Runs"
+        f" with {given.epochs} epochs and batches of 1,024, threads: {given.threads}; 64 % of the rows are training"
+        " rows, 16 % validation rows. One process uses the fast loop, several use Lightning's own."
     )
     figures = {"runs": runs, "exponent": exponent, "between": between}
     command = shlex.join(["python", "scripts/benchmark/scaling.py", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Scoring in process, on one thread: a raw row and many through the artefact and through other formats of its model.
+"""Inference in process, on one thread: one raw row and many, with the artifact and with other formats of its model.
 
 python scripts/benchmark/scoring.py --run outputs/RUN [--rows 1024] [--calls 1000] [--formats ...] [--json FILE]
 """
@@ -30,8 +30,8 @@ Score = Callable[[], Any]
 
 
 class Model:
-    """The model of a run. Each format gives, for so many validation rows, a function that scores them again and again:
-    from raw cells, or from the encoded rows, which is the network's part alone.
+    """The model of a run. Each format returns a function that computes predictions for a number of validation rows,
+    from raw cells, or from encoded rows with only the network.
     """
 
     def __init__(self, run: Path) -> None:
@@ -42,7 +42,7 @@ class Model:
         self.artifact = Artifact.load(self.path)
         inputs, outputs = self.datamodule.inputs, self.datamodule.target.outputs
         self.network: nn.Module = instantiate(config.model, spec=inputs, outputs=outputs).eval()
-        # TorchScript's have the buffers too that are made of the settings anew.
+        # TorchScript also saves buffers that the constructor computes from the settings.
         self.network.load_state_dict(self.artifact.module.network.state_dict(), strict=False)
 
     def batch(self, rows: int) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ class Model:
         return batch
 
     def checked(self, rows: int) -> Score:
-        """All that serving does: cells read, rejects and flags, a frame of answers."""
+        """Everything that inference needs: parsing of cells, rejected rows, flags, a frame of predictions."""
         frame = self.datamodule.frame("val").head(rows).drop(self.datamodule.target.name).cast(pl.String)
         return lambda: self.artifact.score(frame)
 
@@ -62,7 +62,7 @@ class Model:
     def frozen(self, rows: int) -> Score:
         return self.scripted(rows, torch.jit.freeze(self.artifact.module))
 
-    def optimised(self, rows: int) -> Score:
+    def optimized(self, rows: int) -> Score:
         return self.scripted(rows, torch.jit.optimize_for_inference(torch.jit.freeze(self.artifact.module)))
 
     def features(self, rows: int) -> Score:
@@ -74,7 +74,7 @@ class Model:
         return lambda: self.network(batch)
 
     def exported(self, rows: int) -> torch.export.ExportedProgram:
-        """The network alone, for any number of rows."""
+        """Only the network, for any number of rows."""
         batch = self.batch(max(rows, 2))
         any_rows = {name: {0: torch.export.Dim.DYNAMIC} for name in batch}
         with torch.no_grad():
@@ -102,20 +102,20 @@ class Model:
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Model, int], Score]]] = {
-    "checked": ("`Artifact.score`: raw frame to frame, with rejects and flags", Model.checked),
-    "scripted": ("model.pt as shipped, strings included", Model.scripted),
+    "checked": ("`Artifact.score`: from raw frame to frame, with rejected rows and flags", Model.checked),
+    "scripted": ("model.pt as exported, including strings", Model.scripted),
     "frozen": ("the same, `torch.jit.freeze`", Model.frozen),
-    "optimised": ("the same, `optimize_for_inference`", Model.optimised),
-    "features": ("features of model.pt alone", Model.features),
-    "eager": ("network alone, eager", Model.eager),
-    "compiled": ("network alone, torch.export and AOTInductor", Model.compiled),
-    "onnx": ("network alone, ONNX Runtime", Model.onnx),
+    "optimized": ("the same, `optimize_for_inference`", Model.optimized),
+    "features": ("only the features of model.pt", Model.features),
+    "eager": ("only the network, eager", Model.eager),
+    "compiled": ("only the network, torch.export and AOTInductor", Model.compiled),
+    "onnx": ("only the network, ONNX Runtime", Model.onnx),
 }
 
 
 def seconds(scores: Mapping[str, Score], calls: int) -> dict[str, list[float]]:
-    """Of each call. The formats take turns, some calls each, of which the first are not counted: TorchScript compiles
-    in them, and the caches are another's.
+    """Seconds of each call. The formats alternate after some calls each; the first calls of a turn are not counted,
+    because TorchScript compiles in them and the caches are cold.
     """
     times: dict[str, list[float]] = {name: [] for name in scores}
     with torch.inference_mode():
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a finished run of a table")
     parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--calls", type=int, default=1000, help="of one row; a tenth as many of all rows")
+    parser.add_argument("--calls", type=int, default=1000, help="calls with one row; a tenth as many with all rows")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -157,7 +157,7 @@ def main() -> None:
     body = (
         f"{markdown(headings, rows)}\n\nThe model of `{model.datamodule.settings.target}`,"
         f" {sum(weights.numel() for weights in model.network.parameters()):,} weights, one thread; {given.calls:,}"
-        f" calls of one row. To load model.pt takes {median(loads):.2f} s, torch imported before."
+        f" calls with one row. Loading model.pt takes {median(loads):.2f} s after the import of torch."
     )
     publish("Scoring in process", COMMAND, body, figures, given.json)
 

@@ -1,4 +1,4 @@
-"""A search by Optuna with two workers, killed on its way and gone on with; and what pruning saves.
+"""A search with Optuna and two workers that is killed and resumed; and the time that pruning saves.
 
 python scripts/benchmark/search.py --data DIR [--trials 40] [--kill 15] [--epochs 100] [--json FILE]
 """
@@ -25,8 +25,8 @@ from trainer.search.study import JOURNAL, best_trials, open_study
 COMMAND = "python scripts/benchmark/search.py --data DIR"
 
 
-def carry_out(folder: Path, command: list[str], kill: int | None) -> list[float]:
-    """Wall seconds of the search: until it is killed after so many trials have begun, and of the one that goes on."""
+def run_search(folder: Path, command: list[str], kill: int | None) -> list[float]:
+    """Wall seconds of the search, or of its two parts if it is killed after `kill` trials have started, and resumed."""
     seconds = []
     while True:
         started = time.perf_counter()
@@ -45,7 +45,7 @@ def carry_out(folder: Path, command: list[str], kill: int | None) -> list[float]
 
 
 def epochs(folder: Path, trial: FrozenTrial) -> float:
-    """That a trial has trained; a pruned one told the study of each."""
+    """Number of epochs of a trial; the study has each epoch of a pruned one."""
     metrics = folder / f"trial_{trial.number}" / "metrics.json"
     return json.loads(metrics.read_text())["fit/epochs"] if metrics.exists() else len(trial.intermediate_values)
 
@@ -61,7 +61,7 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         for what, pruner, kill in (
-            ("with pruning, killed and gone on with", "median", given.kill),
+            ("with pruning, killed and resumed", "median", given.kill),
             ("with pruning", "median", None),
             ("without pruning", "none", None),
         ):
@@ -69,7 +69,7 @@ def main() -> None:
             command = [sys.executable, "train.py", "search=mlp", "data=titanic", f"search.n_trials={given.trials}"]
             command += ["search.n_jobs=2", f"search.pruner={pruner}", f"hydra.sweep.dir={folder}", "logger=none"]
             command += [f"trainer.max_epochs={given.epochs}", f"paths.data={Path(given.data).resolve()}"]
-            seconds = carry_out(folder, command, kill)
+            seconds = run_search(folder, command, kill)
             study = open_study(str(folder / JOURNAL), folder.name)
             best = best_trials(study)[0]
             figures[what] = {
@@ -91,9 +91,9 @@ def main() -> None:
     ]
     headings = ["search", "trials", "completed", "pruned", "failed", "epochs", "wall, s", "best val/loss"]
     body = (
-        f"{markdown(headings, rows)}\n\nA study of `search=mlp` on titanic by two workers, with early stopping and"
-        f" at most {given.epochs} epochs a trial. That in the first row was killed (SIGKILL) when trial"
-        f" {given.kill} had begun, and the same command given again: its seconds are those before and after."
+        f"{markdown(headings, rows)}\n\nA study of `search=mlp` on titanic with two workers, early stopping and at"
+        f" most {given.epochs} epochs per trial. The search in the first row was killed (SIGKILL) when trial"
+        f" {given.kill} had started, and its command was repeated: the seconds are those before and after the kill."
     )
     publish("A search, killed and pruned", COMMAND, body, figures, given.json)
 

@@ -1,5 +1,5 @@
-"""Data larger than the memory they may take: peak memory of a whole run, rows encoded a second, and an epoch from disk
-against one from memory.
+"""Data larger than their memory limit: peak memory of a run, rows encoded per second, and the time of an epoch from
+disk relative to one from memory.
 
 python scripts/benchmark/size.py [--rows 20000000] [--limit 2GB] [--json FILE]
 """
@@ -19,26 +19,26 @@ from scripts.benchmark.predict import measure
 
 COMMAND = "python scripts/benchmark/size.py"
 COMPARED = 4_000_000
-"""Rows of the epochs that are compared: they fit in memory."""
+"""Number of rows for the comparison of the stores: they fit in memory."""
 ROUNDS = 5
 
 
 def run(rows: Path, folder: Path, *settings: str) -> tuple[float, float, str]:
-    """Seconds, peak GB, and the log of a run of one epoch."""
+    """Runs one epoch. Returns the seconds, the peak memory in GB and the log."""
     command = [sys.executable, "train.py", "data=table", f"data.path={rows}", "data.target=y", "model=linear"]
     command += ["data.batch_size=4096", "trainer.max_epochs=1", f"hydra.run.dir={folder}", *settings]
     seconds, peak = measure(command)
     return seconds, peak, (folder / "train.log").read_text()
 
 
-def encoded_a_second(log: str) -> float:
+def encoding_rate(log: str) -> float:
     found = re.search(r"encoded: ([\d,]+) rows in ([\d.]+) s", log)
     assert found is not None
     return float(found[1].replace(",", "")) / float(found[2])
 
 
 def epochs(rows: Path) -> dict[str, list[float]]:
-    """Training rows a second through a small network, from each store, in turns."""
+    """Training rows per second of a small network from each store, measured alternately."""
     import torch
 
     from datamodules.tabular import TableDataModule
@@ -80,17 +80,17 @@ def main() -> None:
         rates = epochs(folder / "compared")
     ratios = [disk / memory for disk, memory in zip(rates["disk"], rates["memory"], strict=True)]
     rows = [
-        ["whole run of one epoch", f"{given.rows:,} rows x 31 columns, limit {given.limit}", f"{seconds:.0f} s"],
-        ["peak memory of it", "", f"{peak:.2f} GB"],
-        ["encoding", "of it", f"{encoded_a_second(log):,.0f} rows/s"],
+        ["a run of one epoch", f"{given.rows:,} rows x 31 columns, limit {given.limit}", f"{seconds:.0f} s"],
+        ["its peak memory", "", f"{peak:.2f} GB"],
+        ["encoding in this run", "", f"{encoding_rate(log):,.0f} rows/s"],
         [
-            "an epoch from disk, times one from memory",
+            "epoch from disk, relative to memory",
             f"{min(COMPARED, given.rows):,} rows, {ROUNDS} rounds",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         ],
     ]
-    figures = {"seconds": seconds, "peak_gb": peak, "encoded_a_second": encoded_a_second(log), "epoch_ratios": ratios}
-    publish("Data larger than memory", COMMAND, markdown(["what", "of", "figure"], rows), figures, given.json)
+    figures = {"seconds": seconds, "peak_gb": peak, "encoding_rate": encoding_rate(log), "epoch_ratios": ratios}
+    publish("Data larger than memory", COMMAND, markdown(["measurement", "data", "result"], rows), figures, given.json)
 
 
 if __name__ == "__main__":

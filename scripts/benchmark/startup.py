@@ -1,4 +1,4 @@
-"""From launch to an answer: help, a config error, the config, and the first training step; beside what imports take.
+"""Time from launch to help, to a config error, to the printed config and to the first training step; and of imports.
 
 python scripts/benchmark/startup.py --data DIR [--table adult] [--repeats 7] [--json FILE]
 """
@@ -26,15 +26,15 @@ from hydra import compose, initialize_config_dir
 with initialize_config_dir({conf!r}, version_base="1.3"):
     compose("train")
 """
-TOLD = f"""
+PRINT_MARK = f"""
 import time
 print({MARK!r}, time.time(), time.process_time())
 """
 FLOORS = {
-    "Hydra imported, the config composed": COMPOSE.format(conf=str(ROOT / "conf")),
+    "import Hydra and compose the config": COMPOSE.format(conf=str(ROOT / "conf")),
     "`import torch`": "import torch",
     "`import pytorch_lightning`": "import pytorch_lightning",
-    "the same as `train.py` imports it": (
+    "the same, as imported by `train.py`": (
         "from trainer.config.fast_imports import fast_imports\nwith fast_imports(): import pytorch_lightning"
     ),
 }
@@ -43,8 +43,8 @@ FIRST_STEP += ["trainer.max_epochs=1", "baselines=false", "export=none", "test=f
 
 
 def launch(arguments: Sequence[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a process, to its end or to the moment that it tells of."""
-    # Byte code is written, as where Lathe is installed by its README.
+    """Wall and CPU seconds of a process until its end, or until it prints MARK."""
+    # Byte code is written, as in an installation by the README.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.time()
@@ -71,16 +71,16 @@ def main() -> None:
         run = [f"paths.data={Path(given.data).resolve()}", f"paths.cache={folder}/cache", f"paths.output={folder}"]
         launches = {
             "`python train.py --help`": ["train.py", "--help"],
-            "`model.hiden=64`, a mistake": ["train.py", "model.hiden=64"],
+            "`model.hiden=64`, a misspelled setting": ["train.py", "model.hiden=64"],
             "`python train.py --cfg job`": ["train.py", "--cfg", "job"],
             f"`python train.py data={given.table}`, to the end of the first step": [
                 *("train.py", f"data={given.table}", *run, *FIRST_STEP)
             ],
-            **{what: ["-c", code + TOLD] for what, code in FLOORS.items()},
+            **{what: ["-c", code + PRINT_MARK] for what, code in FLOORS.items()},
         }
         for arguments in launches.values():
-            launch(arguments)  # Byte code, prepared data and remembered arguments are there after it.
-        # In turns, so that other work on the machine falls on all alike.
+            launch(arguments)  # writes byte code, prepared data and cached signatures
+        # Alternating, so that other work on the machine affects all alike.
         measured = [{what: launch(arguments) for what, arguments in launches.items()} for _ in range(given.repeats)]
     figures = {what: [each[what] for each in measured] for what in launches}
     rows = []
@@ -88,8 +88,8 @@ def main() -> None:
         cells = [f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})" for times in zip(*seconds, strict=True)]
         rows.append([what, *cells])
     body = (
-        f"{markdown(['launch', 'wall, s', 'CPU, s'], rows)}\n\nMedian (range) of {given.repeats}; byte code and"
-        " prepared data are there. CPU seconds tell what a quiet machine would take."
+        f"{markdown(['launch', 'wall, s', 'CPU, s'], rows)}\n\nMedian (range) of {given.repeats}, with existing"
+        " byte code and prepared data. CPU seconds estimate the time on an idle machine."
     )
     publish("Start-up", COMMAND, body, figures, given.json)
 

@@ -1,12 +1,12 @@
-"""Rows a second in training, against a bare loop of PyTorch, in turns: an epoch of it before and after each epoch.
+"""Rows per second in training, relative to a plain PyTorch loop that runs an epoch before and after each epoch.
 
 python scripts/benchmark/training.py [--cases I:64 I:256 T:256 T:1024] [--variants ordinary fast] [--rounds 5]
     [--rows ROWS] [--threads 1] [--json FILE]
 
-(I): 784-64-128-64-10 with batch norm on 60,000 images of bytes; (T): 108-256-256-256-1 on 39,073 rows of numbers. Each
-with a validation set and fused AdamW. Lathe has checkpoints, early stopping, TensorBoard, metrics and progress besides;
-`lightning` is its plain Trainer with a DataLoader, and all that it switches on by itself. The frameworks of others.py
-run in processes of their own, each in an environment that uv makes for it with this Python and this torch.
+(I): 784-64-128-64-10 with batch norm on 60,000 images of bytes; (T): 108-256-256-256-1 on 39,073 rows of numbers. Both
+have a validation set and use fused AdamW. Lathe also has checkpoints, early stopping, TensorBoard, metrics and a progress
+bar; `lightning` is the plain Trainer with its defaults and a DataLoader. The frameworks of others.py run in their own
+processes, each in an environment that uv creates with this version of Python and torch.
 """
 
 import argparse
@@ -47,11 +47,11 @@ from models.training.lightning_module import SupervisedModule
 from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.callbacks.progress import Progress
 from trainer.callbacks.random_state import RandomState
-from trainer.loop.trainer import Trainer
 from trainer.loop.quiet import quiet_lightning
+from trainer.loop.trainer import Trainer
 
 EPOCHS = 4
-"""Of a round: its figure is of all but the first."""
+"""Epochs per round; the first one is not counted."""
 EVALUATED = 8192
 
 
@@ -61,18 +61,18 @@ class Workload:
     val: Rows
     target: TargetSpec
     column: str
-    """What the network looks at."""
+    """Input column of the network."""
     widths: tuple[int, ...]
     norm: Norm
 
     def build(self) -> nn.Module:
-        """A network from batches to logits."""
+        """Builds a network that maps batches to logits."""
         width, *hidden, outputs = self.widths
         return Network(self.column, perceptron(width, hidden, outputs, "relu", self.norm, 0.0, "he"))
 
 
 class Network(nn.Module):
-    """An MLP on one column of a batch; bytes become standardised numbers."""
+    """An MLP on one column of a batch; bytes become standardized numbers."""
 
     def __init__(self, column: str, layers: nn.Sequential) -> None:
         super().__init__()
@@ -116,26 +116,26 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {"I": images, "T": table}
 
 
 class Clock(Callback):
-    """Looks at the time at the start of each epoch and at the end of the last.
+    """Records the time at the start of each epoch and at the end of the last.
 
-    Seconds of the clock, and of this process on its cores: where other work takes these, the second is surer.
+    Records wall seconds and CPU seconds of this process; the latter are more reliable if other work uses the cores.
     """
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
 
-    def look(self) -> None:
+    def record(self) -> None:
         self.times.append((time.perf_counter(), time.process_time()))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.look()
+        self.record()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.look()
+        self.record()
 
 
 class Bare:
-    """A plain loop over tensors in memory; a call is an epoch and its validation."""
+    """A plain PyTorch loop over tensors in memory; a call runs one epoch and its validation."""
 
     def __init__(self, work: Workload, batch_size: int) -> None:
         self.work, self.batch_size = work, batch_size
@@ -158,29 +158,29 @@ class Bare:
                 self.loss(self.network(batch), batch["target"])
 
 
-class InTurns(Clock):
-    """Has an epoch of the bare loop made before each epoch, and after the last.
+class Alternating(Clock):
+    """Runs an epoch of the plain loop before each epoch, and after the last.
 
-    What else the machine has to do slows both alike: it may change by half from one minute to the next.
+    Other work on the machine then slows both alike; its load may change by half from one minute to the next.
     """
 
     def __init__(self, bare: Bare) -> None:
         super().__init__()
         self.bare = bare
 
-    def look(self) -> None:
-        super().look()
+    def record(self) -> None:
+        super().record()
         self.bare()
-        super().look()
+        super().record()
 
     def epochs(self) -> "Epochs":
         spans = np.diff(self.times, axis=0)
-        beside, own = spans[0::2], spans[1::2]
-        return np.stack([own, (beside[:-1] + beside[1:]) / 2], axis=1)
+        plain, own = spans[0::2], spans[1::2]
+        return np.stack([own, (plain[:-1] + plain[1:]) / 2], axis=1)
 
 
 def ours(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None:
-    """Lathe, with all that a run has switched on."""
+    """Trains with Lathe, with everything that is on by default."""
     module = SupervisedModule(
         work.build(),
         work.target,
@@ -214,7 +214,7 @@ def ours(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None
 
 
 class Plain(pl.LightningModule):
-    """As a tutorial of Lightning has it."""
+    """A LightningModule as in Lightning's tutorials."""
 
     def __init__(self, work: Workload) -> None:
         super().__init__()
@@ -235,10 +235,10 @@ class Plain(pl.LightningModule):
 
 
 def lightning(work: Workload, batch_size: int, clock: Clock, **settings: Any) -> None:
-    """The Trainer's own progress bar, checkpoint and logger, and rows from a DataLoader without workers."""
+    """Trains with Lightning's default progress bar, checkpoint and logger, and a DataLoader without workers."""
     datasets = [TensorDataset(rows[work.column], rows["target"]) for rows in (work.train, work.val)]
     train, val = DataLoader(datasets[0], batch_size, shuffle=True), DataLoader(datasets[1], EVALUATED)
-    # Its bar and its summary would stand in the midst of the table.
+    # Its progress bar and model summary would be mixed with the table.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         trainer = pl.Trainer(
             **{"max_epochs": EPOCHS, "accelerator": "cpu", **settings}, default_root_dir=folder, callbacks=[clock]
@@ -247,35 +247,35 @@ def lightning(work: Workload, batch_size: int, clock: Clock, **settings: Any) ->
 
 
 UNDECLARED = {"pytorch-tabular": ("requests",)}
-"""What a framework imports though its package does not ask for it."""
+"""Packages that a framework imports without declaring them as dependencies."""
 
 
 class Unavailable(Exception):
-    """A framework that cannot be measured, and why."""
+    """Reason why a framework cannot be measured."""
 
 
 Epochs = np.ndarray
-"""(epochs, 2, 2): of each, and of a bare one beside it, the seconds and the CPU seconds."""
+"""(epochs, 2, 2): wall and CPU seconds of each epoch, and of the epochs of the plain loop next to it."""
 
 
 @cache
 def environment(framework: str) -> tuple[list[str], str]:
-    """The command of a Python that has it, and its version."""
+    """Returns the command of a Python with the framework installed, and the version of the framework."""
     command = ["uv", "run", "--quiet", "--isolated", "--no-project", "--python", platform.python_version()]
     for package in (framework, f"torch=={version('torch')}", *UNDECLARED.get(framework, ())):
         command += ["--with", package]
     command += ["python"]
-    told = f"from importlib.metadata import version; print(version('{framework}'))"
-    made = subprocess.run([*command, "-c", told], capture_output=True, text=True)
+    code = f"from importlib.metadata import version; print(version('{framework}'))"
+    made = subprocess.run([*command, "-c", code], capture_output=True, text=True)
     if made.returncode != 0:
         raise Unavailable(f"cannot be installed: {' '.join(made.stderr.split())}")
     return command, made.stdout.strip()
 
 
-def elsewhere(framework: str, work: Workload, batch_size: int) -> Epochs:
-    """Another framework, by others.py."""
+def run_external(framework: str, work: Workload, batch_size: int) -> Epochs:
+    """Trains with another framework in a separate process, using others.py."""
     if framework == "pytorch-tabular" and work.column != "numbers":
-        raise Unavailable("takes tables alone")
+        raise Unavailable("supports only tables")
     with tempfile.TemporaryDirectory() as folder:
         rows = [(rows[work.column], rows["target"]) for rows in (work.train, work.val)]
         task = {"train": rows[0], "val": rows[1], "widths": work.widths, "norm": work.norm == "batch"}
@@ -286,27 +286,27 @@ def elsewhere(framework: str, work: Workload, batch_size: int) -> Epochs:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     bare, clock = Bare(work, batch_size), Clock()
-    clock.look()
+    clock.record()
     for _ in range(EPOCHS):
         bare()
-        clock.look()
+        clock.record()
     return np.stack([json.loads(done.stdout.splitlines()[-1]), np.diff(clock.times, axis=0)], axis=1)
 
 
-def here(train: Callable[..., None], work: Workload, batch_size: int, **settings: Any) -> Epochs:
+def run_alternating(train: Callable[..., None], work: Workload, batch_size: int, **settings: Any) -> Epochs:
     torch.manual_seed(0)
-    clock = InTurns(Bare(work, batch_size))
+    clock = Alternating(Bare(work, batch_size))
     train(work, batch_size, clock, **settings)
     return clock.epochs()
 
 
 OTHERS = ("skorch", "fastai", "pytorch-tabular")
 VARIANTS: dict[str, Callable[[Workload, int], Epochs]] = {
-    "ordinary": partial(here, ours, fast="off"),
-    "fast": partial(here, ours, fast="on"),
-    "compiled": partial(here, ours, fast="on", compile=True),
-    "lightning": partial(here, lightning),
-    **{name: partial(elsewhere, name) for name in OTHERS},
+    "ordinary": partial(run_alternating, ours, fast="off"),
+    "fast": partial(run_alternating, ours, fast="on"),
+    "compiled": partial(run_alternating, ours, fast="on", compile=True),
+    "lightning": partial(run_alternating, lightning),
+    **{name: partial(run_external, name) for name in OTHERS},
 }
 
 
@@ -316,12 +316,12 @@ def main() -> None:
     alone = [name for name in VARIANTS if name not in OTHERS]
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=alone)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, help="of training, where not those of the cases")
+    parser.add_argument("--rows", type=int, help="number of training rows, instead of those of the cases")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    # Else each step of an optimizer looks for a driver, until Lathe's Trainer has told torch that it need not.
+    # Otherwise each optimizer step looks for a CUDA driver, until Lathe's Trainer turns this off.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     quiet_lightning()
     logging.getLogger("trainer").setLevel(logging.WARNING)
@@ -341,8 +341,8 @@ def main() -> None:
                     missing[name] = str(why)
         figures[case] = rounds
         trained = (EPOCHS - 1) * len(work.train["target"])
-        beside = [bare[0] for each in rounds.values() for _, bare in each]
-        rows.append([case, "bare", "1", "1", f"{trained / np.median(beside):,.0f}"])
+        bare_seconds = [bare[0] for each in rounds.values() for _, bare in each]
+        rows.append([case, "bare", "1", "1", f"{trained / np.median(bare_seconds):,.0f}"])
         for name, taken in rounds.items():
             if name in missing:
                 rows.append([case, name, missing[name], "", ""])
@@ -352,11 +352,12 @@ def main() -> None:
             label = f"{name} {environment(name)[1]}" if name in OTHERS else name
             ratio = f"{np.median(wall):.2f} ({wall.min():.2f} to {wall.max():.2f})"
             rows.append([case, label, ratio, f"{np.median(cpu):.2f}", f"{trained / np.median(own[:, 0]):,.0f}"])
-    headings = ["case", "variant", "of bare", "in CPU time", "rows/s"]
-    told = f"Median (range) of {arguments.rounds} rounds of {EPOCHS - 1} epochs, each between two of the bare loop."
+    headings = ["case", "variant", "relative to bare", "in CPU time", "rows/s"]
+    note = f"Median (range) of {arguments.rounds} rounds of {EPOCHS - 1} epochs,"
+    note += " each between two epochs of the plain loop."
     if not set(OTHERS).isdisjoint(arguments.variants):
-        told += " Those of other frameworks come before theirs of the bare loop, not in turns."
-    body = f"{markdown(headings, rows)}\n\n{told}"
+        note += " The epochs of other frameworks do not alternate with the plain loop: they all run before it."
+    body = f"{markdown(headings, rows)}\n\n{note}"
     command = shlex.join(["python", "scripts/benchmark/training.py", *sys.argv[1:]])
     publish("Training", command, body, figures, arguments.json)
 

@@ -62,7 +62,7 @@ def test_a_benchmark_of_a_gpu(tmp_path: Path) -> None:
 def test_without_a_gpu_one_line_says_so() -> None:
     done = run_script("scripts/benchmark/gpu.py")
     assert done.returncode == 0
-    assert done.stdout == f"torch {torch.__version__} finds no CUDA device here: nothing to measure\n"
+    assert done.stdout == f"torch {torch.__version__} finds no CUDA device: nothing to measure\n"
 
 
 def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch
     for section, body in (("First", "old"), ("Second", "kept"), ("First", "new")):
         page.publish(section, "python benchmark.py", body, {}, None)
     text = written.read_text()
-    assert text.startswith("# What was measured\n\n## Second\n\n`python benchmark.py`\n")
+    assert text.startswith("# Benchmarks\n\n## Second\n\n`python benchmark.py`\n")
     assert text.endswith("\n\nnew\n")
     assert "kept" in text
     assert "old" not in text
@@ -84,13 +84,13 @@ def test_startup_measures_each_launch(tmp_path: Path) -> None:
     figures = json.loads(file.read_text())
     assert list(figures) == [
         "`python train.py --help`",
-        "`model.hiden=64`, a mistake",
+        "`model.hiden=64`, a misspelled setting",
         "`python train.py --cfg job`",
         "`python train.py data=iris`, to the end of the first step",
-        "Hydra imported, the config composed",
+        "import Hydra and compose the config",
         "`import torch`",
         "`import pytorch_lightning`",
-        "the same as `train.py` imports it",
+        "the same, as imported by `train.py`",
     ]
     assert [len(times) for times in figures.values()] == [1] * len(figures)
     assert done.stdout.count("\n| ") == len(figures) + 1
@@ -108,7 +108,7 @@ def test_reading_measures_each_walk(tmp_path: Path, data_dir: Path) -> None:
 
 def test_scoring_measures_each_format(tmp_path: Path, default_run: tuple[Path, str]) -> None:
     file = tmp_path / "scoring.json"
-    formats = ["checked", "scripted", "frozen", "optimised", "features", "eager", "onnx"]
+    formats = ["checked", "scripted", "frozen", "optimized", "features", "eager", "onnx"]
     arguments = ["--run", str(default_run[0]), "--rows", "8", "--calls", "2", "--formats", *formats]
     done = run_script("scripts/benchmark/scoring.py", *arguments, "--json", str(file))
     assert done.returncode == 0, done.stderr
