@@ -279,7 +279,7 @@ def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Gen
     sizes = np.bincount(group, rows)
     starts = np.searchsorted(group, np.arange(len(sizes) + 1))
     want = np.outer(np.asarray(shares) / sum(shares), np.bincount(stratum, rows))
-    lack = want.copy()
+    deficit = want.copy()
     part = np.full(len(sizes), -1)
     empty = np.full(len(shares), True)
     order = generator.permutation(len(sizes))
@@ -289,19 +289,19 @@ def _deal(cells: pl.DataFrame, shares: Sequence[float], generator: np.random.Gen
     for place, each in enumerate(order[:LARGEST].tolist()):
         cell = slice(starts[each], starts[each + 1])
         strata, counts = stratum[cell], rows[cell]
-        cost = (counts * (counts - 2 * lack[:, strata]) / want[:, strata]).sum(1)
+        cost = (counts * (counts - 2 * deficit[:, strata]) / want[:, strata]).sum(1)
         if len(order) - place <= empty.sum():
             cost[~empty] = np.inf
         part[each] = to = cost.argmin()
-        lack[to, strata] -= counts
+        deficit[to, strata] -= counts
         empty[to] = False
     small = generator.permutation(order[LARGEST:])
-    commonest = stratum[starts[small + 1] - 1]
-    for members in _strata(pl.Series(commonest)):
+    main_stratum = stratum[starts[small + 1] - 1]
+    for members in _strata(pl.Series(main_stratum)):
         drawn = small[members]
         ends = np.cumsum(sizes[drawn])
-        lacking = lack[:, commonest[members[0]]].clip(1e-9)
-        cuts = np.cumsum(lacking) / lacking.sum() * ends[-1]
+        missing = deficit[:, main_stratum[members[0]]].clip(1e-9)
+        cuts = np.cumsum(missing) / missing.sum() * ends[-1]
         part[drawn] = np.searchsorted(cuts[:-1], ends - generator.random() * sizes[drawn])
     return part
 

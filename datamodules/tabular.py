@@ -15,7 +15,7 @@ from torch import Tensor
 from common.distributed import ProcessGroup
 from common.hardware import free_memory
 from datamodules.audit.audit import Finding, refuse
-from datamodules.loading.batch_loader import Batches
+from datamodules.loading.batch_loader import Batches, auto_batch_size, auto_eval_batch_size
 from datamodules.loading.store import CPU, Rows, Store, as_bytes, choose, draw, head
 from datamodules.preparation.cache import find_or_make, key
 from datamodules.preparation.pipeline import Preparation
@@ -27,11 +27,6 @@ from datamodules.schema import Column, DataError, InputSpec, TargetSpec
 from datamodules.split import SplitName
 
 log = logging.getLogger(__name__)
-
-BATCH_SIZES = {2_800: 32, 4_500: 64, 6_400: 128, 32_000: 256, 108_000: 512}
-"""Batch size for fewer training rows than the key (arXiv 2410.24210); 1024 for more rows."""
-EVALUATED_CELLS, MANY_COLUMNS = 2**20, 128
-"""Cells per evaluation batch of tables with at least this many columns; other tables have 8,192 rows per batch."""
 
 
 class TableDataModule(pytorch_lightning.LightningDataModule):
@@ -88,16 +83,14 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
     @property
     def batch_size(self) -> int:
         """Rows per training batch; "auto" depends on the number of training rows, so that an epoch has enough steps."""
-        if self.wanted_batch_size != "auto":
-            return self.wanted_batch_size
-        return batch_size_for(self.splits["train"]["rows"])
+        wanted = self.wanted_batch_size
+        return auto_batch_size(self.splits["train"]["rows"]) if wanted == "auto" else wanted
 
     @property
     def eval_batch_size(self) -> int:
         """Rows per evaluation batch; "auto" gives fewer for tables with many columns, to limit memory."""
-        if self.wanted_eval_batch_size != "auto":
-            return self.wanted_eval_batch_size
-        return EVALUATED_CELLS // max(len(self.inputs.numbers) + len(self.inputs.categories), MANY_COLUMNS)
+        wanted, columns = self.wanted_eval_batch_size, len(self.inputs.numbers) + len(self.inputs.categories)
+        return auto_eval_batch_size(columns) if wanted == "auto" else wanted
 
     @property
     def missing(self) -> Sequence[str]:
@@ -123,15 +116,9 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
 
     def read(self, path: str | Sequence[str], rank: int, world: int) -> Iterator[tuple[int, Raw]]:
         """The chunks of raw rows that one of `world` processes prepares, each with its number among all chunks."""
-        settings = self.settings
-        return read_share(
-            path,
-            rank,
-            world,
-            separator=settings.separator,
-            names=settings.names,
-            replace_invalid=settings.invalid_utf8 == "replace",
-        )
+        separator, names, invalid_utf8 = self.settings.separator, self.settings.names, self.settings.invalid_utf8
+        replace_invalid = invalid_utf8 == "replace"
+        return read_share(path, rank, world, separator=separator, names=names, replace_invalid=replace_invalid)
 
     def files(self) -> list[str]:
         """All files that rows are read from."""
@@ -222,8 +209,3 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """The serving schema, see `PreparedData`."""
         return self.prepared.serving_schema
-
-
-def batch_size_for(rows: int) -> int:
-    """The batch size for this number of training rows."""
-    return next((size for limit, size in BATCH_SIZES.items() if rows < limit), 1024)

@@ -70,8 +70,9 @@ class Texts(nn.Module):
     def __init__(
         self, names: Sequence[str], tokens: Sequence[Sequence[str]], ngrams: tuple[int, int] | None = None
     ) -> None:
-        """`tokens` holds the vocabulary of each column in order of the ids, which start at 1; `ngrams` is the minimum
-        and maximum length of n-grams, or None for no n-grams.
+        """`tokens` holds the vocabulary of each column in order of the ids, which start at 1.
+
+        `ngrams` is the minimum and maximum length of n-grams, or None for no n-grams.
         """
         super().__init__()
         self.names = list(names)

@@ -16,6 +16,20 @@ WINDOW = 64 * 10**6
 """Bytes of rows that are shuffled together; in larger stores parts are shuffled, then rows within such windows."""
 GATHERED = 10**6
 """Bytes of rows gathered at a time, about the size of a core's cache; batches are cut from them."""
+BATCH_SIZES = {2_800: 32, 4_500: 64, 6_400: 128, 32_000: 256, 108_000: 512}
+"""Batch size for fewer training rows than the key (arXiv 2410.24210); 1024 for more rows."""
+EVALUATED_CELLS, MANY_COLUMNS = 2**20, 128
+"""Cells per evaluation batch of tables with at least this many columns; other tables have 8,192 rows per batch."""
+
+
+def auto_batch_size(rows: int) -> int:
+    """The batch size for this number of training rows."""
+    return next((size for limit, size in BATCH_SIZES.items() if rows < limit), 1024)
+
+
+def auto_eval_batch_size(columns: int) -> int:
+    """The evaluation batch size for this number of columns of numbers and categories."""
+    return EVALUATED_CELLS // max(columns, MANY_COLUMNS)
 
 
 class Batches:

@@ -19,8 +19,9 @@ MAX_SPELLINGS = 1000
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The images of a column: `pixels`, uint8 (rows, C, H, W); `reasons` why a cell has no image, or null; and
-    `digests`, which are equal for equal pixels.
+    """The images of a column: `pixels`, uint8 (rows, C, H, W), and `digests`, which are equal for equal pixels.
+
+    `reasons` says why a cell has no image; null if it has one.
     """
 
     pixels: Tensor

@@ -54,7 +54,7 @@ def infer_schema(frame: pl.DataFrame, settings: Settings, image_columns: Collect
         )
     task, reason = infer_task(labels, settings.task)
     if by in ("group", "column"):
-        why = "gives the group of a row" if by == "group" else "gives the split of a row"
+        why = "names the group of a row" if by == "group" else "says which rows train"
         columns = [
             replace(column, kind="drop", reason=why) if column.name == column_of_split else column for column in columns
         ]
@@ -123,6 +123,7 @@ def check_names(setting: str, wanted: Collection[str], names: Sequence[str]) -> 
 
 
 def _infer_kind(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
+    # Reasons are part of the fingerprint of the data: with other words, earlier runs cannot be resumed.
     rows = len(series)
     if series.dtype.is_temporal():
         return "date", f"{series.dtype} values"
@@ -148,9 +149,9 @@ def _infer_kind(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
     many = distinct > MAX_DISTINCT * present and present > 20
     words = text.str.count_matches(r"\S+").mean()
     if many and isinstance(words, float) and words >= TEXT_WORDS:
-        return "text", f"{words:.0f} words per cell, {distinct:,} distinct texts"
+        return "text", f"{words:.0f} words a cell, {distinct:,} different texts"
     if many:
-        return "identifier", f"{distinct:,} distinct values in {present:,} rows{hint}"
+        return "identifier", f"{distinct:,} different values in {present:,} rows{hint}"
     return "category", f"{distinct:,} level{'s' if distinct > 1 else ''} in {rows:,} rows{hint}"
 
 

@@ -40,14 +40,14 @@ def test_kinds_of_columns_are_inferred_with_a_reason() -> None:
         }
     )
     assert kinds(table) == {
-        "id": ("identifier", "100 distinct values in 100 rows"),
+        "id": ("identifier", "100 different values in 100 rows"),
         "row": ("identifier", "counts the rows from 1 to 100"),
         "amount": ("number", "numbers from 50.5 to 49077.5"),
         "mostly": ("number", "numbers from 0 to 9, but 4 cells are not"),
         "level": ("category", "2 levels in 100 rows"),
         "flag": ("category", "2 levels in 100 rows"),
         "day": ("date", "dates such as 2024-01-01"),
-        "words": ("text", "6 words per cell, 100 distinct texts"),
+        "words": ("text", "6 words a cell, 100 different texts"),
         "same": ("constant", "one value: v"),
         "empty": ("constant", "no value in 100 rows"),
         "y": ("number", "numbers from 0 to 1"),
@@ -244,7 +244,7 @@ def test_splits_by_time_and_by_column_use_the_column(tmp_path: Path) -> None:
     datamodule = set_up(tmp_path, plain(part=parts), split=Split("column", "part"))
     assert [datamodule.splits[split]["rows"] for split in SPLITS] == [50, 25, 25]
     assert datamodule.describe()["unused"] == ["part"]
-    assert datamodule.columns[-1].reason == "gives the split of a row"
+    assert datamodule.columns[-1].reason == "says which rows train"
 
 
 def test_features_are_fitted_on_training_rows_only(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
 
 def test_rules_for_columns_of_other_kinds_are_refused(tmp_path: Path) -> None:
     table = plain(note=[f"a note of {row} words" for row in range(100)])
-    kind = "note is of kind text (5 words per cell, 100 distinct texts)"
+    kind = "note is of kind text (5 words a cell, 100 different texts)"
     assert refused(tmp_path, table, replace={"note": [["a", "b"]]}) == (
         f"data.replace: {kind}; values are replaced in numbers, categories and the target"
     )
