@@ -1,4 +1,4 @@
-"""The artefact in use: opened and checked, raw rows in, answers with flags out, and the rows it cannot answer."""
+"""Inference with an artifact: loads and checks it, predicts for raw rows, flags unusual and rejects invalid rows."""
 
 import io
 import json
@@ -7,34 +7,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from common.cells import as_date, as_number, as_text, between, clean_text
-from common.errors import ArtifactError
+from common.errors import ArtifactError, InputError
 from common.image_decoder import decode_column
 from common.torchscript import quiet
+from inference.frames import from_pandas, is_pandas, to_pandas
 
 FORMAT = 1
-"""Version of `spec.json`, written and understood; raised when an old reader could misread a new file."""
+"""Version of `spec.json` that is written and read. It increases when old code could misread a new file."""
 TOLERANCE = 1e-5
-"""Largest difference of an answer, at export and in the self-test: of a probability, or in deviations of the target."""
+"""Maximum difference of predictions at export and in the self-test: of probabilities, or of values in standard
+deviations of the target."""
 FAR = 0.5
-"""A number is far when it lies outside the training range by more than this part of its spread."""
+"""A number is flagged as far outside the training range beyond this fraction of the range."""
 
 ROW = "row"
 REJECTS = pl.Schema({ROW: pl.Int64, "column": pl.String, "rule": pl.String, "value": pl.String})
 
+Frame = TypeVar("Frame")
+"""A pandas or Polars DataFrame."""
+
+
+@dataclass(frozen=True)
+class Predictions(Generic[Frame]):
+    """Result of `Artifact.predict`, as frames of the library of the input. `row` is the position in the input, from 0.
+
+    Each input row is either in `predictions` or in `rejected`.
+    """
+
+    predictions: Frame
+    """`row`; `label` and one `probability_<class>` per class for classification, `value` for regression."""
+    flags: Frame
+    """`row` and `flags` of the predicted rows with something unusual, such as an unseen category."""
+    rejected: Frame
+    """`row`, `column`, `rule` and `value` of each invalid cell."""
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Every row of a frame is in `answers` or, with a reason for each bad cell, in `rejects`.
+    """Result of `Artifact.score`. Each row is either in `answers` or, with each invalid cell, in `rejects`.
 
-    `answers`: `row`, its position in the frame; `label` and `probability_<class>`, or `value`; `flags`, what was
-    unusual and still answered. `rejects`: `row`, `column`, `rule`, `value`.
+    `answers`: `row`, the position in the frame; `label` and `probability_<class>`, or `value`; `flags`, unusual values.
+    `rejects`: `row`, `column`, `rule`, `value`.
     """
 
     answers: pl.DataFrame
@@ -42,7 +62,7 @@ class Scored:
 
 
 class Artifact:
-    """A `model.pt`, opened: docs/architecture.md says what is in it."""
+    """A loaded `model.pt`; docs/architecture.md describes its content."""
 
     def __init__(self, path: Path, module: torch.jit.ScriptModule, spec: dict[str, Any], selftest: dict[str, Any]):
         self.path = path
@@ -55,7 +75,7 @@ class Artifact:
 
     @classmethod
     def load(cls, path: str | Path) -> "Artifact":
-        """Opens an artefact on the CPU. Raises ArtifactError where it is absent, damaged, foreign or too new."""
+        """Loads an artifact on the CPU. Raises ArtifactError if the file is missing, damaged or too new."""
         path = Path(path)
         try:
             content = path.read_bytes()
@@ -76,7 +96,7 @@ class Artifact:
         return cls(path, module.eval(), spec, selftest)
 
     def check(self) -> None:
-        """Runs the self-test; raises ArtifactError where an answer is not the one the artefact was written with."""
+        """Runs the self-test. Raises ArtifactError if predictions differ from those stored at export."""
         numbers = {
             name: torch.tensor([torch.nan if x is None else x for x in column], dtype=torch.float64)
             for name, column in self.selftest["numbers"].items()
@@ -93,29 +113,49 @@ class Artifact:
         difference = float((answers[name] - expected).abs().max() / unit)
         if not difference <= TOLERANCE:  # NaN fails too
             raise ArtifactError(
-                f"{self.path}: the self-test failed: {name} differ by {difference:.2g} from those it was written with"
-                f" (torch {self.spec['versions']['torch']}, here {torch.__version__}). Do not use its answers; export"
-                " it again here."
+                f"{self.path}: the self-test failed: {name} differ by {difference:.2g} from those stored at export"
+                f" (torch {self.spec['versions']['torch']}, here {torch.__version__}). Do not use its predictions;"
+                " export the model again on this machine."
             )
 
     def answer(
         self, numbers: Mapping[str, Tensor], strings: Mapping[str, Sequence[str]], images: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The artefact itself, on columns as it takes them."""
+        """Runs the TorchScript module on parsed columns; see `trainer.export.export.Pipeline`."""
         with torch.inference_mode():
             answers: dict[str, Tensor] = self.module(numbers, strings, images)
         return answers
 
-    def unlike(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Of these columns, those that the artefact wants and are absent, and those that training did not have."""
+    def compare_columns(self, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Returns the columns of the artifact that are not in `columns`, and those in `columns` unknown in training."""
         known = {*self.columns, *self.spec["unused"], self.spec["target"]["name"]}
         return [name for name in self.columns if name not in columns], [name for name in columns if name not in known]
 
-    def score(self, frame: pl.DataFrame, root: Path | None = None) -> Scored:
-        """Answers raw rows: cells of any type, as they were read. Columns that are absent are missing on every row,
-        columns that the artefact does not know are ignored. `root`: the folder of images, which no path may leave;
-        without one paths are taken as they are.
+    def predict(self, frame: Frame, root: Path | None = None) -> Predictions[Frame]:
+        """Predicts for the raw rows of a pandas or Polars DataFrame, without preprocessing. Cells may have any type.
+
+        A missing column counts as missing values, and unknown columns are ignored. `root`: folder of image files, which
+        paths must not leave; without it, paths are used unchanged. Raises InputError if `frame` has none of the columns
+        of the artifact, and TypeError if it is not a DataFrame.
         """
+        of_pandas = is_pandas(frame)
+        if not of_pandas and not isinstance(frame, pl.DataFrame):
+            raise TypeError(f"predict: needs a pandas or Polars DataFrame, not {type(frame).__name__}.")
+        raw = from_pandas(frame, self.columns) if of_pandas else cast(pl.DataFrame, frame)
+        if not set(self.columns) & set(raw.columns):
+            names = ", ".join(map(str, cast(pl.DataFrame, frame).columns))
+            raise InputError(f"frame: has no column of {self.path}. Expected {', '.join(self.columns)}; found {names}.")
+        scored = self.score(raw, root)
+        parts = (
+            scored.answers.drop("flags"),
+            scored.answers.select(ROW, "flags").filter(pl.col("flags") != ""),
+            scored.rejects,
+        )
+        predictions, flags, rejected = (cast(Frame, to_pandas(part) if of_pandas else part) for part in parts)
+        return Predictions(predictions, flags, rejected)
+
+    def score(self, frame: pl.DataFrame, root: Path | None = None) -> Scored:
+        """Predicts for raw rows, with cells of any type, as they were read. See `predict` for the arguments."""
         values: dict[str, pl.Series] = {}
         texts: dict[str, pl.Series] = {}
         images: dict[str, Tensor] = {}
@@ -172,7 +212,7 @@ class Artifact:
 
 
 def pattern(rows: int, shape: Sequence[int]) -> Tensor:
-    """The images of the self-test, uint8 (rows, C, H, W): waves of other lengths in each row and channel."""
+    """Images of the self-test, uint8 (rows, C, H, W): each row and channel has its own pattern."""
     channels, height, width = shape
     row, channel = torch.arange(rows).view(-1, 1, 1, 1), torch.arange(channels).view(-1, 1, 1)
     down, across = torch.arange(height).view(-1, 1), torch.arange(width)
@@ -180,12 +220,12 @@ def pattern(rows: int, shape: Sequence[int]) -> Tensor:
 
 
 def _replaced(cells: pl.Series, column: Mapping[str, Any]) -> pl.Series:
-    """The cells as the artefact will take them: it replaces them itself."""
+    """Applies data.replace, as the artifact itself does."""
     return cells.replace(dict(column["replace"]))
 
 
 def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str | pl.Series) -> pl.DataFrame:
-    """`rule`: the one that all bad cells break, or that of each cell."""
+    """Rows of `rejects`. `rule`: the violated rule, one for all bad cells or one per cell."""
     rows = bad.arg_true()
     why = rule if isinstance(rule, str) else rule.gather(rows)
     return pl.DataFrame(
@@ -194,11 +234,11 @@ def _rejects(cells: pl.Series, bad: pl.Series, column: str, rule: str | pl.Serie
 
 
 def _unusual_numbers(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
-    """A note a row: a value missing that never was in training, or far from the training values; null elsewhere."""
+    """One note per row: a missing value, if training had none, or a value far outside the training range; else null."""
     low, high = column["min"], column["max"]
-    reach = FAR * (high - low)
+    margin = FAR * (high - low)
     unusual = values.unique()
-    unusual = unusual.filter(unusual.is_null() | ~between(unusual, low - reach, high + reach))
+    unusual = unusual.filter(unusual.is_null() | ~between(unusual, low - margin, high + margin))
     bounds = "..".join(_shown(pl.Series([low, high]), column))
     return _noted(values, unusual, _shown(unusual, column) + f" is far outside {bounds}", column)
 
@@ -210,7 +250,7 @@ def _shown(values: pl.Series, column: Mapping[str, Any]) -> pl.Series:
 
 
 def _unusual_texts(texts: pl.Series, column: Mapping[str, Any], missing: Sequence[str]) -> pl.Series:
-    """A note a row: a cell missing that never was in training, or a level that training had not; null elsewhere."""
+    """One note per row: a missing cell, if training had none, or a level that was not in training; else null."""
     unusual = texts.unique()
     levels = _replaced(clean_text(unusual, missing), column)
     unseen = ~levels.is_in(column["levels"]).fill_null(False)
@@ -218,7 +258,7 @@ def _unusual_texts(texts: pl.Series, column: Mapping[str, Any], missing: Sequenc
 
 
 def _noted(cells: pl.Series, unusual: pl.Series, notes: pl.Series, column: Mapping[str, Any]) -> pl.Series:
-    """The note of each unusual cell on the rows that have it; a null note means missing."""
+    """Maps cells to the notes of the unusual cells. A null note means a missing cell."""
     if not column["missing"]:
         notes = notes.fill_null("missing")
     notes = f"{column['name']}: " + notes
@@ -226,29 +266,29 @@ def _noted(cells: pl.Series, unusual: pl.Series, notes: pl.Series, column: Mappi
 
 
 def _read_description(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`spec.json` and `selftest.json`, once every part of the file has its checksum."""
+    """Returns `spec.json` and `selftest.json` after comparing the checksums of all parts of the file."""
     if not content.startswith(b"PK"):
-        raise _foreign(path, "it is no TorchScript file")
+        raise _not_an_artifact(path, "not a TorchScript file")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # Reading compares checksums, which torch does not: it would not see a flipped bit in a weight.
+            # Reading compares checksums. torch does not, and would miss a flipped bit in a weight.
             extra = {name.partition("/extra/")[2]: archive.read(name) for name in archive.namelist()}
-    except Exception as error:  # what zipfile raises depends on the byte that is wrong
+    except Exception as error:  # the exception of zipfile depends on the damaged byte
         raise ArtifactError(f"{path}: the file is damaged: {error}. Copy or export it again.") from error
     if "spec.json" not in extra:
-        raise _foreign(path, "it has no spec.json")
+        raise _not_an_artifact(path, "it has no spec.json")
     try:
         spec: dict[str, Any] = json.loads(extra["spec.json"])
         version = int(spec["format"])
     except (ValueError, TypeError, KeyError) as error:
-        raise _foreign(path, "its spec.json names no format") from error
+        raise _not_an_artifact(path, "its spec.json has no format") from error
     if version > FORMAT:
         raise ArtifactError(
-            f"{path}: its format is {version}, and this Lathe reads up to {FORMAT}. Use the Lathe that wrote it, or a"
-            " newer one."
+            f"{path}: has format {version}, but this version of Lathe reads formats up to {FORMAT}. Use the version"
+            " that wrote it, or a newer one."
         )
     return spec, json.loads(extra["selftest.json"])
 
 
-def _foreign(path: Path, why: str) -> ArtifactError:
-    return ArtifactError(f"{path}: not an artefact of Lathe: {why}. Give the model.pt of a run folder.")
+def _not_an_artifact(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{path}: not an artifact of Lathe: {why}. Give the model.pt of a run folder.")

@@ -1,4 +1,4 @@
-"""Rows written to a file chunk by chunk: CSV, Parquet or JSON lines by its ending, whole or not at all."""
+"""Writes rows chunk by chunk and atomically, as CSV, Parquet or JSON lines, depending on the file extension."""
 
 import sys
 import tempfile
@@ -23,18 +23,20 @@ SINKS: dict[str, Callable[[pl.LazyFrame, Path], object]] = {
 
 @contextmanager
 def writing(path: str) -> Iterator[Append]:
-    """Gives a function that appends rows; the file is there when the block ends without an error. To "-", standard
-    output, CSV is written at once.
+    """Yields a function that appends rows. The file appears when the block ends without an error. With "-", CSV is
+    written to standard output immediately.
 
-    At least one chunk must be appended, be it without rows. Raises InputError for an unknown ending, and where the
-    system does not take the file.
+    At least one chunk must be appended; it may be empty. Raises InputError for an unknown extension, and if the file
+    cannot be written.
     """
     if path == STANDARD:
         yield _to_standard_output()
         return
     target = Path(path)
     if target.suffix not in SINKS:
-        raise InputError(f"{path}: rows cannot be written as '{target.suffix}'. End the name with {', '.join(SINKS)}.")
+        raise InputError(
+            f"{path}: cannot write rows as '{target.suffix}'. Use one of the extensions {', '.join(SINKS)}."
+        )
     with as_input_error(path):
         folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent)
     with folder as name:
@@ -47,9 +49,9 @@ def writing(path: str) -> Iterator[Append]:
 
         yield append
         with as_input_error(path):
-            whole = Path(name) / target.name
-            SINKS[target.suffix](pl.scan_parquet(parts), whole)
-            whole.replace(target)
+            complete = Path(name) / target.name
+            SINKS[target.suffix](pl.scan_parquet(parts), complete)
+            complete.replace(target)
 
 
 def _to_standard_output() -> Append:
@@ -66,9 +68,9 @@ def _to_standard_output() -> Append:
 
 @contextmanager
 def as_input_error(path: str) -> Iterator[None]:
-    """What the system refuses of a file to be written, as an InputError that names it."""
+    """Turns errors of writing a file into an InputError that names it."""
     try:
         yield
-    except (OSError, pl.exceptions.ComputeError) as error:  # polars gives a full disk the one name or the other
+    except (OSError, pl.exceptions.ComputeError) as error:  # on a full disk, Polars raises either
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path}: cannot be written: {reason}.") from error

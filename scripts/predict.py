@@ -70,7 +70,7 @@ def score(artifact: Artifact, raw: Raw) -> tuple[pl.DataFrame, pl.DataFrame]:
 def tell_columns(artifact: Artifact, frame: pl.DataFrame, source: str, said: set[str]) -> None:
     """Says on standard error, once a column, which are absent and which are not looked at."""
     columns = [name for name in frame.columns if name not in (FILE, LINE)]
-    absent, ignored = ([name for name in names if name not in said] for names in artifact.unlike(columns))
+    absent, ignored = ([name for name in names if name not in said] for names in artifact.compare_columns(columns))
     if len(absent) == len(artifact.columns):
         raise InputError(
             f"{source}: none of the columns that {artifact.path} takes is in it. It takes"

@@ -1,4 +1,4 @@
-"""The artefact in use: what it answers, what it flags, what it rejects, and which files it refuses."""
+"""Inference with an artifact: predictions, flags, rejected rows, and files that cannot be loaded."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def test_the_self_test(adult: Artifact) -> None:
     adult.check()
 
 
-def test_raw_and_cleaned_rows_get_the_same_answers(adult: Artifact, rows: pl.DataFrame) -> None:
+def test_raw_and_cleaned_rows_get_the_same_predictions(adult: Artifact, rows: pl.DataFrame) -> None:
     cleaned = rows.with_columns(pl.all().str.strip_chars().replace("?", ""))
     typed = cleaned.with_columns(pl.all().replace("", None)).with_columns(
         pl.col("age", "fnlwgt", "education-num", "capital-gain", "capital-loss").cast(pl.Int64),
@@ -43,7 +43,7 @@ def test_raw_and_cleaned_rows_get_the_same_answers(adult: Artifact, rows: pl.Dat
     assert adult.score(typed).answers.equals(raw.answers)
 
 
-def test_text_where_a_number_belongs_is_a_reject(adult: Artifact, rows: pl.DataFrame) -> None:
+def test_text_in_a_number_column_is_rejected(adult: Artifact, rows: pl.DataFrame) -> None:
     odd = with_cells(rows, age=["39", " thirty", "50"], hours_per_week=["40", "full time", "12h"])
     scored = adult.score(odd)
     assert scored.answers["row"].to_list() == [0]
@@ -54,7 +54,7 @@ def test_text_where_a_number_belongs_is_a_reject(adult: Artifact, rows: pl.DataF
     ]
 
 
-def test_what_is_unusual_is_flagged_and_answered(adult: Artifact, rows: pl.DataFrame) -> None:
+def test_unusual_values_are_flagged_and_predicted(adult: Artifact, rows: pl.DataFrame) -> None:
     odd = with_cells(
         rows,
         age=["39", "", "NA", "130", "120"],
@@ -74,16 +74,18 @@ def test_what_is_unusual_is_flagged_and_answered(adult: Artifact, rows: pl.DataF
     assert scored.answers.select(pl.all().is_null().sum()).sum_horizontal().item() == 0
 
 
-def test_absent_columns_are_missing_and_others_ignored(adult: Artifact, rows: pl.DataFrame) -> None:
+def test_missing_columns_count_as_missing_values_and_unknown_ones_are_ignored(
+    adult: Artifact, rows: pl.DataFrame
+) -> None:
     few = rows.head(5).drop("age", "workclass").with_columns(name=pl.lit("x"))
     empty = rows.head(5).with_columns(age=pl.lit(""), workclass=pl.lit(None, pl.String))
-    assert adult.unlike(few.columns) == (["age", "workclass"], ["name"])
+    assert adult.compare_columns(few.columns) == (["age", "workclass"], ["name"])
     scored = adult.score(few)
     assert scored.answers.equals(adult.score(empty).answers)
     assert flags(scored) == ["age: missing"] * 5
 
 
-def test_no_row_and_no_answerable_row(adult: Artifact, rows: pl.DataFrame) -> None:
+def test_no_rows_and_only_rejected_rows(adult: Artifact, rows: pl.DataFrame) -> None:
     some = adult.score(rows.head(3)).answers
     none = adult.score(rows.clear())
     assert none.answers.schema == some.schema
@@ -93,7 +95,7 @@ def test_no_row_and_no_answerable_row(adult: Artifact, rows: pl.DataFrame) -> No
     assert rejected.rejects["row"].to_list() == [0, 1]
 
 
-def test_a_regression_answers_in_the_units_of_its_target(housing_run: Path, data_dir: Path) -> None:
+def test_a_regression_predicts_in_the_units_of_its_target(housing_run: Path, data_dir: Path) -> None:
     artifact = Artifact.load(housing_run / "model.pt")
     artifact.check()
     rows = pl.read_csv(data_dir / "california_housing" / "housing.csv")
@@ -104,7 +106,7 @@ def test_a_regression_answers_in_the_units_of_its_target(housing_run: Path, data
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_cells_are_answered_or_rejected(adult: Artifact, data: st.DataObject) -> None:
+def test_any_row_is_predicted_or_rejected(adult: Artifact, data: st.DataObject) -> None:
     cells = st.one_of(
         st.none(),
         st.text(max_size=8),
@@ -122,14 +124,14 @@ def test_any_cells_are_answered_or_rejected(adult: Artifact, data: st.DataObject
     assert together == list(range(length))
     probabilities = scored.answers.select("probability_<=50K", "probability_>50K").to_numpy()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
-    # One by one they get the same answers and flags.
+    # Predicted one at a time, rows get the same predictions and flags.
     alone = pl.concat(adult.score(frame[row]).answers for row in range(length))
     assert alone["flags"].to_list() == flags(scored)
     assert alone["probability_>50K"].to_list() == pytest.approx(scored.answers["probability_>50K"].to_list(), abs=1e-6)
 
 
 class Constant(nn.Module):
-    """Answers the number x, if it is not told otherwise by a test: what the rules of a description do is seen apart."""
+    """Predicts the number x, so that tests see the effect of the description alone."""
 
     def forward(
         self, numbers: dict[str, Tensor], strings: dict[str, list[str]], images: dict[str, Tensor]
@@ -138,7 +140,7 @@ class Constant(nn.Module):
 
 
 def saved(path: Path, **changes: Any) -> Path:
-    """A small artefact of a regression on the column x, its description changed."""
+    """Saves a small artifact of a regression on column x, with changes of its description."""
     column = {"name": "x", "kind": "number", "missing": True, "min": 0.0, "max": 10.0, "range": [None, None]}
     spec = {
         "format": 1,
@@ -155,20 +157,20 @@ def saved(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_number_outside_the_wanted_range_is_a_reject(tmp_path: Path) -> None:
+def test_a_number_outside_the_valid_range_is_rejected(tmp_path: Path) -> None:
     artifact = Artifact.load(saved(tmp_path / "model.pt", column={"range": [0.0, None]}))
     scored = artifact.score(pl.DataFrame({"x": ["0", "-0.5", None, "1e6"]}))
     assert scored.rejects.rows() == [(1, "x", "outside range", "-0.5")]
     assert flags(scored) == ["", "", "x: 1000000 is far outside 0..10"]
 
 
-def test_far_is_more_than_half_the_spread_beyond_training(tmp_path: Path) -> None:
+def test_values_beyond_half_of_the_training_range_are_far_outside(tmp_path: Path) -> None:
     artifact = Artifact.load(saved(tmp_path / "model.pt"))
     scored = artifact.score(pl.DataFrame({"x": [15.0, 15.5, -5.0, -5.25]}))
     assert flags(scored) == ["", "x: 15.5 is far outside 0..10", "", "x: -5.25 is far outside 0..10"]
 
 
-def test_a_replaced_number_is_not_far(tmp_path: Path) -> None:
+def test_a_replaced_number_is_not_flagged(tmp_path: Path) -> None:
     column = {"replace": [[-999.0, None], [99.0, 9.0]], "missing": False}
     artifact = Artifact.load(saved(tmp_path / "model.pt", column=column))
     assert flags(artifact.score(pl.DataFrame({"x": ["-999", "99", "-99"]}))) == [
@@ -178,7 +180,7 @@ def test_a_replaced_number_is_not_far(tmp_path: Path) -> None:
     ]
 
 
-def test_a_replaced_level_is_not_unseen(tmp_path: Path) -> None:
+def test_a_replaced_level_is_not_flagged(tmp_path: Path) -> None:
     level = {"name": "job", "kind": "category", "missing": False, "levels": ["clerk"], "replace": [["Clerk", "clerk"]]}
     number = {"name": "x", "kind": "number", "missing": True, "min": 0.0, "max": 1.0, "range": [None, None]}
     path = saved(tmp_path / "model.pt", columns=[number | {"replace": []}, level])
@@ -186,7 +188,7 @@ def test_a_replaced_level_is_not_unseen(tmp_path: Path) -> None:
     assert flags(scored) == ["", "", 'job: unseen level "smith"']
 
 
-def refused(path: Path) -> str:
+def error_of(path: Path) -> str:
     with pytest.raises(ArtifactError) as error:
         Artifact.load(path)
     return str(error.value)
@@ -194,33 +196,33 @@ def refused(path: Path) -> str:
 
 def test_no_such_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    assert refused(path) == f"{path}: no such file. Give the model.pt of a run folder."
+    assert error_of(path) == f"{path}: no such file. Give the model.pt of a run folder."
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert refused(tmp_path) == f"{tmp_path}: cannot be read: Is a directory. Give the model.pt of a run folder."
+    assert error_of(tmp_path) == f"{tmp_path}: cannot be read: Is a directory. Give the model.pt of a run folder."
 
 
 @pytest.mark.parametrize("content", [b"", b"age,workclass\n39,Private\n", b"\x80\x02}q\x00."])
-def test_a_file_that_is_no_artefact(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_artifact(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(content)
-    assert refused(path) == (
-        f"{path}: not an artefact of Lathe: it is no TorchScript file. Give the model.pt of a run folder."
+    assert error_of(path) == (
+        f"{path}: not an artifact of Lathe: not a TorchScript file. Give the model.pt of a run folder."
     )
 
 
 def test_another_zip_and_another_torchscript(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    whole = f"{path}: not an artefact of Lathe: it has no spec.json. Give the model.pt of a run folder."
+    message = f"{path}: not an artifact of Lathe: it has no spec.json. Give the model.pt of a run folder."
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "x")
-    assert refused(path) == whole
+    assert error_of(path) == message
     with pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.save(torch.jit.script(Constant()), path)
-    assert refused(path) == whole
+    assert error_of(path) == message
     torch.save({"weight": torch.ones(3)}, path)
-    assert refused(path) == whole
+    assert error_of(path) == message
 
 
 @pytest.mark.parametrize("spec", ["[]", "{}", "not JSON", '{"format": null}'])
@@ -228,23 +230,24 @@ def test_another_spec(tmp_path: Path, spec: str) -> None:
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/extra/spec.json", spec)
-    assert refused(path) == (
-        f"{path}: not an artefact of Lathe: its spec.json names no format. Give the model.pt of a run folder."
+    assert error_of(path) == (
+        f"{path}: not an artifact of Lathe: its spec.json has no format. Give the model.pt of a run folder."
     )
 
 
 def test_a_newer_format(tmp_path: Path) -> None:
     path = saved(tmp_path / "model.pt", format=2)
-    assert refused(path) == (
-        f"{path}: its format is 2, and this Lathe reads up to 1. Use the Lathe that wrote it, or a newer one."
+    assert error_of(path) == (
+        f"{path}: has format 2, but this version of Lathe reads formats up to 1. Use the version that wrote it, or a"
+        " newer one."
     )
 
 
-def test_a_truncated_artefact(adult_run: Path, tmp_path: Path) -> None:
+def test_a_truncated_artifact(adult_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     content = (adult_run / "model.pt").read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert refused(path) == f"{path}: the file is damaged: File is not a zip file. Copy or export it again."
+    assert error_of(path) == f"{path}: the file is damaged: File is not a zip file. Copy or export it again."
 
 
 def test_a_flipped_bit_in_a_weight(adult_run: Path, tmp_path: Path) -> None:
@@ -256,7 +259,7 @@ def test_a_flipped_bit_in_a_weight(adult_run: Path, tmp_path: Path) -> None:
         )
     content[weight.header_offset + 30 + len(weight.filename) + weight.file_size // 2 + 64] ^= 1
     path.write_bytes(content)
-    assert refused(path) == (
+    assert error_of(path) == (
         f"{path}: the file is damaged: Bad CRC-32 for file '{weight.filename}'. Copy or export it again."
     )
 
@@ -279,11 +282,11 @@ def test_a_flipped_byte_is_refused_or_harmless(adult: Artifact, rows: pl.DataFra
     assert refusals > 75
 
 
-def test_an_artefact_that_answers_otherwise_than_it_did(tmp_path: Path) -> None:
+def test_a_failed_self_test(tmp_path: Path) -> None:
     path = saved(tmp_path / "model.pt", value=[1.0, 2.5])
     with pytest.raises(ArtifactError) as error:
         Artifact.load(path).check()
     assert str(error.value) == (
-        f"{path}: the self-test failed: value differ by 0.5 from those it was written with (torch 2.11.0, here"
-        f" {torch.__version__}). Do not use its answers; export it again here."
+        f"{path}: the self-test failed: value differ by 0.5 from those stored at export (torch 2.11.0, here"
+        f" {torch.__version__}). Do not use its predictions; export the model again on this machine."
     )

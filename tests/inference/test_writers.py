@@ -1,4 +1,4 @@
-"""Rows written chunk by chunk: whole or not at all, equal in every format."""
+"""Writing rows chunk by chunk: atomic, and equal in all formats."""
 
 import resource
 from pathlib import Path
@@ -16,18 +16,18 @@ CHUNKS = [
 READ = {".csv": pl.read_csv, ".parquet": pl.read_parquet, ".jsonl": pl.read_ndjson}
 
 
-@pytest.mark.parametrize("ending", READ)
-def test_chunks_come_back_in_order(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"out{ending}"
+@pytest.mark.parametrize("extension", READ)
+def test_chunks_are_read_back_in_order(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"out{extension}"
     with writing(str(path)) as append:
         for chunk in CHUNKS:
             append(chunk)
         assert not path.exists()
-    assert READ[ending](path).equals(pl.concat(CHUNKS))
+    assert READ[extension](path).equals(pl.concat(CHUNKS))
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_rows_keep_the_header(tmp_path: Path) -> None:
+def test_no_rows_still_write_the_header(tmp_path: Path) -> None:
     with writing(str(tmp_path / "out.csv")) as append:
         append(CHUNKS[0].clear())
     assert (tmp_path / "out.csv").read_text() == "line,label,p\n"
@@ -37,13 +37,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("old")
 
-    def half() -> None:
+    def write_half() -> None:
         with writing(str(path)) as append:
             append(CHUNKS[0])
             raise InputError("line 4 is not UTF-8")
 
     with pytest.raises(InputError, match="line 4 is not UTF-8"):
-        half()
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -53,11 +53,11 @@ def write(path: str) -> None:
         append(CHUNKS[0])
 
 
-def test_an_unknown_ending() -> None:
+def test_an_unknown_extension() -> None:
     with pytest.raises(InputError) as error:
         write("out.xlsx")
     assert str(error.value) == (
-        "out.xlsx: rows cannot be written as '.xlsx'. End the name with .csv, .parquet, .jsonl."
+        "out.xlsx: cannot write rows as '.xlsx'. Use one of the extensions .csv, .parquet, .jsonl."
     )
 
 
@@ -69,7 +69,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # what the system refuses here is real
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # a real error of the operating system
     try:
         with pytest.raises(InputError) as error:
             write(f"{tmp_path}/out.csv")

@@ -90,7 +90,7 @@ def test_the_file_has_all_metrics_and_what_failed_says_why(sweep: Path, tmp_path
         (["{place}"], "{place} holds no run: neither it nor a folder below it has a status.json."),
         (
             ["{run}", "--csv", "{place}/runs.txt"],
-            "{place}/runs.txt: rows cannot be written as '.txt'. End the name with .csv, .parquet, .jsonl.",
+            "{place}/runs.txt: cannot write rows as '.txt'. Use one of the extensions .csv, .parquet, .jsonl.",
         ),
     ],
 )
