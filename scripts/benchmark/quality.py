@@ -3,8 +3,8 @@
 python scripts/benchmark/quality.py --data DIR [--baselines FILE.csv] [--recipes experiment=tabm model=mlp]
     [--tables adult] [--seeds 0 1 2] [--runs FOLDER] [--jobs 2] [--json FILE]
 
-FILE.csv has the columns table, system, seeds, metric, mean, std, median_seconds. Finished runs in FOLDER are
-not repeated.
+FILE.csv has the columns table, system, seeds, metric, mean, std, median_seconds. Finished runs in FOLDER
+are not repeated.
 """
 
 import argparse
@@ -48,7 +48,7 @@ RECIPES = ("experiment=tabm", "experiment=realmlp", "model=mlp", "model=linear")
 
 
 def write_table(name: str, data: Path, folder: Path) -> Path:
-    """Writes the table with a column `split`: 64, 16 and 20 % train, val and test rows by position. Returns its path."""
+    """Writes the table with a column `split`: 64, 16, 20 % train, val and test rows by position. Returns its path."""
     config = yaml.safe_load((ROOT / "conf" / "data" / f"{name}.yaml").read_text())
     source = config["path"].replace("${paths.data}", str(data))
     frame = pl.read_csv(source, infer_schema=False).drop(DROPPED[name])

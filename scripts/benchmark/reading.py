@@ -20,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datamodules.preparation.pipeline import Preparation
+from datamodules.preparation import pipeline
 from scripts.benchmark.page import ROOT, markdown, publish
 from trainer.config.instantiate import instantiate
 
 COMMAND = "python scripts/benchmark/reading.py --data DIR"
 PASSES = {
-    "look": "kinds of the columns",
+    "infer": "kinds of the columns",
     "clean": "parsing and cleaning",
     "gather": "statistics",
     "encode": "encoding",
@@ -37,6 +37,13 @@ LABELS = {
     **PASSES,
     "whole": "entire setup: from files to encoded rows",
 }
+FUNCTIONS: dict[str, tuple[Any, str]] = {
+    "infer": (pipeline.Preparation, "_infer_schema"),
+    "clean": (pipeline.Preparation, "_clean"),
+    "gather": (pipeline, "gather_statistics"),
+    "encode": (pipeline, "encode_chunks"),
+}
+"""Where each pass is defined."""
 Times = dict[str, tuple[float, float]]
 
 
@@ -58,12 +65,12 @@ def measure(settings: DictConfig, path: Path) -> Times:
     settings.path, settings.cache = str(path), None
     datamodule = instantiate(settings)
     timed(lambda: sum(len(raw.frame) for _, raw in datamodule.read(path, 0, 1)), "parse", times)()
-    untimed = {step: getattr(Preparation, f"_{step}") for step in PASSES}
+    untimed = {step: getattr(*place) for step, place in FUNCTIONS.items()}
     for step, function in untimed.items():
-        setattr(Preparation, f"_{step}", timed(function, step, times))
+        setattr(*FUNCTIONS[step], timed(function, step, times))
     timed(datamodule.setup, "whole", times)()
     for step, function in untimed.items():
-        setattr(Preparation, f"_{step}", function)
+        setattr(*FUNCTIONS[step], function)
     return times
 
 

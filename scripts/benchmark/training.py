@@ -4,9 +4,9 @@ python scripts/benchmark/training.py [--cases I:64 I:256 T:256 T:1024] [--varian
     [--rows ROWS] [--threads 1] [--json FILE]
 
 (I): 784-64-128-64-10 with batch norm on 60,000 images of bytes; (T): 108-256-256-256-1 on 39,073 rows of numbers. Both
-have a validation set and use fused AdamW. Lathe also has checkpoints, early stopping, TensorBoard, metrics and a progress
-bar; `lightning` is the plain Trainer with its defaults and a DataLoader. The frameworks of others.py run in their own
-processes, each in an environment that uv creates with this version of Python and torch.
+have a validation set and use fused AdamW. Lathe also has checkpoints, early stopping, TensorBoard, metrics and a
+progress bar; `lightning` is the plain Trainer with its defaults and a DataLoader. The frameworks of others.py run in
+their own processes, each in an environment that uv creates with this version of Python and torch.
 """
 
 import argparse

@@ -102,7 +102,9 @@ def test_reading_measures_each_walk(tmp_path: Path, data_dir: Path) -> None:
     done = run_script("scripts/benchmark/reading.py", *arguments, "--json", str(file))
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())
-    assert [list(run) for run in figures["large"]] == [["plain", "parse", "look", "clean", "gather", "encode", "whole"]]
+    assert [list(run) for run in figures["large"]] == [
+        ["plain", "parse", "infer", "clean", "gather", "encode", "whole"]
+    ]
     assert done.stdout.count("\n| ") == 15
 
 
