@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The checked config of one run, as `python train.py OVERRIDES` composes it; its node `hydra` holds the run folder.
+    """The checked config of one run, as train.py composes it; its node `hydra` holds the run folder.
 
     Raises ConfigError with all mistakes in the settings.
     """
