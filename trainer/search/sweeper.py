@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from common.atomic_write import atomic_write
 from common.errors import EXIT_CODE, InputError
-from trainer.config.hydra_internals import BasicLauncher
+from trainer.config import hydra_internals
 from trainer.config.settings import quoted
 from trainer.folders import status
 from trainer.folders.layout import LAST
@@ -151,7 +151,8 @@ class Search:
 
     def _workers(self) -> Sequence[Worker | None]:
         """Returns the workers; None for each concurrent trial if the launcher starts its own processes."""
-        if not isinstance(self.launcher, BasicLauncher | LocalLauncher):
+        # looked up here, because Hydra executes the modules of its plugins a second time
+        if not isinstance(self.launcher, hydra_internals.BasicLauncher | LocalLauncher):
             return [None] * self.n_jobs
         trainer = self.config.trainer
         each = shares(resources(trainer).devices, trainer.accelerator, self.n_jobs)

@@ -77,7 +77,7 @@ def _run(run: Callable[[list[str]], None], folder: Path, arguments: list[str]) -
 
 
 def _ended(folder: Path) -> bool:
-    """Returns whether a trial of an earlier search has ended. Waits for one that still runs, on a cluster for example."""
+    """Returns whether a trial of an earlier search has ended. Waits for one that still runs, as on a cluster."""
     while (found := status.read(folder)) is not None and found.state == "running":
         time.sleep(1)
     return found is not None and found.state in ("done", "pruned", "failed")

@@ -100,7 +100,7 @@ def test_the_processes_share_a_folder_and_each_has_its_log(one: Path, two: Path)
     of_command = {".hydra", "train.log", "train_rank_1.log"}
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()} | of_command
     said, other = two.with_suffix(".out").read_text(), (two / "train_rank_1.log").read_text()
-    assert said.count("processes: 2, each takes its part of the rows of a batch\n") == 1
+    assert said.count("processes: 2, each trains on its part of the rows of a batch\n") == 1
     assert "processes: 2, each" in other
     assert "epoch 2/2" in said
     assert "epoch 2/2" not in other

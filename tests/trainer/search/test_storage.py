@@ -1,4 +1,4 @@
-"""A study in a database: SQLite, and a real PostgreSQL that is brought up for the test and ended with it."""
+"""A study in a database: SQLite, and a real PostgreSQL that is started for the test."""
 
 import os
 import shutil
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import InputError
 from tests.conftest import run_script
+from trainer.command.prepare import prepare
 from trainer.search.study import open_study
 
 SEARCH = ("search=optuna", "data=iris", "trainer.max_epochs=1", "logger=none", "model.dropout=interval(0,0.5)")
@@ -22,7 +24,7 @@ def sqlite(tmp_path: Path) -> str:
 
 @pytest.fixture
 def postgresql() -> Iterator[str]:
-    """A server that listens on a socket alone, for whoever has the right to its folder."""
+    """A server that listens only on a socket."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     if not programs:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
@@ -48,23 +50,30 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_two_workers_share_a_study_that_goes_on(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "database"),
+    [
+        ("tests/trainer/search/fake_trials.py", "sqlite"),
+        pytest.param("train.py", "sqlite", marks=pytest.mark.slow),
+        pytest.param("train.py", "postgresql", marks=pytest.mark.slow),
+    ],
+)
+def test_two_workers_share_a_study_that_is_resumed(
+    script: str, database: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     storage, folder = request.getfixturevalue(database), tmp_path / "study"
     command = (*SEARCH, "search.n_jobs=2", f"search.storage='{storage}'", f"hydra.sweep.dir={folder}")
     for trials in (2, 3):
-        done = run_script("train.py", *command, f"search.n_trials={trials}")
+        done = run_script(script, *command, f"search.n_trials={trials}")
         assert done.returncode == 0, done.stderr
     assert f"study study in {storage}: 2 completed of 3 trials\n" in done.stdout
     study = open_study(storage, "study")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert not list(folder.glob("*.journal"))
-    other = run_script("train.py", *command[:-1], f"hydra.sweep.dir={tmp_path / 'other' / 'study'}")
-    assert other.returncode == 2
-    assert (
-        f"{storage} has a study study already, of another search: choose another hydra.sweep.dir, whose last part is"
-        " the name of the study.\n"
-    ) in other.stdout
-    best = run_script("train.py", "--cfg=job", "experiment=best", f"study={folder}")
-    assert best.returncode == 0, best.stderr
-    assert f"dropout: {study.best_params['model.dropout']}\n" in best.stdout
+    with pytest.raises(InputError) as error:
+        open_study(storage, "study", better=["min"], new=True)
+    assert str(error.value) == (
+        f"{storage} already has a study study of another search: choose another hydra.sweep.dir, whose last part is the"
+        " name of the study."
+    )
+    assert f"model.dropout={study.best_params['model.dropout']}" in prepare(["experiment=best", f"study={folder}"])
