@@ -143,9 +143,10 @@ def _infer_kind(series: pl.Series, missing: Sequence[str]) -> tuple[Kind, str]:
         return "date", f"dates such as {example}"
     if first.str.contains(_IMAGE).sum() >= (1 - MAX_BAD_CELLS) * len(first):
         return "image", f"paths of images such as {example}"
+    # A reason is part of the fingerprint of a checkpoint: with other words, earlier runs cannot be resumed.
     hint = ""
     if 0 < bad.sum() < present / 2:
-        hint = f"; {bad.sum():,} cells such as {text.filter(bad)[0]} are not numbers, the others are"
+        hint = f"; {bad.sum():,} cells such as {text.filter(bad)[0]} are no numbers, the others are"
     many = distinct > MAX_DISTINCT * present and present > 20
     words = text.str.count_matches(r"\S+").mean()
     if many and isinstance(words, float) and words >= TEXT_WORDS:

@@ -167,7 +167,7 @@ def test_a_column_of_mostly_numbers_reports_other_cells(tmp_path: Path) -> None:
     table = plain(300, amount=[str(row % 50) if row % 10 else " unknown" for row in range(300)])
     assert kinds(table)["amount"] == (
         "category",
-        "46 levels in 300 rows; 30 cells such as unknown are not numbers, the others are",
+        "46 levels in 300 rows; 30 cells such as unknown are no numbers, the others are",
     )
 
 

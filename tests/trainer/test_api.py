@@ -15,7 +15,7 @@ IRIS = pl.DataFrame(
     {
         "sepal length (cm)": ["5.1", "6.3", "long"],
         "sepal width (cm)": ["3.5", "2.5", "3"],
-        "petal length (cm)": ["1.4", "5.0", "4"],
+        "petal length (cm)": ["1.4", "99", "4"],
         "petal width (cm)": ["0.2", "1.9", "1"],
     }
 )
@@ -40,7 +40,8 @@ def test_load_predicts_and_returns_rejected_rows(result: Result) -> None:
     predictions = load(result.folder / "model.pt").predict(IRIS)
     assert predictions.predictions["label"].to_list() == ["setosa", "virginica"]
     assert predictions.rejected.select("row", "column", "value").rows() == [(2, "sepal length (cm)", "long")]
-    assert len(predictions.flags) == len(predictions.predictions)
+    assert predictions.flags["row"].to_list() == [1]
+    assert "petal length (cm)" in predictions.flags["flags"][0]
 
 
 def test_compose_reports_all_mistakes_and_leaves_hydra_as_it_was(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.torchscript import quiet
 from models.training.prediction_head import labels
 from trainer.config.errors import ConfigError
-from trainer.export.export import save
+from trainer.export.artifact_file import write_artifact
 
 SAME = ("classes", "task", "name")
 """Entries of the target in which all artifacts must agree."""
@@ -74,7 +74,7 @@ def average(path: Path, artifacts: Sequence[Path], metrics: Mapping[str, float],
     }
     with quiet():
         pipeline = torch.jit.script(Average(pipelines, first["target"]["task"], threshold))
-    return save(path, pipeline, facts, references[0], metrics, config)
+    return write_artifact(path, pipeline, facts, references[0], metrics, config)
 
 
 def _merged(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

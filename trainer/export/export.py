@@ -1,39 +1,26 @@
 """Export of the artifact: a TorchScript file that predicts from raw rows, with a description in extra files."""
 
 import copy
-import hashlib
-import io
-import json
 import logging
-import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.atomic_write import atomic_write
-from common.errors import InputError
 from common.torchscript import quiet
 from datamodules.tabular import TableDataModule
-from inference.artifact import FORMAT, TOLERANCE
+from inference.artifact import TOLERANCE
 from models.training.lightning_module import SupervisedModule
 from models.training.prediction_head import PredictionHead, labels
-from trainer.export.model_card import model_card
-from trainer.export.selftest import limit_rows, prediction_histogram, selftest
-from trainer.folders.layout import resume_command
+from trainer.export.artifact_file import ExportError, write_artifact
+from trainer.export.selftest import limit_rows, prediction_histogram
 
 log = logging.getLogger(__name__)
 
 PARITY_ROWS = 1024
 """Number of validation rows on which the artifact and the live model are compared."""
-
-
-class ExportError(InputError):
-    """The artifact could not be written. No partial file is left."""
 
 
 class Pipeline(nn.Module):
@@ -92,44 +79,7 @@ def export(
         "clamp": [answer.low, answer.high] if regression else None,
         "calibration": calibration,
     }
-    return save(path, pipeline, facts, reference, metrics, config)
-
-
-def save(
-    path: Path,
-    pipeline: nn.Module,
-    facts: Mapping[str, Any],
-    reference: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    config: Mapping[str, Any],
-) -> Path:
-    """Writes a scripted pipeline and its extra files. `facts`: entries of `spec.json` for columns, target and so on."""
-    spec = {
-        "format": FORMAT,
-        **facts,
-        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "polars")},
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    shapes = {column["name"]: tuple(column["shape"]) for column in facts["columns"] if column["kind"] == "image"}
-    extra = {
-        "spec.json": json.dumps(spec),
-        "reference.json": json.dumps(reference),
-        "selftest.json": json.dumps(selftest(pipeline, reference, shapes)),
-        "card.md": model_card(spec, config),
-    }
-    buffer = io.BytesIO()
-    with quiet():
-        torch.jit.save(pipeline, buffer, _extra_files=extra)
-    try:
-        atomic_write(path, buffer.getbuffer())
-    except OSError as error:
-        raise ExportError(
-            f"{path}: the artifact ({buffer.tell() / 1e6:.2f} MB) was not written: {error.strerror}. No partial file is"
-            f" left. Free disk space, then continue with: {resume_command(path.parent)}"
-        ) from error
-    return path
+    return write_artifact(path, pipeline, facts, reference, metrics, config)
 
 
 def _check_parity(pipeline: nn.Module, datamodule: TableDataModule, module: SupervisedModule) -> None:

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from models.architectures.mlp import MLP
-from trainer.export.export import ExportError, save
+from trainer.export.artifact_file import ExportError, write_artifact
 
 RunHere = Callable[..., Path]
 EXTRA = ("spec.json", "reference.json", "selftest.json", "card.md")
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(run_here: RunHere, tmp
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a real error of the operating system
     try:
         with pytest.raises(ExportError) as error:
-            save(path, pipeline, facts, reference, facts["metrics"], config)
+            write_artifact(path, pipeline, facts, reference, facts["metrics"], config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.sub(r"\(.* MB\)", "(N MB)", str(error.value)) == (
