@@ -1,4 +1,4 @@
-# Training in a container, on SageMaker, Vertex AI or by hand (docs/clusters.md):
+# Image for training on SageMaker, Vertex AI or any machine with Docker (docs/clusters.md):
 #
 #     docker build --tag lathe .                                       # torch with CUDA
 #     docker build --tag lathe --build-arg UV_TORCH_BACKEND=cpu .      # a tenth of the size
@@ -10,7 +10,7 @@ ENV PYTHONUNBUFFERED=1 UV_SYSTEM_PYTHON=1 UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 ARG UV_TORCH_BACKEND
 WORKDIR /opt/lathe
 
-# First what changes seldom: the packages are installed anew only where pyproject.toml is another.
+# What changes rarely comes first: packages are only reinstalled when pyproject.toml changes.
 COPY pyproject.toml ./
 RUN pip install --no-cache-dir uv==0.13.9 && uv pip install -r pyproject.toml
 
@@ -25,7 +25,7 @@ COPY inference inference
 COPY trainer trainer
 RUN python -m compileall -q .
 
-# Not root; it owns the folders that are written to. Where a cloud mounts them as root's own: --build-arg USER=root
+# A user other than root, who owns the folders that are written to. If a cloud mounts them as root: --build-arg USER=root
 ARG USER=lathe
 RUN useradd --create-home lathe && mkdir -p /opt/ml && chown -R lathe /opt/lathe /opt/ml
 USER $USER

@@ -1,4 +1,4 @@
-"""Folders of encoders as transformers writes them, small and random, for the tests of what reads them."""
+"""Small random encoders in folders as transformers writes them, for tests of the code that reads them."""
 
 import json
 import re
@@ -14,8 +14,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def transformers() -> ModuleType:
-    """The package; the test is skipped where it is not installed."""
-    package: ModuleType = pytest.importorskip("transformers", reason="no transformers here: uv sync --extra text")
+    """Returns the package; skips the test if it is not installed."""
+    package: ModuleType = pytest.importorskip("transformers", reason="needs transformers: uv sync --extra text")
     package.utils.logging.disable_progress_bar()
     return package
 
@@ -28,9 +28,9 @@ def write_tokenizer(folder: Path, tokens: Sequence[str], **config: Any) -> Path:
 
 
 def write_encoder(folder: Path, tokens: Sequence[str], family: str = "Bert", **config: Any) -> Path:
-    """A tokenizer, and an encoder with two layers of width 32."""
-    marks = {f"{mark}_token": token for mark, token in zip(("pad", "unk", "cls", "sep"), SPECIAL, strict=False)}
-    write_tokenizer(folder, tokens, tokenizer_class=f"{family}Tokenizer", **marks)
+    """Writes a tokenizer, and an encoder with two layers of width 32."""
+    special = {f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep"), SPECIAL, strict=False)}
+    write_tokenizer(folder, tokens, tokenizer_class=f"{family}Tokenizer", **special)
     sizes = {"vocab_size": len(tokens), "max_position_embeddings": 128, "pad_token_id": 0}
     if family == "DistilBert":
         sizes |= {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
@@ -41,9 +41,9 @@ def write_encoder(folder: Path, tokens: Sequence[str], family: str = "Bert", **c
     return folder
 
 
-def tokens_of(texts: Iterable[str], most: int = 2000) -> list[str]:
-    """A vocabulary for texts: their characters, alone and inside words, and their commonest words."""
+def vocabulary(texts: Iterable[str], size: int = 2000) -> list[str]:
+    """Returns a vocabulary of texts: their characters, alone and inside words, and their most frequent words."""
     words = Counter(word for text in texts for word in re.findall(r"[a-z]+|[^a-z\s]", text.lower()))
     characters = sorted({character for word in words for character in word})
-    whole = dict.fromkeys([*characters, *(word for word, _ in words.most_common(most))])
+    whole = dict.fromkeys([*characters, *(word for word, _ in words.most_common(size))])
     return [*SPECIAL, *whole, *(f"##{character}" for character in characters)]

@@ -1,4 +1,4 @@
-"""Networks that fail, and a callback that takes its time: for jobs of tests."""
+"""Networks that fail, and a slow callback, for jobs of tests."""
 
 import os
 import signal
@@ -10,21 +10,21 @@ from torch import nn
 
 
 class Broken(nn.Module):
-    """Cannot be built."""
+    """Fails in its constructor."""
 
     def __init__(self, spec: object, outputs: int, inputs: object) -> None:
         raise RuntimeError("asked to fail")
 
 
 class Killed(nn.Module):
-    """Takes its process along, as a lack of memory does."""
+    """Kills its process, as the kernel does when memory runs out."""
 
     def __init__(self, spec: object, outputs: int, inputs: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Paced(Callback):
-    """Waits so many seconds after each epoch of training."""
+    """Waits for `seconds` after each training epoch."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

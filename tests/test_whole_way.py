@@ -1,4 +1,4 @@
-"""The whole way of a row: what training makes of it, the artefact and scripts/predict.py make of it too."""
+"""A raw row from end to end: training, the artifact and scripts/predict.py treat it in the same way."""
 
 import datetime
 import random
@@ -22,7 +22,7 @@ from datamodules.tabular import TableDataModule
 from inference.artifact import Artifact
 from models.training.prediction_head import PredictionHead
 from scripts.predict import predict
-from tests.conftest import run_script
+from trainer import compose, train
 from trainer.config.instantiate import instantiate
 
 KINDS = {"amount": "number", "count": "number", "day": "date", "level": "category", "words": "text", "photo": "image"}
@@ -34,13 +34,13 @@ PHOTOS = [
     ("bits.png", "1", (8, 8)), ("ink.jpg", "CMYK", (12, 12)), ("deep.png", "I;16", (12, 12)),
 ]  # fmt: skip
 USABLE = [name for name, mode, _ in PHOTOS if mode in ("L", "RGB")]
-SPOILT = ["cut.jpg", "words.png", "none.png", "../rows.csv", "/etc/hostname", "."]
+INVALID = ["cut.jpg", "words.png", "none.png", "../rows.csv", "/etc/hostname", "."]
 ROWS = 120
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small images and of train.csv: every kind of column, missing cells in most."""
+    """A folder with small images and train.csv, which has all kinds of columns, most of them with missing cells."""
     folder = tmp_path_factory.mktemp("way")
     generator = np.random.default_rng(0)
     for name, mode, (width, height) in PHOTOS:
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.fromarray(pixels)
         (image.convert("L") if mode == "I;16" else image).convert(mode).save(folder / name)
     (folder / "cut.jpg").write_bytes((folder / "tall.jpg").read_bytes()[:-100])
-    (folder / "words.png").write_text("no image")
+    (folder / "words.png").write_text("not an image")
     draw = random.Random(0)
     rows = []
     for row in range(ROWS):
@@ -74,16 +74,15 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run on train.csv."""
     run = tmp_path_factory.mktemp("way") / "run"
     columns = ",".join(f"{name}:{kind}" for name, kind in KINDS.items())
-    done = run_script(
-        "train.py", "data=table", f"data.path={folder}/train.csv", "data.target=y", f"data.columns={{{columns}}}",
+    config = compose(
+        "data=table", f"data.path={folder}/train.csv", "data.target=y", f"data.columns={{{columns}}}",
         "calibrate=false", "data.split.by=column", "data.split.column=part", "data.max_bad_fraction=1",
         "data.image_size=16",
         "data.max_levels=3", "data.hash_buckets=4", "data.char_ngrams=[2,3]", "data.ranges={count:[null,1e30]}",
         "data.replace={level:[[blue,green]],amount:[[1,null]]}", "model=fusion", "model.channels=8",
-        "trainer.max_epochs=2", "data.cache=null", f"hydra.run.dir={run}",
+        "trainer.max_epochs=2", "data.cache=null", "baselines=false", "logger=none", f"hydra.run.dir={run}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return run
+    return train(config).folder
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +91,22 @@ def artifact(run: Path) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def train(run: Path) -> Callable[..., TableDataModule]:
-    """Prepares the training rows again, and others besides as test rows."""
+def prepare(run: Path) -> Callable[..., TableDataModule]:
+    """Prepares the training rows again, together with other files of test rows."""
     config = OmegaConf.load(run / "config.yaml").data
 
-    def prepare(*others: Path) -> TableDataModule:
+    def prepare_with(*others: Path) -> TableDataModule:
         datamodule: TableDataModule = instantiate(config, path=[config.path, *map(str, others)])
         datamodule.setup()
         return datamodule
 
-    return prepare
+    return prepare_with
 
 
 @pytest.fixture(scope="module")
-def network(run: Path, train: Callable[..., TableDataModule]) -> nn.Module:
-    """The live network, from its checkpoint."""
-    datamodule = train()
+def network(run: Path, prepare: Callable[..., TableDataModule]) -> nn.Module:
+    """The network with the weights of its checkpoint."""
+    datamodule = prepare()
     built: nn.Module = instantiate(
         OmegaConf.load(run / "config.yaml").model, spec=datamodule.inputs, outputs=datamodule.target.outputs
     )
@@ -153,7 +152,7 @@ DATE_TEXTS = (
 )
 LEVEL_TEXTS = st.sampled_from([*LEVELS, " red ", "12.0", "012", "\u00a0blue", "unseen"]) | MISSING | TEXT
 WORD_TEXTS = st.lists(st.sampled_from(WORDS) | TEXT, max_size=6).map(" ".join) | MISSING
-PHOTO_TEXTS = st.sampled_from([*USABLE, *(name for name, _, _ in PHOTOS), *SPOILT, f" {USABLE[0]} "]) | MISSING | TEXT
+PHOTO_TEXTS = st.sampled_from([*USABLE, *(name for name, _, _ in PHOTOS), *INVALID, f" {USABLE[0]} "]) | MISSING | TEXT
 
 
 def optional(cells: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -197,54 +196,55 @@ COLUMNS: dict[str, list[tuple[Any, st.SearchStrategy[Any]]]] = {
 
 @st.composite
 def tables(draw: st.DrawFn) -> pl.DataFrame:
-    """Raw rows of every kind, each column of one of the types that it may come in."""
+    """Raw rows with all kinds of columns, each with one of the types that it may have."""
     rows = draw(st.integers(1, 12))
     table = {}
-    for name, ways in COLUMNS.items():
-        kind, cells = draw(st.sampled_from(ways))
-        table[name] = pl.Series(name, draw(st.lists(cells, min_size=rows, max_size=rows)), kind, strict=True)
+    for name, types in COLUMNS.items():
+        dtype, cells = draw(st.sampled_from(types))
+        table[name] = pl.Series(name, draw(st.lists(cells, min_size=rows, max_size=rows)), dtype, strict=True)
     return pl.DataFrame(table)
 
 
-def live_answers(datamodule: TableDataModule, network: nn.Module, file: Path) -> pl.DataFrame:
-    """`line` and `probability` of the rows of a file, as the network answers what training made of them."""
-    places = datamodule.row_locations("test")
-    batch = datamodule.head("test", len(places))
+def predict_encoded(datamodule: TableDataModule, network: nn.Module) -> pl.DataFrame:
+    """`line`, `file` and `probability` of the test rows, predicted by the network from the encoded rows."""
+    locations = datamodule.row_locations("test")
+    batch = datamodule.head("test", len(locations))
     with torch.inference_mode():
-        answers = PredictionHead(TargetSpec("y", "binary", ("no", "yes")))(network(batch))[:, 1]
-    found = places.select(line=LINE, file=FILE).with_columns(probability=pl.Series(answers.numpy()))
-    return found.filter(pl.col("file") == str(file)).select("line", "probability")
+        probability = PredictionHead(TargetSpec("y", "binary", ("no", "yes")))(network(batch))[:, 1]
+    return locations.select(line=LINE, file=FILE).with_columns(probability=pl.Series(probability.numpy()))
 
 
 @given(table=tables())
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_training_the_artefact_and_predict_make_the_same_of_any_row(
+def test_training_the_artifact_and_predict_treat_any_row_alike(
     table: pl.DataFrame,
     folder: Path,
     artifact: Artifact,
-    train: Callable[..., TableDataModule],
+    prepare: Callable[..., TableDataModule],
     network: nn.Module,
 ) -> None:
-    scored = artifact.score(table, folder)
-    for ending, write in ((".parquet", pl.DataFrame.write_parquet), (".csv", pl.DataFrame.write_csv)):
-        file = folder / f"rows{ending}"
+    files = {folder / "rows.parquet": pl.DataFrame.write_parquet, folder / "rows.csv": pl.DataFrame.write_csv}
+    for file, write in files.items():
         write(table.with_columns(part=pl.lit("test"), y=pl.lit("yes")), file)
-        datamodule = train(file)
-        live = live_answers(datamodule, network, file)
-        told = predict(artifact, str(file), f"{folder}/answers.parquet", None, 5)
-        answers = pl.read_parquet(folder / "answers.parquet")
-        assert answers["line"].to_list() == live["line"].to_list()
-        for ours in (answers, scored.answers):
-            assert ours["probability_yes"].to_list() == pytest.approx(live["probability"].to_list(), abs=1e-5)
-        assert answers["flags"].to_list() == scored.answers["flags"].to_list()
+    scored = artifact.score(table, folder)
+    datamodule = prepare(*files)
+    encoded = predict_encoded(datamodule, network)
+    assert datamodule.quarantine is not None
+    for file in files:
+        live = encoded.filter(pl.col("file") == str(file))
+        summary = predict(artifact, str(file), f"{folder}/predictions.parquet", None, 5)
+        predictions = pl.read_parquet(folder / "predictions.parquet")
+        assert predictions["line"].to_list() == live["line"].to_list()
+        for frame in (predictions, scored.answers):
+            assert frame["probability_yes"].to_list() == pytest.approx(live["probability"].to_list(), abs=1e-5)
+        assert predictions["flags"].to_list() == scored.answers["flags"].to_list()
         rejects = pl.DataFrame(schema=BAD)
-        if len(answers) < len(table):
-            rejects = pl.read_parquet(folder / "answers.rejects.parquet")
-        assert datamodule.quarantine is not None
+        if len(predictions) < len(table):
+            rejects = pl.read_parquet(folder / "predictions.rejects.parquet")
         columns = ["line", "column", "rule", "value"]
-        ours, theirs = (
+        rejected, quarantined = (
             frame.filter(pl.col("file") == str(file)).select(columns).sort(columns)
             for frame in (rejects, datamodule.quarantine)
         )
-        assert ours.equals(theirs)
-        assert told.startswith(f"{len(table)} rows read, {len(answers)} answered")
+        assert rejected.equals(quarantined)
+        assert summary.startswith(f"{len(table)} rows read, {len(predictions)} predicted")

@@ -20,7 +20,7 @@ from datamodules.features.texts import count_tokens, idf
 from datamodules.features.wordpiece import WordPiece, read_vocabulary
 from datamodules.schema import DataError
 from datamodules.tabular import TableDataModule
-from tests.encoders import SPECIAL, tokens_of, transformers, write_tokenizer
+from tests.encoders import SPECIAL, transformers, vocabulary, write_tokenizer
 
 # Words and pieces of words, accents, capitals, punctuation, ideographs, Hangul, Greek.
 TOKENS = (
@@ -130,7 +130,7 @@ def test_tokens_are_the_longest_pieces(tmp_path: Path, text: str, expected: list
 @pytest.mark.parametrize("lower", [True, False])
 def test_real_texts_have_the_tokens_of_transformers(tmp_path: Path, data_dir: Path, data: str, lower: bool) -> None:
     cells = (data_dir / data).read_text("utf-8").split("\n")[:700]
-    folder = write_tokenizer(tmp_path, tokens_of(cells[::2]), do_lower_case=lower)
+    folder = write_tokenizer(tmp_path, vocabulary(cells[::2]), do_lower_case=lower)
     words = WordPiece(["x"], read_vocabulary(str(folder)))
     expected = theirs(folder)(cells)
     assert encoded(words, cells) == expected

@@ -18,7 +18,7 @@ from datamodules.schema import InputSpec, TextSpec
 from inference.artifact import Artifact
 from models.architectures.pretrained_text import PretrainedText
 from models.training.parameter_groups import parameter_groups
-from tests.encoders import SPECIAL, tokens_of, transformers, write_encoder, write_tokenizer
+from tests.encoders import SPECIAL, transformers, vocabulary, write_encoder, write_tokenizer
 from tests.models.problems import MIXED, script
 
 TOKENS = (*SPECIAL, "good", "bad", "the", "##ly", "is", "it")
@@ -170,7 +170,7 @@ def test_a_run_learns_and_its_artifact_needs_neither_transformers_nor_lathe(
     lines = (data_dir / "sms_spam" / "sms.tsv").read_text("utf-8").split("\n")[:1600]
     (tmp_path / "sms.tsv").write_text("\n".join(lines), "utf-8")
     texts = [line.split("\t")[1] for line in lines]
-    folder = write_encoder(tmp_path / "encoder", tokens_of(texts[:800]), attention_probs_dropout_prob=0.0)
+    folder = write_encoder(tmp_path / "encoder", vocabulary(texts[:800]), attention_probs_dropout_prob=0.0)
     run = run_here(
         "data=sms_spam", f"data.path={tmp_path / 'sms.tsv'}", f"data.wordpiece={folder}", "data.batch_size=32",
         "experiment=pretrained_text", "param_groups={body.*: {lr: 1.0}}", "optimizer.lr=2e-3", "trainer=cpu",
