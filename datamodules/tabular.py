@@ -19,7 +19,7 @@ from datamodules.loading.batch_loader import Batches, auto_batch_size, auto_eval
 from datamodules.loading.store import CPU, Rows, Store, as_bytes, choose, draw, head
 from datamodules.preparation.cache import find_or_make, key
 from datamodules.preparation.pipeline import Preparation
-from datamodules.preparation.prepared_data import PreparedData
+from datamodules.preparation.prepared_data import PreparedData, check_fingerprint
 from datamodules.preparation.settings import Settings, accepts_settings
 from datamodules.readers.byte_streams import STANDARD_INPUT
 from datamodules.readers.read import Raw, find, read_share
@@ -175,16 +175,7 @@ class TableDataModule(pytorch_lightning.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises DataError if the checkpoint was made with other data."""
-        own = self.state_dict()
-        if state_dict != own:
-            then, now = (
-                ", ".join(f"{rows:,} {split}" for split, rows in state["rows"].items()) for state in (state_dict, own)
-            )
-            raise DataError(
-                f"resume: the run started with other data or splits (then {then} rows, now {now}). Its weights do not"
-                " fit these data, and may have been trained on rows that are now test rows: restore the data and their"
-                " settings, or start a new run."
-            )
+        check_fingerprint(state_dict, self.state_dict())
 
     def head(self, split: SplitName, rows: int) -> Rows:
         """The first encoded rows of a split, on the CPU."""

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.api import compose, load
-    from trainer.main import Result, train
+    from trainer.api import Result, compose, load
+    from trainer.main import train
 
 __all__ = ["Result", "compose", "load", "train"]
 

@@ -8,6 +8,7 @@ answers = load(result.folder / "model.pt").predict(frame)
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,18 @@ from trainer.config.settings import Setting
 
 if TYPE_CHECKING:
     from inference.artifact import Artifact
+    from models.training.lightning_module import SupervisedModule
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a run. `metrics` are those of metrics.json, `value` is the monitored one, `folder` is the run folder;
+    `module` has the best weights, and is None for a cross-validation or an ensemble."""
+
+    metrics: dict[str, float]
+    value: float
+    folder: Path
+    module: "SupervisedModule | None"
 
 
 def compose(*overrides: str) -> DictConfig:

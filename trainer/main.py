@@ -3,9 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,7 +11,7 @@ from omegaconf import DictConfig
 
 from common.distributed import launched_rank
 from common.errors import EXIT_CODE, InputError
-from trainer.api import hydra_context
+from trainer.api import Result, hydra_context
 from trainer.command.prepare import prepare
 from trainer.config.fast_imports import fast_imports
 from trainer.folders.layout import LAST, checkpoints, save_overrides, what_next
@@ -23,21 +21,7 @@ from trainer.run import rank_worker
 from trainer.search import study
 from trainer.sweep import sweep
 
-if TYPE_CHECKING:
-    from models.training.lightning_module import SupervisedModule
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """Result of a run. `metrics` are those of metrics.json, `value` is the monitored one, `folder` is the run folder;
-    `module` has the best weights, and is None for a cross-validation or an ensemble."""
-
-    metrics: dict[str, float]
-    value: float
-    folder: Path
-    module: "SupervisedModule | None"
 
 
 def train(config: DictConfig) -> Result:

@@ -156,17 +156,10 @@ class Preparation:
             self.chunks.append(Chunk(number, cleaned.frame, pixels))
             self.sample.add(cleaned.frame, number << SHIFT)
             target = cleaned.frame[settings.target]
+            target = target if self.schema.task == "regression" else target.cast(pl.Categorical)
             column = raw.frame[settings.split.column].filter(cleaned.kept) if settings.split.column else None
-            own.append(
-                Keys(
-                    [number],
-                    [len(target)],
-                    target if self.schema.task == "regression" else target.cast(pl.Categorical),
-                    cleaned.frame[COPY],
-                    column,
-                    np.full(len(target), file, dtype=np.int8),
-                )
-            )
+            files = np.full(len(target), file, dtype=np.int8)
+            own.append(Keys([number], [len(target)], target, cleaned.frame[COPY], column, files))
         self.quarantine = pl.concat(chain(*self.group.gather(quarantines)))
         keys = [key for keys in self.group.gather(own) for key in keys]
         kept_rows = sum(key.lengths[0] for key in keys)
@@ -208,14 +201,8 @@ class Preparation:
         settings = self.settings
         check_target(keys.target, self.schema.task, settings.target_rules)
         first = first_copies(keys.copy.to_numpy())
-        split: np.ndarray = settings.split.assign(
-            keys.target,
-            self.schema.task,
-            column=keys.column,
-            first_copy=first,
-            files=keys.file,
-            missing=settings.missing,
-        )
+        given: dict[str, Any] = {"column": keys.column, "first_copy": first, "files": keys.file}
+        split: np.ndarray = settings.split.assign(keys.target, self.schema.task, missing=settings.missing, **given)
         if first is None:
             return split
         is_copy = first != np.arange(len(first))

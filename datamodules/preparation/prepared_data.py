@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from datamodules.audit.audit import Finding
 from datamodules.features import as_tensor
 from datamodules.loading.store import DiskStore, Rows
 from datamodules.readers.read import LINE
-from datamodules.schema import Column, input_spec, target_spec
+from datamodules.schema import Column, DataError, input_spec, target_spec
 from datamodules.split import SplitName
 
 METADATA, FEATURES, QUARANTINE, PARTS = "facts.json", "features.pt", "quarantine.parquet", "parts"
@@ -90,3 +91,15 @@ class PreparedData:
                 digest.update(lines.to_numpy().tobytes())
             digest.update(split.encode())
         return digest.hexdigest()
+
+
+def check_fingerprint(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises DataError if a checkpoint was made with other data: `then` and `now` are states of a TableDataModule."""
+    if then == now:
+        return
+    before, present = (", ".join(f"{rows:,} {split}" for split, rows in state["rows"].items()) for state in (then, now))
+    raise DataError(
+        f"resume: the run started with other data or splits (then {before} rows, now {present}). Its weights do not fit"
+        " these data, and may have been trained on rows that are now test rows: restore the data and their settings, or"
+        " start a new run."
+    )

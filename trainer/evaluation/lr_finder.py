@@ -118,7 +118,8 @@ def find_rate(
     if resumed:
         if not path.exists():
             raise ConfigError(
-                f"lr_find: {folder} was started without it, and a resumed run keeps its learning rate. Use lr_find=false."
+                f"lr_find: {folder} was started without it, and a resumed run keeps its learning rate. Use"
+                " lr_find=false."
             )
         rate = json.loads(path.read_text())["lr"]
     else:
