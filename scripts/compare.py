@@ -1,10 +1,10 @@
-"""Shows runs side by side: the settings that differ, the metrics, the seconds.
+"""Compares runs in one table: settings that differ, metrics, seconds.
 
 python scripts/compare.py outputs/RUN outputs/OTHER
 python scripts/compare.py multirun/SWEEP --csv runs.csv
 
-A folder of runs stands for all runs below it. They are sorted by their monitor where they have the same one. The file,
-CSV, Parquet or JSON lines by its ending, has all metrics and all settings that differ.
+A folder of runs, such as a sweep, stands for all runs in it. Runs are sorted by their monitored metric if it is the
+same for all. The file (CSV, Parquet or JSON lines, by its extension) has all metrics and all settings that differ.
 """
 
 import argparse
@@ -20,15 +20,15 @@ from trainer.sweep.compare_runs import find_runs, frame, ranked, read_run, side_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs such as a sweep's")
-    parser.add_argument("--csv", metavar="FILE", help="all metrics and settings that differ, one row a run")
-    given = parser.parse_args()
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs such as a sweep")
+    parser.add_argument("--csv", metavar="FILE", help="file for all metrics and settings that differ, one row per run")
+    arguments = parser.parse_args()
     try:
-        folders = dict.fromkeys(folder for path in given.runs for folder in find_runs(path))
+        folders = dict.fromkeys(folder for path in arguments.runs for folder in find_runs(path))
         runs = ranked([read_run(folder) for folder in folders])
         print(side_by_side(runs, "Runs"))
-        if given.csv is not None:
-            with writing(given.csv) as write:
+        if arguments.csv is not None:
+            with writing(arguments.csv) as write:
                 write(frame(runs))
     except InputError as error:
         print(error, file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Measures an artefact on labelled rows, by the metrics of training.
+"""Computes the metrics of training for an artifact on labeled rows.
 
-python scripts/evaluate.py --artifact model.pt --input labelled.csv [--output metrics.json]
+python scripts/evaluate.py --artifact model.pt --input labeled.csv [--output metrics.json]
 
-Text without a header needs the names that training had: --names label,message.
-Rows that cannot be answered and rows without a known class are left out of the metrics and counted.
+Text without a header needs the column names of training: --names label,message.
+Rejected rows and rows without a known class do not count in the metrics; their numbers are printed.
 """
 
 import argparse
@@ -25,31 +25,31 @@ from datamodules.schema import TargetSpec
 from inference.artifact import ROW, Artifact
 from inference.writers import as_input_error
 from models.training import metrics
-from scripts.predict import add_reading, reading, tell_columns
+from scripts.predict import add_read_options, read_settings, report_columns
 
 
 def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, float]:
-    """The metrics by name, and how many `rows` were measured, `rejected`, or were `without_target`.
+    """Returns the metrics by name, and the number of `rows` measured, `rejected`, and `without_target`.
 
-    `settings`: of `datamodules.readers.read.read_chunks`.
+    `settings`: arguments of `datamodules.readers.read.read_chunks`.
     """
-    facts = artifact.spec["target"]
-    target = TargetSpec(facts["name"], facts["task"], tuple(facts["classes"]))
+    described = artifact.spec["target"]
+    target = TargetSpec(described["name"], described["task"], tuple(described["classes"]))
     measure = metrics.build(target)
     if isinstance(measure, metrics.ClassMetrics) and target.task == "binary":
         measure.threshold = artifact.spec["threshold"]
     answer_columns = [f"probability_{name}" for name in target.classes]
     measured = rejected = unknown = 0
-    said: set[str] = set()
+    reported: set[str] = set()
     for raw in read_chunks(source, **settings):
         if target.name not in raw.frame.columns:
             raise InputError(
-                f"{source}: no column '{target.name}', the target of {artifact.path}. Give rows with"
-                " their true answers; predict.py takes rows without."
+                f"{source}: has no column '{target.name}', the target of {artifact.path}. Give labeled rows, or use"
+                " predict.py for rows without labels."
             )
-        tell_columns(artifact, raw.frame, source, said)
+        report_columns(artifact, raw.frame, source, reported)
         scored = artifact.score(raw.frame, raw.root)
-        truth = true_answers(artifact, raw.frame[target.name].gather(scored.answers[ROW]))
+        truth = true_values(artifact, raw.frame[target.name].gather(scored.answers[ROW]))
         known = truth.is_not_null()
         answers = scored.answers.filter(known)
         predicted = answers.select(answer_columns).to_numpy() if answer_columns else answers["value"].to_numpy()
@@ -58,44 +58,44 @@ def evaluate(artifact: Artifact, source: str, **settings: Any) -> dict[str, floa
         unknown += len(truth) - len(answers)
         rejected += len(raw.frame) + raw.bad.n_unique(["file", "line"]) - len(truth)
     if measured == 0:
-        raise InputError(f"{source}: no row could be answered and has a known '{target.name}'. Nothing is measured.")
+        raise InputError(f"{source}: no row to measure: all rows are rejected, or have no known '{target.name}'.")
     values = {name: value.item() for name, value in measure.compute().items()}
     return values | {"rows": measured, "rejected": rejected, "without_target": unknown}
 
 
 def heading(artifact: Artifact) -> str:
-    """What is measured: the target, and of two classes from which probability on the second is the answer."""
+    """Returns the first printed line: the target, and the threshold of class 1 if there are two classes."""
     target, threshold = artifact.spec["target"], artifact.spec["threshold"]
     if threshold is None:
         return f"{target['name']}:"
-    return f"{target['name']}: class 1 ({target['classes'][1]}) from {threshold:.4g} on"
+    return f"{target['name']}: class 1 ({target['classes'][1]}) if its probability is at least {threshold:.4g}"
 
 
-def true_answers(artifact: Artifact, cells: pl.Series) -> pl.Series:
-    """The target read as in training: class index or value, null where it is missing or no class of the artefact."""
-    facts = artifact.spec["target"]
-    names = clean_text(as_text(cells), artifact.missing).replace(facts["replace"])
-    if facts["task"] == "regression":
+def true_values(artifact: Artifact, cells: pl.Series) -> pl.Series:
+    """Reads the target as in training: class index or value, null if it is missing or not a class of the artifact."""
+    target = artifact.spec["target"]
+    names = clean_text(as_text(cells), artifact.missing).replace(target["replace"])
+    if target["task"] == "regression":
         return as_number(names, artifact.missing)[0]
-    classes = facts["classes"]
+    classes = target["classes"]
     return names.replace_strict(classes, range(len(classes)), default=None, return_dtype=pl.Int64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", required=True, help="the model.pt of a run folder")
-    parser.add_argument("--input", required=True, help="rows with the target; - is CSV on standard input")
-    add_reading(parser)
-    parser.add_argument("--output", type=Path, help="JSON of the metrics")
-    given = parser.parse_args()
+    parser.add_argument("--artifact", required=True, help="model.pt of a run folder")
+    parser.add_argument("--input", required=True, help="file of rows with the target, or - for CSV on standard input")
+    add_read_options(parser)
+    parser.add_argument("--output", type=Path, help="JSON file for the metrics")
+    arguments = parser.parse_args()
     try:
-        artifact = Artifact.load(given.artifact)
+        artifact = Artifact.load(arguments.artifact)
         artifact.check()
-        values = evaluate(artifact, given.input, **reading(given))
-        if given.output is not None:
+        values = evaluate(artifact, arguments.input, **read_settings(arguments))
+        if arguments.output is not None:
             plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            with as_input_error(str(given.output)):
-                given.output.write_text(json.dumps(plain, indent=2))
+            with as_input_error(str(arguments.output)):
+                arguments.output.write_text(json.dumps(plain, indent=2))
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""Writes a large made-up table as a folder of Parquet files, the same for the same seed: 24 numbers, 6 categories.
+"""Writes a large synthetic table as a folder of Parquet files, reproducible by its seed: 24 numbers, 6 categories.
 
 python scripts/make_rows.py --output rows --rows 20000000
 """
@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 
 NUMBERS, CATEGORIES = 24, 6
-ROWS_A_FILE = 1_000_000
-ROWS_A_GROUP = 131_072
+ROWS_PER_FILE = 1_000_000
+ROWS_PER_GROUP = 131_072
 
 
 def make(rows: int, seed: int) -> pl.DataFrame:
-    """`x0`.. numbers of several shapes, some missing; `c0`.. categories of 3 to 1,000 levels; `y`, yes or no, hangs on
-    a few of them with noise.
+    """Numbers `x0`, ... of several distributions, some missing; categories `c0`, ... of 3 to 1,000 levels; and `y`, yes
+    or no, a noisy function of some of them.
     """
     generator = np.random.default_rng(seed)
     normal = generator.standard_normal((NUMBERS, rows), dtype=np.float32)
@@ -48,14 +48,14 @@ def make(rows: int, seed: int) -> pl.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="the folder")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the files")
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
-    for number, first in enumerate(range(0, given.rows, ROWS_A_FILE)):
-        frame = make(min(ROWS_A_FILE, given.rows - first), given.seed + number)
-        frame.write_parquet(given.output / f"{number:04}.parquet", row_group_size=ROWS_A_GROUP)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for number, first in enumerate(range(0, arguments.rows, ROWS_PER_FILE)):
+        frame = make(min(ROWS_PER_FILE, arguments.rows - first), arguments.seed + number)
+        frame.write_parquet(arguments.output / f"{number:04}.parquet", row_group_size=ROWS_PER_GROUP)
 
 
 if __name__ == "__main__":

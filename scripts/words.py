@@ -1,4 +1,4 @@
-"""Lists the words that are nearest to a word by the cosine of their vectors, in a run of Word2Vec.
+"""Lists the nearest words of given words, by the cosine of their vectors in a Word2Vec run.
 
 python scripts/words.py --run RUN --near WORD [WORD ...] [--count 10]
 """
@@ -17,17 +17,20 @@ from models.layers.text_bag import read_vectors
 
 
 def nearest(run: str, given: list[str], count: int) -> str:
-    """For each word its `count` nearest ones, the most similar first, with their cosines."""
+    """Returns the `count` nearest words of each given word with their cosines, the most similar first.
+
+    Raises InputError for a word that is not in the run.
+    """
     words, vectors = read_vectors(run)
-    place = {word: index for index, word in enumerate(words)}
+    index_of = {word: index for index, word in enumerate(words)}
     unit = torch.nn.functional.normalize(vectors)
     lines = []
     for word in given:
-        index = place.get(word, place.get(word.lower()))
+        index = index_of.get(word, index_of.get(word.lower()))
         if index is None:
             close = get_close_matches(word.lower(), words, n=3)
-            hint = f" Near in spelling: {', '.join(close)}." if close else ""
-            raise InputError(f"{run}: no word {word!r} among its {len(words):,} words.{hint}")
+            hint = f" Similar words: {', '.join(close)}." if close else ""
+            raise InputError(f"{run}: {word!r} is not among its {len(words):,} words.{hint}")
         cosines = unit @ unit[index]
         cosines[index] = -torch.inf
         top = cosines.topk(min(count, len(words) - 1))
@@ -38,14 +41,14 @@ def nearest(run: str, given: list[str], count: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="the folder of a run of model=word2vec")
-    parser.add_argument("--near", required=True, nargs="+", metavar="WORD", help="the words")
-    parser.add_argument("--count", type=int, default=10, help="words listed for each")
-    given = parser.parse_args()
-    if given.count < 1:
-        parser.error(f"--count {given.count}: must be at least 1")
+    parser.add_argument("--run", required=True, help="folder of a model=word2vec run")
+    parser.add_argument("--near", required=True, nargs="+", metavar="WORD", help="words whose nearest words are listed")
+    parser.add_argument("--count", type=int, default=10, help="number of nearest words listed for each word")
+    arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count {arguments.count}: must be at least 1")
     try:
-        print(nearest(given.run, given.near, given.count))
+        print(nearest(arguments.run, arguments.near, arguments.count))
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_CODE)

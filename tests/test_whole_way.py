@@ -29,7 +29,7 @@ KINDS = {"amount": "number", "count": "number", "day": "date", "level": "categor
 LEVELS = ["red", "green", "blue", "12", "Ünïcode", "none at all"]
 WORDS = ["good", "bad", "weather", "l'été", "Straße", "日本", "42", "🙂", "Σίσυφος"]
 PHOTOS = [
-    ("grey.png", "L", (12, 12)), ("wide.png", "RGB", (40, 8)), ("tall.jpg", "RGB", (9, 33)), ("dot.png", "L", (1, 1)),
+    ("gray.png", "L", (12, 12)), ("wide.png", "RGB", (40, 8)), ("tall.jpg", "RGB", (9, 33)), ("dot.png", "L", (1, 1)),
     ("small.jpg", "L", (5, 7)), ("clear.png", "RGBA", (12, 12)), ("palette.png", "P", (12, 12)),
     ("bits.png", "1", (8, 8)), ("ink.jpg", "CMYK", (12, 12)), ("deep.png", "I;16", (12, 12)),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""scripts/benchmark/: each runs, on little, and says its figures as a table and as JSON; no figure is judged."""
+"""scripts/benchmark/: each script runs on little data and prints a table and JSON. Figures are not checked."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.benchmark import page
-from tests.conftest import run_script
+from tests.conftest import ROOT, run_script
 
 ONE_EPOCH = ["--seeds", "0", "--settings", "trainer.max_epochs=1"]
 ALONE = {
@@ -29,6 +29,21 @@ ON_TABLES = {
 }
 
 
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "scripts" / "benchmark").glob("*.py")
+    if "__main__" in path.read_text() and path.stem != "others"
+)
+"""Scripts with options; others.py is run by training.py in other environments."""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_benchmark_has_a_help_text(name: str) -> None:
+    done = run_script(f"scripts/benchmark/{name}.py", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {name}.py")
+
+
 def check(name: str, arguments: list[str], folder: Path) -> None:
     figures = folder / "figures.json"
     done = run_script(f"scripts/benchmark/{name}.py", *arguments, "--json", str(figures))
@@ -37,18 +52,20 @@ def check(name: str, arguments: list[str], folder: Path) -> None:
     assert json.loads(figures.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ALONE))
-def test_a_benchmark_that_makes_its_own_rows(name: str, tmp_path: Path) -> None:
+def test_a_benchmark_of_synthetic_rows(name: str, tmp_path: Path) -> None:
     check(name, ALONE[name], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ON_TABLES))
 def test_a_benchmark_on_real_tables(name: str, data_dir: Path, tmp_path: Path) -> None:
     folder = ["--runs", str(tmp_path / "runs")] if name == "quality" else []
     check(name, [*ON_TABLES[name], *folder, "--data", str(data_dir)], tmp_path)
 
 
-def test_scoring_a_file(adult_run: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_a_benchmark_of_predict(adult_run: Path, data_dir: Path, tmp_path: Path) -> None:
     rows = ["--rows-of", str(data_dir / "adult" / "adult.csv.gz"), "--rows", "1000", "--repeats", "1"]
     check("predict", ["--artifact", str(adult_run / "model.pt"), *rows], tmp_path)
 
@@ -58,14 +75,14 @@ def test_a_benchmark_of_a_gpu(tmp_path: Path) -> None:
     check("gpu", ["--cases", "T:64", "I:64", "--rounds", "1", "--rows", "2000"], tmp_path)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_without_a_gpu_one_line_says_so() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_without_a_gpu_the_benchmark_prints_one_line() -> None:
     done = run_script("scripts/benchmark/gpu.py")
     assert done.returncode == 0
     assert done.stdout == f"torch {torch.__version__} finds no CUDA device: nothing to measure\n"
 
 
-def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_replaces_its_predecessor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = tmp_path / "benchmarks.md"
     monkeypatch.setattr(page, "PAGE", written)
     for section, body in (("First", "old"), ("Second", "kept"), ("First", "new")):
@@ -77,6 +94,7 @@ def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch
     assert "old" not in text
 
 
+@pytest.mark.slow
 def test_startup_measures_each_launch(tmp_path: Path) -> None:
     file = tmp_path / "startup.json"
     done = run_script("scripts/benchmark/startup.py", "--table", "iris", "--repeats", "1", "--json", str(file))
@@ -96,7 +114,7 @@ def test_startup_measures_each_launch(tmp_path: Path) -> None:
     assert done.stdout.count("\n| ") == len(figures) + 1
 
 
-def test_reading_measures_each_walk(tmp_path: Path, data_dir: Path) -> None:
+def test_reading_measures_each_pass(tmp_path: Path, data_dir: Path) -> None:
     file = tmp_path / "reading.json"
     arguments = ["--data", str(data_dir), "--table", "titanic", "--megabytes", "0.1", "--repeats", "1"]
     done = run_script("scripts/benchmark/reading.py", *arguments, "--json", str(file))
@@ -108,6 +126,7 @@ def test_reading_measures_each_walk(tmp_path: Path, data_dir: Path) -> None:
     assert done.stdout.count("\n| ") == 15
 
 
+@pytest.mark.slow
 def test_scoring_measures_each_format(tmp_path: Path, default_run: tuple[Path, str]) -> None:
     file = tmp_path / "scoring.json"
     formats = ["checked", "scripted", "frozen", "optimized", "features", "eager", "onnx"]

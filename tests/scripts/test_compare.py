@@ -1,4 +1,4 @@
-"""scripts/compare.py: any runs side by side."""
+"""scripts/compare.py: tables of runs."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def rows(printed: str) -> list[list[str]]:
     return [line.split() for line in printed.splitlines()[1:]]
 
 
-def test_runs_are_sorted_by_their_monitor_with_the_settings_that_differ(sweep: Path) -> None:
+def test_runs_are_sorted_by_monitor_with_differing_settings(sweep: Path) -> None:
     folders = sorted(sweep.glob("*_iris_linear"))
     losses = {}
     for number, folder in enumerate(folders):
@@ -44,14 +44,14 @@ def test_runs_are_sorted_by_their_monitor_with_the_settings_that_differ(sweep: P
     done = compare(*reversed(folders))
     assert done.returncode == 0, done.stderr
     above, heading, *found = rows(done.stdout)
-    # Momentum differs too, but follows of the optimizer; its rate is the same.
+    # Momentum differs too, but only as a result of the optimizer; the learning rate is the same.
     assert above == ["val/", "test/", "test/", "test/"]
     assert heading == ["job", "optimizer", "loss", "accuracy", "auroc", "log_loss", "seconds", "state"]
     assert [row[:3] for row in found] == [losses[loss] for loss in sorted(losses)]
     assert {row[-1] for row in found} == {"done"}
 
 
-def test_a_folder_stands_for_the_runs_below_it_and_runs_of_several_are_named_by_their_folders(sweep: Path) -> None:
+def test_folders_of_runs_and_runs_of_several_folders(sweep: Path) -> None:
     done = compare(sweep, sweep.parent / "other", sweep / "2_iris_linear")
     above, heading, *found = rows(done.stdout)
     assert above[:2] == ["optimizer.", "val/"]
@@ -66,7 +66,7 @@ def test_a_folder_stands_for_the_runs_below_it_and_runs_of_several_are_named_by_
     assert [line[:2] for line in rows(one.stdout)[:2]] == [["val/", "test/"], ["job", "loss"]]
 
 
-def test_the_file_has_all_metrics_and_what_failed_says_why(sweep: Path, tmp_path: Path) -> None:
+def test_the_file_has_all_metrics_and_the_errors_of_failed_runs(sweep: Path, tmp_path: Path) -> None:
     failed = tmp_path / "failed"
     shutil.copytree(sweep / "0_iris_linear", failed)
     (failed / "metrics.json").unlink()
@@ -87,20 +87,20 @@ def test_the_file_has_all_metrics_and_what_failed_says_why(sweep: Path, tmp_path
     ("arguments", "message"),
     [
         (["{place}/nope"], "there is no folder {place}/nope: give run folders, or folders of runs such as a sweep's."),
-        (["{place}"], "{place} holds no run: neither it nor a folder below it has a status.json."),
+        (["{place}"], "{place} contains no run: neither it nor a folder below it has a status.json."),
         (
             ["{run}", "--csv", "{place}/runs.txt"],
             "{place}/runs.txt: cannot write rows as '.txt'. Use one of the extensions .csv, .parquet, .jsonl.",
         ),
     ],
 )
-def test_what_cannot_be_compared_is_said(sweep: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_paths_that_cannot_be_compared(sweep: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     names = {"place": str(tmp_path), "run": str(sweep / "0_iris_linear")}
     done = compare(*(argument.format(**names) for argument in arguments))
     assert (done.returncode, done.stderr) == (2, f"{message.format(**names)}\n")
 
 
-def test_it_answers_without_torch() -> None:
+def test_compare_does_not_import_torch() -> None:
     code = "import sys, scripts.compare; print({'torch', 'pytorch_lightning'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

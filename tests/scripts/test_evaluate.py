@@ -1,4 +1,4 @@
-"""scripts/evaluate.py: the metrics of training, on rows with their true answers."""
+"""scripts/evaluate.py: the metrics of training on labeled rows."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.conftest import run_script
 @pytest.mark.parametrize(
     ("run", "file"), [("adult_run", "adult/adult.csv.gz"), ("housing_run", "california_housing/housing.csv")]
 )
-def test_the_test_rows_get_the_test_metrics_of_the_run(
+def test_metrics_of_the_test_rows_match_the_run(
     run: str, file: str, data_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     from omegaconf import OmegaConf
@@ -47,18 +47,18 @@ def test_the_test_rows_get_the_test_metrics_of_the_run(
     assert float(value.replace(",", "")) == pytest.approx(ours[name], rel=1e-5)
 
 
-def test_the_threshold_of_the_artefact_is_said_and_used(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_the_threshold_of_the_artifact_is_printed_and_used(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     rows.write_csv(source := tmp_path / "rows.csv")
-    assert evaluate_heading(adult) == "income: class 1 (>50K) from 0.5 on"
+    assert evaluate_heading(adult) == "income: class 1 (>50K) if its probability is at least 0.5"
     adult.spec["threshold"] = 0.0
     try:
-        assert evaluate_heading(adult) == "income: class 1 (>50K) from 0 on"
+        assert evaluate_heading(adult) == "income: class 1 (>50K) if its probability is at least 0"
         assert evaluate(adult, str(source))["f1/<=50K"] == 0
     finally:
         adult.spec["threshold"] = 0.5
 
 
-def test_what_is_left_out_is_counted(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_rejected_and_unlabeled_rows_are_counted(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     odd = rows.head(6).with_columns(
         pl.Series("income", [" <=50K", ">50K.", "", "?", "rich", " >50K "]),
@@ -79,8 +79,8 @@ def test_no_target_column(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -
     with pytest.raises(InputError) as error:
         evaluate(adult, str(source))
     assert str(error.value) == (
-        f"{source}: no column 'income', the target of {adult.path}. Give rows with their true answers; predict.py takes"
-        " rows without."
+        f"{source}: has no column 'income', the target of {adult.path}. Give labeled rows, or use predict.py for rows"
+        " without labels."
     )
 
 
@@ -89,12 +89,13 @@ def test_no_row_to_measure(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) 
     rows.head(3).with_columns(income=pl.lit("?")).write_csv(source)
     with pytest.raises(InputError) as error:
         evaluate(adult, str(source))
-    assert str(error.value) == (f"{source}: no row could be answered and has a known 'income'. Nothing is measured.")
+    assert str(error.value) == f"{source}: no row to measure: all rows are rejected, or have no known 'income'."
 
 
-def test_a_file_that_cannot_be_written(adult_run: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     output = tmp_path / "none" / "metrics.json"
-    command = ["--artifact", f"{adult_run}/model.pt", "--input", f"{data_dir}/adult/adult.csv.gz"]
+    rows.head(50).write_csv(tmp_path / "rows.csv")
+    command = ["--artifact", str(adult.path), "--input", f"{tmp_path}/rows.csv"]
     ended = run_script("scripts/evaluate.py", *command, "--output", str(output))
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"{output}: cannot be written: No such file or directory.\n"

@@ -1,4 +1,4 @@
-"""scripts/predict.py: files in, answers and rejects out; the door itself is run as a person runs it."""
+"""scripts/predict.py: input files, predictions and rejected rows, from Python and from the command line."""
 
 import gzip
 import subprocess
@@ -23,26 +23,26 @@ from tests.conftest import ROOT, run_script
 NUMBERS = ["age", "education-num", "capital-gain", "capital-loss", "hours-per-week"]
 
 
-def answers(artifact: Artifact, source: Path, batch: int = 65_536) -> pl.DataFrame:
-    output = source.with_suffix(".answers.parquet")
+def predictions_of(artifact: Artifact, source: Path, batch: int = 65_536) -> pl.DataFrame:
+    output = source.with_suffix(".predictions.parquet")
     predict(artifact, str(source), str(output), None, batch)
     return pl.read_parquet(output)
 
 
-def test_the_raw_and_the_cleaned_file_get_the_same_answers(
+def test_raw_and_cleaned_files_get_the_same_predictions(
     adult: Artifact, rows: pl.DataFrame, data_dir: Path, tmp_path: Path
 ) -> None:
     raw = tmp_path / "raw.csv.gz"
     raw.write_bytes((data_dir / "adult" / "adult.csv.gz").read_bytes())
     cleaned = tmp_path / "cleaned.csv"
     rows.with_columns(pl.all().str.strip_chars().replace("?", "")).write_csv(cleaned)
-    ours = answers(adult, raw)
+    ours = predictions_of(adult, raw)
     assert ours.columns == ["line", "label", "probability_<=50K", "probability_>50K", "flags"]
     assert ours["line"].to_list() == list(range(2, 48_844))
-    assert answers(adult, cleaned).equals(ours)
+    assert predictions_of(adult, cleaned).equals(ours)
 
 
-def test_csv_parquet_and_json_lines_get_the_same_answers(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_all_formats_get_the_same_predictions(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     some = rows.head(2000)
     typed = some.with_columns(pl.col(pl.String).str.strip_chars()).with_columns(pl.col(NUMBERS).cast(pl.Int64))
     some.write_csv(tmp_path / "rows.csv")
@@ -50,30 +50,32 @@ def test_csv_parquet_and_json_lines_get_the_same_answers(adult: Artifact, rows: 
     typed.write_parquet(tmp_path / "rows.parquet")
     typed.write_ndjson(tmp_path / "rows.jsonl")
     (tmp_path / "packed.csv.gz").write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
-    expected = answers(adult, tmp_path / "rows.csv").drop("line")
+    expected = predictions_of(adult, tmp_path / "rows.csv").drop("line")
     assert len(expected) == 2000
     for name in ("rows.tsv", "rows.parquet", "rows.jsonl", "packed.csv.gz"):
-        assert answers(adult, tmp_path / name).drop("line").equals(expected), name
+        assert predictions_of(adult, tmp_path / name).drop("line").equals(expected), name
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 1000])
-def test_the_size_of_a_chunk_changes_nothing(adult: Artifact, rows: pl.DataFrame, tmp_path: Path, batch: int) -> None:
+def test_predictions_do_not_depend_on_the_chunk_size(
+    adult: Artifact, rows: pl.DataFrame, tmp_path: Path, batch: int
+) -> None:
     source = tmp_path / "rows.csv"
     odd = rows.head(100).with_columns(age=pl.when(pl.int_range(100) % 9 == 8).then(pl.lit("x")).otherwise("age"))
     odd.write_csv(source)
-    whole, cut = answers(adult, source), answers(adult, source, batch)
+    whole, cut = predictions_of(adult, source), predictions_of(adult, source, batch)
     probability = starts_with("probability")
     assert cut.drop(probability).equals(whole.drop(probability))
     for name in whole.select(probability).columns:
         assert cut[name].to_list() == pytest.approx(whole[name].to_list(), abs=1e-6)
-    assert pl.read_parquet(tmp_path / "rows.answers.rejects.parquet")["line"].to_list() == list(range(10, 101, 9))
+    assert pl.read_parquet(tmp_path / "rows.predictions.rejects.parquet")["line"].to_list() == list(range(10, 101, 9))
 
 
-def test_every_output_says_the_same(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_all_output_formats_are_equal(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     source = tmp_path / "rows.parquet"
     rows.head(50).write_parquet(source)
-    for ending in ("csv", "parquet", "jsonl"):
-        predict(adult, str(source), f"{tmp_path}/out.{ending}", None, 20)
+    for extension in ("csv", "parquet", "jsonl"):
+        predict(adult, str(source), f"{tmp_path}/out.{extension}", None, 20)
     written = pl.read_parquet(tmp_path / "out.parquet")
     assert written.height == 50
     schema = written.schema
@@ -81,15 +83,15 @@ def test_every_output_says_the_same(adult: Artifact, rows: pl.DataFrame, tmp_pat
     assert pl.read_ndjson(tmp_path / "out.jsonl", schema=schema).equals(written)
 
 
-def test_rejects_are_kept_with_line_rule_and_value(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_rejected_rows_are_saved_with_line_rule_and_value(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     source, output = tmp_path / "rows.csv", tmp_path / "out.csv"
     lines = rows.head(6).write_csv().splitlines()
     lines[2] = lines[2].replace(lines[2].split(",")[0], "thirty", 1)
     lines[3] = lines[3].replace(" Private", " Robot")
     lines[5] += ",one more cell"
     source.write_text("\n".join(lines) + "\n")
-    told = predict(adult, str(source), str(output), None, 4)
-    assert told == f"6 rows read, 4 answered (1 of them flagged), 2 rejected: {tmp_path}/out.rejects.csv"
+    summary = predict(adult, str(source), str(output), None, 4)
+    assert summary == f"6 rows read, 4 predicted (1 of them flagged), 2 rejected: {tmp_path}/out.rejects.csv"
     assert pl.read_csv(output)["line"].to_list() == [2, 4, 5, 7]
     assert pl.read_csv(output)["flags"].to_list() == ["", 'workclass: unseen level "Robot"', "", ""]
     rejects = pl.read_csv(tmp_path / "out.rejects.csv")
@@ -98,42 +100,42 @@ def test_rejects_are_kept_with_line_rule_and_value(adult: Artifact, rows: pl.Dat
     assert rejects.row(0) == (str(source), 3, "age", "not a number", "thirty")
 
 
-def test_no_rejects_leave_no_file_of_an_earlier_run(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_rejected_rows_of_an_earlier_call_are_deleted(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     source, output = tmp_path / "rows.csv", tmp_path / "out.parquet"
     rows.head(3).with_columns(age=pl.lit("x")).write_csv(source)
-    told = predict(adult, str(source), str(output), None, 10)
-    assert told == f"3 rows read, 0 answered (0 of them flagged), 3 rejected: {tmp_path}/out.rejects.parquet"
+    summary = predict(adult, str(source), str(output), None, 10)
+    assert summary == f"3 rows read, 0 predicted (0 of them flagged), 3 rejected: {tmp_path}/out.rejects.parquet"
     assert pl.read_parquet(output).is_empty()
     rows.head(3).write_csv(source)
-    told = predict(adult, str(source), str(output), None, 10)
-    assert told == "3 rows read, 3 answered (0 of them flagged), 0 rejected"
+    summary = predict(adult, str(source), str(output), None, 10)
+    assert summary == "3 rows read, 3 predicted (0 of them flagged), 0 rejected"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.csv"]
 
 
-def test_absent_and_unknown_columns_are_said_once(
+def test_missing_and_unknown_columns_are_reported_once(
     adult: Artifact, rows: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "rows.csv"
     rows.head(10).drop("workclass", "age").with_columns(id=pl.lit("7")).write_csv(source)
-    assert answers(adult, source, batch=3)["flags"].to_list() == ["age: missing"] * 10
+    assert predictions_of(adult, source, batch=3)["flags"].to_list() == ["age: missing"] * 10
     assert capsys.readouterr().err == (
-        f"warning: not in {source}, answered as missing: age, workclass\nnote: not in the model, ignored: id\n"
+        f"warning: {source} lacks columns, treated as missing values: age, workclass\n"
+        "note: ignored columns that the model does not use: id\n"
     )
 
 
-def test_a_table_of_something_else(adult: Artifact, tmp_path: Path) -> None:
+def test_a_table_without_any_known_column(adult: Artifact, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("Age,Job\n3,x\n")
     with pytest.raises(InputError) as error:
         predict(adult, str(source), f"{tmp_path}/out.csv", None, 10)
     assert str(error.value) == (
-        f"{source}: none of the columns that {adult.path} takes is in it. It takes {', '.join(adult.columns)}; the file"
-        " has Age, Job."
+        f"{source}: has no column of {adult.path}. Expected {', '.join(adult.columns)}; found Age, Job."
     )
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_the_artefact_answers_what_the_live_model_answers(
+def test_the_artifact_predicts_the_same_as_the_live_model(
     adult: Artifact, adult_run: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     from datamodules.readers.read import LINE
@@ -168,34 +170,32 @@ def test_the_artefact_answers_what_the_live_model_answers(
 def test_text_without_a_header_and_with_broken_bytes(
     data_dir: Path, tmp_path: Path, run_here: Callable[..., Path]
 ) -> None:
-    """sms_spam is such, and has quotes that are none."""
+    """sms_spam has no header, and quotes that are part of the text."""
     run = run_here("data=sms_spam", f"paths.data={data_dir}", "model=linear", "trainer.max_epochs=1", "test=false")
     lines = (data_dir / "sms_spam" / "sms.tsv").read_bytes().splitlines()[:200]
     lines[7] += b" caf\xe9"
     (tmp_path / "sms.tsv").write_bytes(b"\n".join(lines))
     command = ("--artifact", f"{run}/model.pt", "--input", "sms.tsv")
-    refused = run_script(
-        "scripts/predict.py", *command, "--output", "out.csv", "--names", "label,message", cwd=tmp_path
-    )
-    assert (refused.returncode, refused.stderr) == (
+    failed = run_script("scripts/predict.py", *command, "--output", "out.csv", "--names", "label,message", cwd=tmp_path)
+    assert (failed.returncode, failed.stderr) == (
         2,
         "sms.tsv, line 8: byte 0xe9 is not UTF-8; convert the file, as with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         "\n",
     )
-    how = ("--names", "label,message", "--replace-invalid")
-    done = run_script("scripts/predict.py", *command, "--output", "out.parquet", *how, cwd=tmp_path)
+    options = ("--names", "label,message", "--replace-invalid")
+    done = run_script("scripts/predict.py", *command, "--output", "out.parquet", *options, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         "",
         "sms.tsv: replaced bytes that are not UTF-8 by U+FFFD: 1\n"
-        "200 rows read, 200 answered (0 of them flagged), 0 rejected\n",
+        "200 rows read, 200 predicted (0 of them flagged), 0 rejected\n",
     )
     cells = [line.decode(errors="replace").split("\t") for line in lines]
     texts = pl.DataFrame(cells, ["label", "message"], orient="row")
     found = pl.read_parquet(tmp_path / "out.parquet")
     assert found["line"].to_list() == list(range(1, 201))
     assert found.drop("line").equals(Artifact.load(run / "model.pt").score(texts).answers.drop("row"))
-    measured = run_script("scripts/evaluate.py", *command, *how, "--separator", "\t", cwd=tmp_path)
+    measured = run_script("scripts/evaluate.py", *command, *options, "--separator", "\t", cwd=tmp_path)
     assert (measured.returncode, measured.stdout.splitlines()[-3:]) == (
         0,
         ["rows                 200", "rejected             0", "without_target       0"],
@@ -207,21 +207,23 @@ def test_text_without_a_header_and_with_broken_bytes(
     [
         (("--names", "a,a"), "data.names: 'a' is given twice; each column needs a unique name"),
         (("--names", "a,b"), "rows.csv, line 1: 1 fields, but data.names gives 2: a, b"),
-        (("--separator", "::"), "--separator '::': must be one character; a tab is found without it"),
+        (("--separator", "::"), "--separator '::': must be one character. A tab is detected without it."),
     ],
 )
-def test_how_a_file_cannot_be_read(adult: Artifact, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_options_that_do_not_fit_the_file(
+    adult: Artifact, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     (tmp_path / "rows.csv").write_text("age\n1\n")
     command = ("--artifact", str(adult.path), "--input", "rows.csv", "--output", "out.csv", *arguments)
     done = run_script("scripts/predict.py", *command, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
 
 
-def test_a_file_without_a_row_that_is_one(adult: Artifact, tmp_path: Path) -> None:
+def test_a_file_without_valid_rows(adult: Artifact, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("age,sex\n1;Male\n2;Female\n")
     with pytest.raises(InputError) as error:
-        answers(adult, source)
+        predictions_of(adult, source)
     assert str(error.value) == (
         f"{source}, line 2: 1 fields instead of 2, and no row is valid; give the separator with"
         " data.separator, or fix the file"
@@ -229,35 +231,35 @@ def test_a_file_without_a_row_that_is_one(adult: Artifact, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_standard_input_and_output_from_any_folder(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_standard_input_and_output(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     table = rows.head(40).write_csv()
     done = run_script(
         "scripts/predict.py", "--artifact", str(adult.path), "--input", "-", "--output", "-", "--batch", "15",
         cwd=tmp_path, input=table,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "40 rows read, 40 answered (0 of them flagged), 0 rejected\n")
+    assert (done.returncode, done.stderr) == (0, "40 rows read, 40 predicted (0 of them flagged), 0 rejected\n")
     (tmp_path / "rows.csv").write_text(table)
     with writing(f"{tmp_path}/expected.csv") as append:
-        append(answers(adult, tmp_path / "rows.csv", batch=15))
-    # Not to the last digit: another process may have another number of threads.
+        append(predictions_of(adult, tmp_path / "rows.csv", batch=15))
+    # Only approximately equal: another process may use another number of threads.
     assert_frame_equal(pl.read_csv(StringIO(done.stdout)), pl.read_csv(tmp_path / "expected.csv"))
 
 
-def test_rejects_without_a_file_to_go_to_fail(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_rejected_rows_without_a_file_are_an_error(adult: Artifact, rows: pl.DataFrame, tmp_path: Path) -> None:
     table = rows.head(3).with_columns(pl.Series("age", ["39", "thirty", "50"])).write_csv()
     command = ("--artifact", str(adult.path), "--input", "-", "--output", "-")
     done = run_script("scripts/predict.py", *command, cwd=tmp_path, input=table)
     assert (done.returncode, done.stderr) == (
         2,
-        "3 rows read, 2 answered (0 of them flagged), 1 rejected and not kept: give --rejects FILE.\n",
+        "3 rows read, 2 predicted (0 of them flagged), 1 rejected and not saved. Give --rejects FILE.\n",
     )
     assert len(done.stdout.splitlines()) == 3
-    kept = run_script("scripts/predict.py", *command, "--rejects", "bad.jsonl", cwd=tmp_path, input=table)
-    assert (kept.returncode, kept.stdout) == (0, done.stdout)
+    saved = run_script("scripts/predict.py", *command, "--rejects", "bad.jsonl", cwd=tmp_path, input=table)
+    assert (saved.returncode, saved.stdout) == (0, done.stdout)
     assert pl.read_ndjson(tmp_path / "bad.jsonl")["value"].to_list() == ["thirty"]
 
 
-def test_mistakes_are_said_without_a_traceback(adult: Artifact, tmp_path: Path) -> None:
+def test_errors_have_no_traceback(adult: Artifact, tmp_path: Path) -> None:
     done = run_script("scripts/predict.py", "--artifact", "none.pt", "--input", "-", "--output", "-", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
@@ -266,7 +268,8 @@ def test_mistakes_are_said_without_a_traceback(adult: Artifact, tmp_path: Path) 
     )
 
 
-def test_torch_alone_answers(adult: Artifact, tmp_path: Path) -> None:
+@pytest.mark.slow  # tests/trainer/export has the fast test
+def test_the_artifact_needs_only_torch(adult: Artifact, tmp_path: Path) -> None:
     program = f"""
 import sys, torch
 model = torch.jit.load({str(adult.path)!r})
@@ -301,7 +304,7 @@ print(ours, answers["probabilities"][:, 1].tolist())
         (("--batch", "-1"), "--batch -1: must be at least 1"),
     ],
 )
-def test_no_file_is_written_over_another(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_input_files_are_not_overwritten(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     (tmp_path / "rows.csv").write_text("a\n1\n")
     command = ("--artifact", "model.pt", "--input", "rows.csv", "--output", "out.csv", *arguments)
     done = run_script("scripts/predict.py", *command, cwd=tmp_path)
@@ -310,7 +313,7 @@ def test_no_file_is_written_over_another(tmp_path: Path, arguments: tuple[str, .
     assert (tmp_path / "rows.csv").read_text() == "a\n1\n"
 
 
-def test_who_reads_the_answers_may_stop(adult_run: Path, data_dir: Path) -> None:
+def test_the_output_pipe_may_be_closed_early(adult_run: Path, data_dir: Path) -> None:
     command = f"{sys.executable} scripts/predict.py --artifact {adult_run}/model.pt"
     source = data_dir / "adult" / "adult.csv.gz"
     pipe = f"set -o pipefail; {command} --input {source} --output - | head -n 2"

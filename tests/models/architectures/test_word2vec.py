@@ -184,7 +184,7 @@ def test_an_unknown_word_ends_with_a_message(
         words.main()
     printed = capsys.readouterr()
     assert (exit_.value.code, printed.out) == (2, "")
-    assert printed.err == f"{tmp_path}: no word 'microsft' among its 3 words. Near in spelling: microsoft.\n"
+    assert printed.err == f"{tmp_path}: 'microsft' is not among its 3 words. Similar words: microsoft.\n"
     message = f"{tmp_path}/no has no vectors.txt: use the folder of a run of model=word2vec."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         nearest(f"{tmp_path}/no", ["war"], 3)
