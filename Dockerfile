@@ -25,7 +25,7 @@ COPY inference inference
 COPY trainer trainer
 RUN python -m compileall -q .
 
-# A user other than root, who owns the folders that are written to. If a cloud mounts them as root: --build-arg USER=root
+# Not root, but the owner of the folders that are written to. If the cloud mounts them as root: --build-arg USER=root
 ARG USER=lathe
 RUN useradd --create-home lathe && mkdir -p /opt/ml && chown -R lathe /opt/lathe /opt/ml
 USER $USER

@@ -316,7 +316,7 @@ def main() -> None:
     alone = [name for name in VARIANTS if name not in OTHERS]
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=alone)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, help="number of training rows, instead of those of the cases")
+    parser.add_argument("--rows", type=int, help="number of training rows, instead of the defaults of the cases")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
