@@ -126,16 +126,16 @@ def synthetic_table(rows: int = 600) -> pl.DataFrame:
     size = torch.randn(rows, generator=draw).double() * 1000
     age = torch.randint(18, 90, (rows,), generator=draw)
     day = torch.randint(0, 700, (rows,), generator=draw)
-    colour = torch.randint(0, 4, (rows,), generator=draw)
+    color = torch.randint(0, 4, (rows,), generator=draw)
     yes = torch.randint(0, 2, (rows,), generator=draw)
     gap = torch.rand(rows, 3, generator=draw) < 0.15
-    score = size / 1000 + (age > 50) * 2 + (colour == 2) * 2 - yes + gap[:, 0] * 2 + (day > 365)
+    score = size / 1000 + (age > 50) * 2 + (color == 2) * 2 - yes + gap[:, 0] * 2 + (day > 365)
     return pl.DataFrame(
         {
             "size": ["" if g else f"{value:.3f}" for value, g in zip(size.tolist(), gap[:, 0], strict=True)],
             "age": ["-1" if g else str(value) for value, g in zip(age.tolist(), gap[:, 1], strict=True)],
             "when": [str(datetime.fromtimestamp(86_400 * value + 1.4e9, UTC).date()) for value in day.tolist()],
-            "colour": ["" if g else COLORS[value] for value, g in zip(colour.tolist(), gap[:, 2], strict=True)],
+            "color": ["" if g else COLORS[value] for value, g in zip(color.tolist(), gap[:, 2], strict=True)],
             "sure": ["yes" if value else "no" for value in yes.tolist()],
             "price": [f"{value * 40 + 1000:.2f}" for value in score.tolist()],
             "kind": [("low", "mid", "high")[int(value > 1) + int(value > 3)] for value in score.tolist()],
@@ -188,15 +188,15 @@ def test_rules_on_raw_rows_give_the_measured_metrics(
     train = open_run(folder)[1].splits["train"]["rows"]
     assert all(sum(tree["rows"]) == train for tree in rules["trees"])
     # The rules also cover unseen levels, and missing cells in columns without any in training.
-    odd = raw["test"][0] | {"colour": "mauve", "sure": "", "when days": ""}
+    odd = raw["test"][0] | {"color": "mauve", "sure": "", "when days": ""}
     text = (folder / "rules.txt").read_text()
     assert printed_scores(text, odd) == pytest.approx(scores(rules, odd), abs=1e-9)
 
 
 def test_a_negated_condition_is_true_for_unseen_levels() -> None:
-    condition = Condition("colour", levels=("red",), negated=True, codes=frozenset({0, 2}), size=3)
-    assert condition.plain() == {"column": "colour", "not_in": ["red"]}
-    assert str(condition) == "colour is not red"
+    condition = Condition("color", levels=("red",), negated=True, codes=frozenset({0, 2}), size=3)
+    assert condition.plain() == {"column": "color", "not_in": ["red"]}
+    assert str(condition) == "color is not red"
     assert holds(condition.plain(), "mauve")
 
 
@@ -293,7 +293,7 @@ def test_changed_data_are_rejected(run_here: Callable[..., Path], tmp_path: Path
         *RECIPE, "data=table", f"data.path={tmp_path}/rows.csv", "data.target=big", "data.cache=null",
         "trainer.max_epochs=1", "model.trees=2",
     )  # fmt: skip
-    table.drop("colour").write_csv(tmp_path / "rows.csv")
+    table.drop("color").write_csv(tmp_path / "rows.csv")
     with pytest.raises(InputError) as error:
         make_rules(folder)
     checkpoint = folder / "checkpoints" / "best.ckpt"

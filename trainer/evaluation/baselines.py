@@ -100,8 +100,8 @@ def compare(trainer: Trainer, module: SupervisedModule, datamodule: TableDataMod
     results[f"baseline/advantage/{metric}/low"] = over["linear"].low
     results[f"baseline/advantage/{metric}/high"] = over["linear"].high
     results["baseline/seconds"] = seconds = time.perf_counter() - started
-    drawn = {split: len(rows[split]["target"]) for split in ("train", "test")}
-    return Comparison(results, verdict(metric, over, module, datamodule, drawn, seconds))
+    used = {split: len(rows[split]["target"]) for split in ("train", "test")}
+    return Comparison(results, verdict(metric, over, module, datamodule, used, seconds))
 
 
 def encode(rows: Rows, spec: InputSpec) -> Matrix:

@@ -30,7 +30,7 @@ class MemberSelection(Protocol):
 def postprocess(
     trainer: Trainer, module: SupervisedModule, datamodule: TableDataModule, *, calibrate: bool = True
 ) -> dict[str, float]:
-    """Selects members, fits the temperature and chooses the threshold, as far as the settings ask for them.
+    """Selects members, fits the temperature and chooses the threshold, if the settings ask for them.
 
     Returns `fit/members`, `fit/temperature` and `fit/threshold`, each only if it was set here.
     """

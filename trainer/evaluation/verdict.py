@@ -29,21 +29,21 @@ def verdict(
     over: Mapping[str, Advantage],
     module: SupervisedModule,
     datamodule: TableDataModule,
-    drawn: Mapping[str, int],
+    used: Mapping[str, int],
     seconds: float,
 ) -> str:
     """Returns lines that describe the baselines and compare the network with them: better, no clear difference or
     worse, each with its 95 % interval. Better means better than the linear model and than the constant baseline.
 
     Unless the network is better, the command of the linear model follows. `over`: advantage of the network over
-    "linear" and over "constant"; `drawn`: number of "train" and "test" rows used; `seconds`: time of the comparison.
+    "linear" and over "constant"; `used`: number of "train" and "test" rows; `seconds`: time of the comparison.
     """
     target = datamodule.target
     kind, constant = ("ridge", "mean") if target.task == "regression" else ("logistic", "class frequencies")
     baselines = [
         f"linear: scikit-learn's {kind} regression; constant: the {constant} of the training rows; both on test rows"
     ]
-    for split, rows in drawn.items():
+    for split, rows in used.items():
         if rows < datamodule.splits[split]["rows"]:
             baselines.append(f"on a sample of {rows:,} of {datamodule.splits[split]['rows']:,} {split} rows")
     if datamodule.inputs.images:

@@ -156,15 +156,15 @@ def test_the_command_of_the_linear_model_is_given_unless_the_network_is_better(
     own = ("model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "trainer.max_epochs=5", "threshold=f1", "seed=1")
     own += ("calibrate=false",)
     folder = run_here(*settings(table, "line", *own))
-    found, said = metrics(folder), closing(caplog)
-    assert "Result\nmetric" in said
-    assert said.splitlines()[1].split() == ["metric", "val", "test", "linear", "constant"]
+    found, text = metrics(folder), closing(caplog)
+    assert "Result\nmetric" in text
+    assert text.splitlines()[1].split() == ["metric", "val", "test", "linear", "constant"]
     for name in ("log_loss", "auroc", "f1/yes", "loss"):
         cells = [
             f"{found[f'{place}/{name}']:,.5g}" for place in ("val", "test", "baseline/linear", "baseline/constant")
         ]
-        assert [name, *cells] in [line.split() for line in said.splitlines()]
-    assert "linear: scikit-learn's logistic regression; constant: the class frequencies of the training rows;" in said
+        assert [name, *cells] in [line.split() for line in text.splitlines()]
+    assert "linear: scikit-learn's logistic regression; constant: the class frequencies of the training rows;" in text
     low, high = (found[f"baseline/advantage/log_loss/{end}"] for end in ("low", "high"))
     gained = found["baseline/advantage/log_loss"]
     assert gained == pytest.approx(found["baseline/linear/log_loss"] - found["test/log_loss"], abs=1e-6)
@@ -179,7 +179,7 @@ def test_the_command_of_the_linear_model_is_given_unless_the_network_is_better(
         "The linear model is simpler. Train it with: python train.py model=linear data=table"
         f" data.path={table} data.target=line 'data.columns={{cross: drop, level: drop, shop: drop, toss: drop}}'"
         " paths.cache=null threshold=f1 seed=1 calibrate=false\n"
-    ) in said
+    ) in text
     assert found["baseline/constant/auroc"] == 0.5
     assert found["baseline/seconds"] > 0
 
@@ -189,12 +189,12 @@ def test_the_network_is_better_on_a_nonlinear_target(
 ) -> None:
     choice = ("monitor=val/balanced_accuracy", "mode=max", "optimizer.lr=0.02", "trainer.max_epochs=20")
     folder = run_here(*settings(table, "cross", *choice))
-    found, said = metrics(folder), closing(caplog)
+    found, text = metrics(folder), closing(caplog)
     assert found["baseline/advantage/balanced_accuracy/low"] > 0.2
     assert found["baseline/linear/balanced_accuracy"] < 0.6
-    assert "The network is better than the linear model: test/balanced_accuracy" in said
-    assert "The linear model is simpler" not in said
-    assert "constant baseline" not in said
+    assert "The network is better than the linear model: test/balanced_accuracy" in text
+    assert "The linear model is simpler" not in text
+    assert "constant baseline" not in text
 
 
 def test_noise_shows_no_clear_difference_from_the_constant_baseline(
@@ -209,12 +209,12 @@ def test_noise_shows_no_clear_difference_from_the_constant_baseline(
 
 def test_regression_compares_the_rmse(run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run_here(*settings(table, "level", "optimizer.lr=1e-9", "trainer.max_epochs=1"))
-    found, said = metrics(folder), closing(caplog)
+    found, text = metrics(folder), closing(caplog)
     assert found["baseline/linear/rmse"] < 10 < 35 < found["baseline/constant/rmse"]
     assert found["baseline/constant/r2"] == pytest.approx(0, abs=0.05)
-    assert "scikit-learn's ridge regression; constant: the mean of the training rows;" in said
-    assert "The network is worse than the linear model: test/rmse" in said
-    assert "python train.py model=linear data=table" in said
+    assert "scikit-learn's ridge regression; constant: the mean of the training rows;" in text
+    assert "The network is worse than the linear model: test/rmse" in text
+    assert "python train.py model=linear data=table" in text
 
 
 def test_a_linear_network_is_compared_with_scikit_learns(
@@ -231,9 +231,9 @@ def test_dependent_rows_and_samples_are_mentioned(
     monkeypatch.setattr("trainer.evaluation.baselines.ROWS", 100)
     split = ("data.split.by=group", "data.split.column=shop")
     folder = run_here(*settings(table, "line", *split, "trainer.max_epochs=1"))
-    said = closing(caplog)
-    assert "Rows of data.split.by=group are not independent of each other: the true interval is wider." in said
-    assert "; on a sample of 100 of 384 train rows; on a sample of 100 of 120 test rows;" in said
+    text = closing(caplog)
+    assert "Rows of data.split.by=group are not independent of each other: the true interval is wider." in text
+    assert "; on a sample of 100 of 384 train rows; on a sample of 100 of 120 test rows;" in text
     assert 0.5 < metrics(folder)["baseline/linear/auroc"] < 1
 
 
@@ -246,18 +246,18 @@ def test_a_recipe_without_a_network_stays_in_the_command(
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "text"),
     [
         ("test=false", "\n\nNot compared with a linear model, because test=false.\n"),
         ("baselines=false", ""),
     ],
 )
 def test_no_baselines_without_test_rows_or_if_switched_off(
-    run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture, setting: str, said: str
+    run_here: RunHere, table: Path, caplog: pytest.LogCaptureFixture, setting: str, text: str
 ) -> None:
     folder = run_here(*settings(table, "line", setting, "trainer.max_epochs=1"))
     assert not [name for name in metrics(folder) if name.startswith("baseline")]
-    assert said in closing(caplog)
+    assert text in closing(caplog)
     assert "scikit-learn" not in closing(caplog)
 
 

@@ -15,7 +15,7 @@ FOUR = TargetSpec("kind", "multiclass", ("a", "b", "c", "never"), (10, 10, 10, 1
 PRICE = TargetSpec("price", "regression")
 
 
-def answered(target: TargetSpec, rows: int = 60) -> tuple[Tensor, Tensor]:
+def predictions_and_truth(target: TargetSpec, rows: int = 60) -> tuple[Tensor, Tensor]:
     """Predictions with ties, and true values without the last of four classes."""
     generator = torch.Generator().manual_seed(0)
     if target.task == "regression":
@@ -46,7 +46,7 @@ def logged(target: TargetSpec, answers: Tensor, truth: Tensor, threshold: float)
     ids=lambda value: value if isinstance(value, str) else value.task,
 )
 def test_a_row_of_weight_three_counts_as_three_rows(target: TargetSpec, metric: str) -> None:
-    answers, truth = answered(target)
+    answers, truth = predictions_and_truth(target)
     measured = measure(metric, answers, truth, target, 0.3)
     assert measured(np.ones(len(truth))) == pytest.approx(float(logged(target, answers, truth, 0.3)[metric]), rel=1e-4)
     if metric == "calibrated_log_loss":  # at the temperature of all rows
@@ -77,7 +77,7 @@ def test_the_interval_of_a_mean_matches_its_standard_error() -> None:
 def test_the_advantage_is_positive_whether_higher_or_lower_is_better() -> None:
     assert compared("rmse", 200, 1.0)[0].low > 0
     assert compared("r2", 200, 1.0)[0].low > 0
-    answers, truth = answered(PRICE, 200)
+    answers, truth = predictions_and_truth(PRICE, 200)
     models = measure("rmse", answers, truth, PRICE, 0.5), measure("rmse", 2 * truth - answers + 0.01, truth, PRICE, 0.5)
     alike = advantage("rmse", *models, 200)
     assert alike.low < 0 < alike.high

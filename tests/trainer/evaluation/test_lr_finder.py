@@ -181,11 +181,11 @@ def test_a_resumed_run_keeps_the_rate(run_here: RunHere, tmp_path: Path, caplog:
     run_here(*settings, "trainer.max_epochs=2", resume, folder=parts)
     assert equal(weights(whole), weights(parts))
     assert not (parts / "lr_find.png").exists()
-    said = re.findall(
+    rates = re.findall(
         r"learning rate: (.*), at the steepest decrease of the loss \(optimizer.lr was 0.001\)", caplog.text
     )
-    assert len(said) == 3
-    assert len(set(said)) == 1
+    assert len(rates) == 3
+    assert len(set(rates)) == 1
     (parts / "lr_find.json").unlink()
     message = f"lr_find: {parts} was started without it, and a resumed run keeps its learning rate. Use lr_find=false."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
