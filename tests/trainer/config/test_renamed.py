@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from scripts.rules import make_rules
 from tests.conftest import ROOT
+from trainer import compose
 from trainer.command.prepare import prepare
 from trainer.config import renamed
 from trainer.config.errors import ConfigError
@@ -22,7 +23,6 @@ from trainer.config.signatures import locate
 from trainer.folders.layout import SWEEP
 from trainer.folders.run_folder import read_metrics
 from trainer.folders.status import STATUS
-from trainer import compose
 from trainer.multirun.child_runs import child_config
 from trainer.search.search_space import distribution
 from trainer.search.study import JOURNAL, SAVED, open_study
