@@ -122,7 +122,7 @@ def test_the_artifact_is_the_mean_of_the_folds(run_here: RunHere, table: Path, a
     artifacts[0].check()
     extra = {"card.md": b""}
     torch.jit.load(str(folder / "model.pt"), _extra_files=extra)
-    assert b"The mean of the folds, each measured on rows that it did not train on" in extra["card.md"]
+    assert b"Means over the folds, each measured on rows that it was not trained on" in extra["card.md"]
 
 
 def test_predictions_of_a_regression_are_in_the_units_of_the_target(amount: Path, table: Path) -> None:
