@@ -6,6 +6,8 @@ result = train(compose("data=adult", "model=mlp"))
 answers = load(result.folder / "model.pt").predict(frame)
 """
 
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +66,10 @@ def load(path: str | Path) -> "Artifact":
 
 @contextmanager
 def hydra_context(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
-    """The config without its node `hydra`, and the run folder; `${hydra:...}` refers to that node meanwhile."""
+    """The config without its node `hydra`, and the run folder; `${hydra:...}` refers to that node meanwhile.
+
+    In a process that Hydra has not started, messages go to train.log, and to the console if no handler receives them.
+    """
     if "hydra" not in config:  # Hydra has started this process
         yield config, Path(HydraConfig.get().runtime.output_dir)
         return
@@ -77,6 +82,26 @@ def hydra_context(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
     folder = Path(config.hydra.runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield own, folder
+        with _log_to(folder / "train.log"):
+            yield own, folder
     finally:
         instance.cfg = before
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers: list[logging.Handler] = [file] if root.handlers else [file, logging.StreamHandler(sys.stdout)]
+    root.setLevel(min(level, logging.INFO))
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+        file.close()

@@ -34,6 +34,7 @@ def test_train_returns_the_metrics_the_folder_and_the_module(result: Result) -> 
     assert result.module is not None
     assert result.module.target.classes == ("setosa", "versicolor", "virginica")
     assert json.loads((result.folder / "status.json").read_text())["state"] == "done"
+    assert "INFO task: multiclass" in (result.folder / "train.log").read_text()
 
 
 def test_load_predicts_and_returns_rejected_rows(result: Result) -> None:
