@@ -54,7 +54,11 @@ def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     top, left = (full_height - part_height) // 2, (full_width - part_width) // 2
     images = images[:, :, top : top + part_height, left : left + part_width]
     if part_height != height or part_width != width:
+        rows, planes = images.size(0), images.size(1)
+        if height == 1 and width == 1:  # torch 2.15 cannot resize an RGB image to one pixel, but each of its planes
+            images = images.reshape(rows * planes, 1, part_height, part_width)
         images = F.interpolate(images.contiguous(), (height, width), mode="bilinear", antialias=True)
+        images = images.reshape(rows, planes, height, width)
     if images.size(1) == channels:
         return images
     if channels == 3:

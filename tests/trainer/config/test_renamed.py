@@ -205,7 +205,7 @@ def test_an_old_run_is_resumed_from_its_checkpoint(
 
 
 def test_rules_of_an_old_run(old_run: Path) -> None:
-    assert make_rules(old_run).startswith(f"Rules of {old_run}: 2 trees of 2 questions\n")
+    assert make_rules(old_run).startswith(f"Rules of {old_run}: 2 trees with 2 conditions each\n")
 
 
 def test_a_fold_or_member_with_old_names_has_the_same_settings(old_run: Path) -> None:
