@@ -132,7 +132,8 @@ class Search:
                 self.running[self._launch(trial, worker)] = trial, worker
             if not self.running:
                 break
-            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+            # The timeout lets the main thread notice a signal that another thread has received.
+            for future in wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 trial, worker = self.running.pop(future)
                 error = future.exception()
                 if error is not None and worker is None and status.read(self._folder(trial)) is None:
