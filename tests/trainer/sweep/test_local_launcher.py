@@ -77,7 +77,7 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
         time.sleep(0.1)
     sweep.send_signal(signal.SIGTERM)
     output, _ = sweep.communicate(timeout=120)
-    assert sweep.returncode == 128 + signal.SIGTERM
+    assert sweep.returncode == 128 + signal.SIGTERM, output
     assert "stopping #0: each writes a checkpoint" in output
     assert "#0: interrupted: " in output
     assert "\nSweep: 1 interrupted, 1 not started\n" in output
