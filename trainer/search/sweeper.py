@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from trainer.search.search_space import distribution, grid
 from trainer.search.study import SAVED, TRIAL, counts, objectives, open_study, sampler, storage_of
 from trainer.search.trial_workers import Worker, launch
 from trainer.sweep.local_launcher import LocalLauncher, config_flags, shares
-from trainer.sweep.resources import exit_on_sigterm, resources
+from trainer.sweep.resources import exit_on_sigterm, resources, wait_for_any
 from trainer.sweep.slurm_launcher import SlurmLauncher
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ class Search:
                 self.running[self._launch(trial, worker)] = trial, worker
             if not self.running:
                 break
-            # The timeout lets the main thread notice a signal that another thread has received.
-            for future in wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+            for future in wait_for_any(self.running):
                 trial, worker = self.running.pop(future)
                 error = future.exception()
                 if error is not None and worker is None and status.read(self._folder(trial)) is None:
@@ -148,7 +147,9 @@ class Search:
             self.launcher.cancel()
         for process in multiprocessing.active_children():
             process.terminate()
-        wait(future for future, (_, worker) in self.running.items() if worker is not None)
+        for future, (_, worker) in self.running.items():
+            if worker is not None:
+                wait_for_any([future])
 
     def _workers(self) -> Sequence[Worker | None]:
         """Returns the workers; None for each concurrent trial if the launcher starts its own processes."""

@@ -26,7 +26,7 @@ from trainer.config.composer import parse_arguments
 from trainer.config.settings import ROOT, Setting, quoted
 from trainer.folders import status
 from trainer.folders.layout import LAST
-from trainer.sweep.resources import describe_ending, exit_on_sigterm, resources
+from trainer.sweep.resources import describe_ending, exit_on_sigterm, resources, wait_for_any
 from trainer.sweep.sweep import done_before
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,10 @@ class LocalLauncher(Launcher):
 
         with ThreadPoolExecutor(len(self.shares)) as pool, exit_on_sigterm():
             try:
-                return list(pool.map(run, jobs))
+                futures = [pool.submit(run, job) for job in jobs]
+                for future in futures:
+                    wait_for_any([future])
+                return [future.result() for future in futures]
             except BaseException:
                 with self.starting:
                     self.stopped = True  # waiting jobs do not start

@@ -4,9 +4,11 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from omegaconf import DictConfig, ListConfig
 
@@ -16,9 +18,14 @@ from trainer.config.hydra_internals import BasicLauncher
 from trainer.config.validate_processes import validate_launch
 from trainer.folders.status import Status
 
+T = TypeVar("T")
 LOCAL, SLURM = "hydra_plugins.lathe.Local", "hydra_plugins.lathe.Slurm"
 GPUS = ("gpu", "cuda")
 """Accelerators that require a GPU; `auto` uses one if there is one."""
+
+
+POLL = 0.5
+"""Maximum number of seconds before a wait of the main thread notices Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,17 @@ def describe_ending(status: Status | None) -> str:
         value = "not finite" if status.value is None else f"{status.value:.6g}"
         return f"done in {status.seconds:.0f} s, {status.monitor} {value}"
     return f"{status.state}: {status.error}"
+
+
+def wait_for_any(futures: Collection[Future[T]]) -> set[Future[T]]:
+    """Waits until at least one of the futures is done, and returns those that are.
+
+    Unlike a wait without a timeout, it can be interrupted by Ctrl-C after Polars has been imported, which installs a
+    handler that restarts system calls.
+    """
+    while not (done := wait(futures, POLL, FIRST_COMPLETED).done):
+        pass
+    return done
 
 
 @contextmanager

@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from trainer.command.prepare import prepare
 from trainer.config.errors import ConfigError
 from trainer.folders import status
 from trainer.sweep.local_launcher import shares
-from trainer.sweep.resources import Resources, resources
+from trainer.sweep.resources import Resources, resources, wait_for_any
 
 SHORT = ("data=iris", "trainer.max_epochs=1", "logger=none", "export=none", "baselines=false")
 
@@ -96,6 +98,13 @@ def test_sigterm_ends_the_jobs_with_their_checkpoints_and_starts_no_other(tmp_pa
     assert any(line.startswith("#1: ") for line in iter(again.stdout.readline, ""))
     again.send_signal(signal.SIGTERM)
     assert "\nSweep: 1 done, " in again.communicate(timeout=120)[0]
+
+
+def test_ctrl_c_interrupts_a_wait_although_polars_is_imported() -> None:
+    assert "polars" in sys.modules
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_any([Future[None]()])
 
 
 def test_jobs_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
