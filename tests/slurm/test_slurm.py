@@ -83,9 +83,7 @@ def test_two_tasks_train_one_network(tmp_path: Path, slurm: Variables) -> None:
     assert json.loads((folder / "metrics.json").read_text())["fit/epochs"] == 2
 
 
-def test_a_preempted_job_resumes_to_the_same_weights(
-    tmp_path: Path, slurm: Variables, uninterrupted: Path
-) -> None:
+def test_a_preempted_job_resumes_to_the_same_weights(tmp_path: Path, slurm: Variables, uninterrupted: Path) -> None:
     with started(*SLURM, *PACED, "+callbacks.paced.seconds=2", f"hydra.sweep.dir={tmp_path}", env=slurm) as sweep:
         folder = tmp_path / "0_iris_mlp"
         until((folder / "checkpoints" / "last.ckpt").exists)
